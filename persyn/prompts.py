@@ -1,0 +1,177 @@
+"""Prompts: raw sources -> one normalised, de-duplicated, decontaminated table with its parallel set marked.
+
+Nothing is dropped silently: `Prompts.dropped` counts every row that did not make it, by reason.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from persyn.schemas import DOMAINS, PROMPTS, InputError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from: `path` (jsonl or parquet, below the raw folder) or `hub` (a dataset id)."""
+
+    domain: str = "instruction"
+    license: str = ""
+    path: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    """40-hex commit of a hub dataset."""
+    config: str | None = None
+    split: str = "train"
+    prompt: str = "prompt"
+    """Column of the prompt text."""
+    reference: str | None = None
+    """Column of the reference; if named, every row must have one."""
+    limit: int | None = None
+    """Only the first rows."""
+
+    @property
+    def name(self) -> str:
+        return self.path or self.hub or ""
+
+
+def build_prompts(
+    raw: Path,
+    *,
+    sources: Sequence[Mapping[str, Any]],
+    decontaminate: Sequence[Mapping[str, Any]],
+    ngram: int = 13,
+    max_characters: int = 20_000,
+    num_parallel: int,
+    seed: int = 0,
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Read, clean and mark the prompts.
+
+    Args:
+        raw: folder that local sources are relative to.
+        sources: the fields of Source, one mapping a source.
+        decontaminate: evaluation sets, as sources. A prompt that equals one of their prompts, or shares a run of
+            `ngram` words with one, is dropped.
+        max_characters: a longer prompt is dropped.
+        num_parallel: how many prompts every teacher answers, spread over the domains by their size.
+        seed: chooses which.
+
+    Returns:
+        PROMPTS and the counts {read, kept, parallel, dropped: {reason: count}, domains: {domain: count}}.
+
+    Raises:
+        InputError: a source is unreadable, a column or a reference is missing, nothing is left,
+            or there are fewer prompts than `num_parallel`.
+    """
+    if not sources:
+        raise InputError("prompts.sources is empty; name at least one source")
+    seen_by_evaluation = [
+        normalise(text) for source in decontaminate for text in _read(raw, Source(**source))["prompt"] if text
+    ]
+    exact, runs = set(seen_by_evaluation), {run for text in seen_by_evaluation for run in _ngrams(text, ngram)}
+    kept: dict[str, dict[str, Any]] = {}
+    dropped: Counter[str] = Counter()
+    num_read = 0
+    for source in (Source(**fields) for fields in sources):
+        for row in _read(raw, source).iter_rows(named=True):
+            num_read += 1
+            prompt = normalise(row["prompt"] or "")
+            identity = prompt_id(prompt)
+            if not prompt:
+                dropped["empty"] += 1
+            elif len(prompt) > max_characters:
+                dropped["too long"] += 1
+            elif identity in kept:
+                dropped["duplicate"] += 1
+            elif prompt in exact or not runs.isdisjoint(_ngrams(prompt, ngram)):
+                dropped["contaminated"] += 1
+            else:
+                origin = {"domain": source.domain, "source": source.name, "license": source.license}
+                kept[identity] = {"prompt_id": identity, "prompt": prompt, "reference": row["reference"], **origin}
+    if not kept:
+        raise InputError(f"no prompt is left of {num_read} read ({dict(dropped)}); give sources with usable prompts")
+    table = _mark_parallel(pl.DataFrame(list(kept.values())), num_parallel, seed)
+    domains = dict(sorted(Counter(table["domain"].to_list()).items()))
+    counts = {"read": num_read, "kept": table.height, "parallel": num_parallel}
+    return table, {**counts, "dropped": dict(sorted(dropped.items())), "domains": domains}
+
+
+def normalise(prompt: str) -> str:
+    """NFC, one kind of line end, no trailing blanks on a line, none around the whole."""
+    text = unicodedata.normalize("NFC", prompt).replace("\r\n", "\n").replace("\r", "\n")
+    return "\n".join(line.rstrip() for line in text.split("\n")).strip()
+
+
+def prompt_id(prompt: str) -> str:
+    """Content hash of a normalised prompt: the key of every table, equal on every machine."""
+    return hashlib.sha256(prompt.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _read(raw: Path, source: Source) -> pl.DataFrame:
+    """Columns prompt and reference of one source, as strings."""
+    if source.domain not in DOMAINS.categories:
+        raise InputError(f"source {source.name}: domain is {source.domain!r}; needs {', '.join(DOMAINS.categories)}")
+    table = _read_hub(source) if source.hub else _read_file(raw, source)
+    table = table.head(source.limit) if source.limit else table
+    for column in filter(None, (source.prompt, source.reference)):
+        if column not in table.columns:
+            raise InputError(f"source {source.name}: no column {column!r}; it has {', '.join(table.columns)}")
+        if table[column].dtype != pl.String:
+            raise InputError(f"source {source.name}: column {column!r} is {table[column].dtype}; it must hold text")
+    if source.reference:
+        reference = table[source.reference].fill_null("").str.strip_chars()
+        rows = (reference == "").arg_true().to_list()
+        if rows:
+            raise InputError(
+                f"source {source.name}: {len(rows)} rows have no {source.reference!r}, first at rows {rows[:5]} "
+                f"(from 0); fill them, or leave `reference` out and use a quality method that needs none"
+            )
+    reference_of = pl.col(source.reference) if source.reference else pl.lit(None, pl.String)
+    return table.select(prompt=pl.col(source.prompt), reference=reference_of)
+
+
+def _read_file(raw: Path, source: Source) -> pl.DataFrame:
+    readers = {".jsonl": pl.read_ndjson, ".parquet": pl.read_parquet}
+    file = raw / (source.path or "")
+    if not file.is_file():
+        raise InputError(f"source {source.name!r}: {file} does not exist; put it there or correct prompts.sources")
+    if file.suffix not in readers:
+        raise InputError(f"source {source.name}: cannot read {file.suffix}; needs {' or '.join(readers)}")
+    try:
+        return readers[file.suffix](file)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(f"source {source.name}: {' '.join(str(error).split())}") from error
+
+
+def _read_hub(source: Source) -> pl.DataFrame:
+    from datasets import load_dataset
+
+    if not re.fullmatch(r"[0-9a-f]{40}", source.revision or ""):
+        raise InputError(f"source {source.hub}: revision is {source.revision!r}; a hub dataset needs its 40-hex commit")
+    return load_dataset(source.hub, source.config, split=source.split, revision=source.revision).to_polars()
+
+
+def _ngrams(prompt: str, size: int) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", prompt.lower())
+    return {tuple(words[start : start + size]) for start in range(len(words) - size + 1)}
+
+
+def _mark_parallel(table: pl.DataFrame, num_parallel: int, seed: int) -> pl.DataFrame:
+    """Mark `num_parallel` rows, each domain by its share, chosen by a hash of the content and the seed."""
+    if not 0 < num_parallel <= table.height:
+        raise InputError(
+            f"prompts.num_parallel is {num_parallel}; it must be from 1 to the {table.height} prompts kept"
+        )
+    lots = [hashlib.sha256(f"{seed}:{identity}".encode()).hexdigest() for identity in table["prompt_id"]]
+    # Interleaving the domains by rank over size spreads any prefix of the order over them by their size.
+    rank = (pl.col("lot").rank("ordinal").over("domain") - 0.5) / pl.len().over("domain")
+    order = table.with_columns(lot=pl.Series(lots)).with_columns(share=rank).sort("share", "lot")
+    parallel = pl.Series(range(table.height)) < num_parallel
+    marked = order.with_columns(parallel=parallel, domain=pl.col("domain").cast(DOMAINS))
+    return marked.cast({"reference": pl.String}).select(PROMPTS.names())

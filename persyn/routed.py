@@ -1,0 +1,43 @@
+"""Routed: what the chosen teachers wrote. The parallel set is already answered; only the rest is generated."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+
+from persyn.generation import Teacher, generate_responses
+from persyn.schemas import RESPONSES
+from persyn.store import Store
+
+
+def build_routed(
+    prompts: pl.DataFrame,
+    routes: pl.DataFrame,
+    responses: pl.DataFrame,
+    teachers: Mapping[str, Teacher],
+    store: Store,
+    speed: Mapping[str, Any],
+) -> pl.DataFrame:
+    """Collect one response a prompt, from its routed teacher.
+
+    Args:
+        prompts: PROMPTS.
+        routes: ROUTES, one row a prompt.
+        responses: RESPONSES of all teachers to the parallel set: taken, not asked again.
+        teachers: name -> Teacher.
+        store: where answers already paid for are.
+        speed: backend -> its speed knobs.
+
+    Returns:
+        RESPONSES, one row a prompt.
+    """
+    keys = ["prompt_id", "teacher"]
+    wanted = routes.select(keys).join(prompts, on="prompt_id", how="left", validate="1:1")
+    tables = [responses.join(wanted.select(keys), on=keys, how="semi")]
+    to_generate = wanted.join(responses, on=keys, how="anti").sort(keys)
+    for (name,), share in to_generate.group_by("teacher", maintain_order=True):
+        teacher = teachers[str(name)]
+        tables.append(generate_responses(share, str(name), teacher, store, speed.get(teacher.backend, {})))
+    routed = pl.concat(tables).select(RESPONSES.names())
+    assert routed.height == routes.height, f"{routed.height} responses for {routes.height} routes"
+    return routed

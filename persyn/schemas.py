@@ -1,0 +1,158 @@
+"""Every table's columns and types. `read_table` and `write_table` check them; they never change a value."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import polars as pl
+
+
+class InputError(ValueError):
+    """What a user gave cannot work. The message says what was got, what is needed and what to do."""
+
+
+DOMAINS: pl.Enum = pl.Enum(["instruction", "math"])
+FINISH_REASONS = pl.Enum(["stop", "length", "error"])
+MESSAGES: pl.DataType = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+
+PROMPTS = pl.Schema(
+    {
+        "prompt_id": pl.String,  # content hash of the normalised prompt
+        "prompt": pl.String,
+        "domain": DOMAINS,
+        "reference": pl.String,  # nullable; math: the final answer; instruction: the constraints as json
+        "source": pl.String,
+        "license": pl.String,
+        "parallel": pl.Boolean,  # every teacher answers this prompt
+    }
+)
+RESPONSES = pl.Schema(
+    {
+        "prompt_id": pl.String,
+        "teacher": pl.String,
+        "response": pl.String,
+        "finish_reason": FINISH_REASONS,
+        "num_prompt_tokens": pl.Int64,
+        "num_response_tokens": pl.Int64,
+    }
+)
+QUALITY = pl.Schema({"prompt_id": pl.String, "teacher": pl.String, "quality": pl.Float64})
+LEARNABILITY = pl.Schema(
+    {
+        "prompt_id": pl.String,
+        "teacher": pl.String,
+        "learnability": pl.Float64,  # mean log-probability a response token, nats
+        "num_tokens": pl.Int64,
+        "truncated": pl.Boolean,
+    }
+)
+REWARDS = pl.Schema(
+    {
+        "prompt_id": pl.String,
+        "teacher": pl.String,
+        "quality": pl.Float64,  # raw, as scored
+        "learnability": pl.Float64,  # raw, as scored
+        "reward": pl.Float64,
+    }
+)
+PAIRS = pl.Schema({"prompt_id": pl.String, "winner": pl.String, "loser": pl.String, "margin": pl.Float64})
+ROUTES = pl.Schema(
+    {
+        "prompt_id": pl.String,
+        "teacher": pl.String,
+        "strength": pl.Float64,  # nullable: only a router gives strengths
+        "margin": pl.Float64,  # nullable: strength over the next best teacher
+    }
+)
+DATASET = pl.Schema({"prompt_id": pl.String, "teacher": pl.String, "prompt": MESSAGES, "completion": MESSAGES})
+SAMPLES = pl.Schema(
+    {
+        "task": pl.String,
+        "sample_id": pl.String,  # content hash of the evaluation item: the pairing key between students
+        "metric": pl.String,
+        "value": pl.Float64,
+        "response": pl.String,
+    }
+)
+NULLABLE = {"reference", "strength", "margin"}
+
+
+def read_table(path: str | Path, schema: pl.Schema) -> pl.DataFrame:
+    """Read a parquet table and check it against `schema`.
+
+    Raises:
+        InputError: the file is missing, or a column, a type, a null or a NaN is not what the schema says.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path} does not exist; run `dvc repro` (or `dvc pull`) to make it")
+    return check_table(pl.read_parquet(path), schema, str(path))
+
+
+def read_folder(folder: str | Path, names: Sequence[str], schema: pl.Schema) -> dict[str, pl.DataFrame]:
+    """Read `<folder>/<name>.parquet` for every name, as name -> table, and refuse a file that no name accounts for.
+
+    The names come from params.yaml, never from a glob: a removed teacher's file stays behind in the folder
+    and would otherwise be read as if it were still wanted.
+    """
+    left_over = sorted({file.stem for file in Path(folder).glob("*.parquet")} - set(names))
+    if left_over:
+        raise InputError(
+            f"{folder} holds {', '.join(left_over)}, which params.yaml does not name; "
+            f"delete {', '.join(f'{folder}/{name}.parquet' for name in left_over)} and run again"
+        )
+    return {name: read_table(Path(folder) / f"{name}.parquet", schema) for name in names}
+
+
+def write_table(table: pl.DataFrame, path: str | Path, schema: pl.Schema) -> None:
+    """Check `table`, sort it by its key and write it whole: the file appears complete or not at all.
+
+    The key is every leading String column that names a row (prompt_id, teacher, ...), so equal content gives
+    equal bytes and an unchanged output stops DVC from running what comes after it.
+    """
+    check_table(table, schema, str(path))
+    keys = [
+        name for name in ("task", "sample_id", "metric", "prompt_id", "teacher", "winner", "loser") if name in schema
+    ]
+    duplicated = table.filter(table.select(keys).is_duplicated())
+    if duplicated.height:
+        raise InputError(f"{path}: {duplicated.height} rows share a key {keys}; first: {duplicated.row(0, named=True)}")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(f"{path}.partial")
+    table.sort(keys).write_parquet(partial, compression="zstd", statistics=False)
+    partial.replace(path)
+
+
+def check_table(table: pl.DataFrame, schema: pl.Schema, name: str) -> pl.DataFrame:
+    """Return `table` if its columns, types and values obey `schema`; raise InputError otherwise."""
+    if table.schema != schema:
+        wrong = [f"{column}: {kind}" for column, kind in schema.items() if table.schema.get(column) != kind]
+        extra = [column for column in table.columns if column not in schema]
+        raise InputError(
+            f"{name}: needs columns {', '.join(wrong) or 'in the order ' + ', '.join(schema)}"
+            f"{'; has unknown ' + ', '.join(extra) if extra else ''}; got {dict(table.schema)}"
+        )
+    for column, kind in schema.items():
+        series = table[column]
+        bad = pl.Series([False] * table.height) if column in NULLABLE else series.is_null()
+        if kind.is_float():
+            bad = bad | ~series.fill_null(0.0).is_finite()
+        if bad.any():
+            rows = table.filter(bad).select(schema.names()[:2]).rows()
+            raise InputError(f"{name}: {len(rows)} missing or non-finite values in {column}, at {rows[:5]}")
+    return table
+
+
+def write_json(value: object, path: str | Path) -> None:
+    """Write a metrics file: sorted keys, six significant digits, whole or not at all."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(f"{path}.partial")
+    partial.write_text(json.dumps(_rounded(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def _rounded(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,0 +1,17 @@
+"""Responses and routed responses -> the ledger."""
+
+import polars as pl
+
+from persyn.cost import build_ledger
+from persyn.schemas import PROMPTS, RESPONSES, read_folder, read_table, write_json
+from stages import read_params, run
+
+
+def main(prompts: str, responses: str, routed: str, out: str) -> None:
+    by_teacher = read_folder(responses, list(read_params("teachers")), RESPONSES)
+    by_strategy = read_folder(routed, list(read_params("strategies")), RESPONSES)
+    write_json(build_ledger(read_table(prompts, PROMPTS), pl.concat(by_teacher.values()), by_strategy), out)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,14 @@
+"""Routed responses -> the student's dataset."""
+
+from persyn.dataset import build_dataset
+from persyn.schemas import DATASET, PROMPTS, RESPONSES, read_table, write_table
+from stages import read_params, run
+
+
+def main(prompts: str, routed: str, out: str) -> None:
+    tables = read_table(prompts, PROMPTS), read_table(routed, RESPONSES)
+    write_table(build_dataset(*tables, **read_params("dataset", build_dataset)), out, DATASET)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,16 @@
+"""A trained student -> its scores and its answer to every item."""
+
+from persyn.evaluation import evaluate_student
+from persyn.schemas import SAMPLES, write_json, write_table
+from stages import read_params, run
+
+
+def main(student: str, tasks: str, out: str, samples: str) -> None:
+    params, speed = read_params("evaluation", evaluate_student), read_params("speed")["evaluation"]
+    scores, answers = evaluate_student(student, tasks, speed, **params)
+    write_table(answers, samples, SAMPLES)
+    write_json(scores, out)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,14 @@
+"""One teacher's responses -> their quality."""
+
+from persyn.quality import score_quality
+from persyn.schemas import PROMPTS, QUALITY, RESPONSES, read_table, write_table
+from stages import read_params, run
+
+
+def main(prompts: str, responses: str, out: str) -> None:
+    params = read_params("quality", score_quality)
+    write_table(score_quality(read_table(prompts, PROMPTS), read_table(responses, RESPONSES), **params), out, QUALITY)
+
+
+if __name__ == "__main__":
+    run(main)

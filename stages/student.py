@@ -1,0 +1,20 @@
+"""Dataset -> the trained student and its loss curve."""
+
+from pathlib import Path
+
+from persyn.models import Student
+from persyn.schemas import DATASET, read_table
+from persyn.student import train_student
+from stages import read_params, run
+
+
+def main(dataset: str, out: str, curve: str) -> None:
+    student = Student(**read_params("student", Student))
+    params, speed = read_params("sft", train_student), read_params("speed")["student"]
+    losses = train_student(read_table(dataset, DATASET), student, out, speed, **params)
+    Path(curve).parent.mkdir(parents=True, exist_ok=True)
+    losses.write_csv(curve)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,123 @@
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from conftest import prompts_table
+
+import persyn.generation
+from persyn.generation import Generation, Sampling, Teacher, generate_responses
+from persyn.generation.transformers import TransformersBackend, row_sampler
+from persyn.schemas import RESPONSES, InputError, check_table
+from persyn.store import Store
+
+PROMPTS = [f"Say {'a long word ' * (i % 4)}number {i}." for i in range(9)]
+
+
+def teacher(model: str, **changes: Any) -> Teacher:
+    fields: Mapping[str, Any] = {
+        "model": model,
+        "license": "Apache-2.0",
+        "backend": "transformers",
+        "sampling": {"max_tokens": 12},
+    }
+    return Teacher(**{**fields, **changes})
+
+
+def texts(table: pl.DataFrame) -> list[str]:
+    return table.sort("prompt_id")["response"].to_list()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("kind", ["base_model", "chat_model"])
+def test_an_answer_does_not_depend_on_its_batch(
+    kind: str, temperature: float, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    model = request.getfixturevalue(kind)
+    who = teacher(model, sampling={"max_tokens": 12, "temperature": temperature, "seed": 1})
+    one = generate_responses(prompts_table(PROMPTS), "t", who, Store(tmp_path / "1"), {"batch_size": 1})
+    many = generate_responses(prompts_table(PROMPTS[::-1]), "t", who, Store(tmp_path / "2"), {"batch_size": 4})
+    assert texts(one) == texts(many)
+    check_table(one, RESPONSES, "responses")
+    assert set(one["finish_reason"]) <= {"stop", "length"}
+    assert one.filter(pl.col("finish_reason") == "length")["num_response_tokens"].unique().to_list() in ([12], [])
+
+
+def test_another_seed_draws_other_answers(base_model: str, tmp_path: Path) -> None:
+    tables = [
+        generate_responses(prompts_table(PROMPTS), "t", teacher(base_model, sampling=sampling), Store(tmp_path), {})
+        for sampling in ({"max_tokens": 12, "temperature": 1.0, "seed": seed} for seed in (1, 2))
+    ]
+    assert texts(tables[0]) != texts(tables[1])
+
+
+def test_what_the_store_holds_is_never_asked_again(
+    base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    class Counting(TransformersBackend):
+        def generate(self, conversations: Any, keys: Any, sampling: Sampling) -> Iterator[dict[int, Generation]]:
+            asked.append(len(keys))
+            return super().generate(conversations, keys, sampling)
+
+    monkeypatch.setattr(persyn.generation, "_backend", lambda teacher: Counting)
+    first = generate_responses(prompts_table(PROMPTS[:4]), "t", teacher(base_model), Store(tmp_path), {})
+    again = generate_responses(prompts_table(PROMPTS), "renamed", teacher(base_model), Store(tmp_path), {})
+    generate_responses(prompts_table(PROMPTS), "t", teacher(base_model), Store(tmp_path), {"batch_size": 1})
+    generate_responses(prompts_table(PROMPTS[:1]), "t", teacher(base_model, system="Be brief."), Store(tmp_path), {})
+    assert asked == [4, 5, 1], "only new prompts, and a changed system prompt, are asked"
+    assert set(texts(first)) <= set(texts(again))
+
+
+def test_rows_finished_before_a_crash_are_kept(
+    base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dying(TransformersBackend):
+        def generate(self, conversations: Any, keys: Any, sampling: Sampling) -> Iterator[dict[int, Generation]]:
+            yield next(super().generate(conversations, keys, sampling))
+            raise RuntimeError("killed")
+
+    monkeypatch.setattr(persyn.generation, "_backend", lambda teacher: Dying)
+    for expected in (3, 6):
+        with pytest.raises(RuntimeError, match="killed"):
+            generate_responses(prompts_table(PROMPTS), "t", teacher(base_model), Store(tmp_path), {"batch_size": 3})
+        assert len(Store(tmp_path)._rows) == expected
+
+
+def test_the_row_sampler_draws_from_the_softmax() -> None:
+    """10,000 draws of one token at temperature 2 against the exact probabilities, within 4 standard errors."""
+    logits = torch.tensor([2.0, 0.0, -1.0, 1.0])
+    keys = [str(number) for number in range(10_000)]
+    processed = logits.expand(len(keys), -1)
+    for processor in row_sampler(Sampling(max_tokens=1, temperature=2.0), keys):
+        processed = processor(None, processed)
+    counts = Counter(processed.argmax(dim=1).tolist())
+    for token, probability in enumerate((logits / 2.0).softmax(dim=0).tolist()):
+        error = (probability * (1 - probability) / len(keys)) ** 0.5
+        assert abs(counts[token] / len(keys) - probability) < 4 * error
+    assert not row_sampler(Sampling(max_tokens=1), keys), "temperature 0 is plain greedy"
+
+
+def test_examples_and_system_prompt_come_before_the_prompt() -> None:
+    who = teacher("m", system="Be kind.", examples=[{"prompt": "Q", "response": "A"}])
+    assert [(m["role"], m["content"]) for m in who.messages("P")] == [
+        ("system", "Be kind."),
+        ("user", "Q"),
+        ("assistant", "A"),
+        ("user", "P"),
+    ]
+
+
+def test_bad_teachers_and_too_long_prompts_are_refused_before_any_call(base_model: str, tmp_path: Path) -> None:
+    prompts = prompts_table(["word " * 2000, "short"])
+    with pytest.raises(InputError, match=r"1 prompts do not fit .* exceeds its context of 1024"):
+        generate_responses(prompts, "t", teacher(base_model), Store(tmp_path), {})
+    with pytest.raises(InputError, match="backend 'vlm' is not one of transformers"):
+        generate_responses(prompts, "t", teacher(base_model, backend="vlm"), Store(tmp_path), {})
+    with pytest.raises(InputError, match="neither an existing folder, nor a hub id"):
+        generate_responses(prompts, "t", teacher("no/such/model"), Store(tmp_path), {})
+    assert not Store(tmp_path)._rows

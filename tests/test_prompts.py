@@ -1,0 +1,107 @@
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from conftest import prompts_table
+
+from persyn.prompts import build_prompts, normalise, prompt_id
+from persyn.quality import is_right_answer, share_of_checks
+from persyn.schemas import PROMPTS, InputError, check_table
+
+RAW = Path(__file__).parent.parent / "data" / "raw"
+
+
+def write_rows(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def build(folder: Path, **params: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
+    return build_prompts(
+        folder, **({"sources": [{"path": "p.jsonl"}], "decontaminate": [], "num_parallel": 1} | params)
+    )
+
+
+def test_every_row_is_kept_or_counted_with_its_reason(tmp_path: Path) -> None:
+    shared = "one two three four five six seven"
+    texts = ["Keep me.", "  Keep me. \r\n", "", "   ", "x" * 60, f"Now {shared}.", "The item.", "Another one."]
+    write_rows(tmp_path, "p.jsonl", [{"prompt": text} for text in texts])
+    write_rows(tmp_path, "e.jsonl", [{"question": "The item."}, {"question": f"What is {shared}?"}])
+    table, counts = build(
+        tmp_path, decontaminate=[{"path": "e.jsonl", "prompt": "question"}], ngram=7, max_characters=45
+    )
+    assert sorted(table["prompt"]) == ["Another one.", "Keep me."]
+    assert counts["dropped"] == {"contaminated": 2, "duplicate": 1, "empty": 2, "too long": 1}
+    assert counts["read"] == counts["kept"] + sum(counts["dropped"].values())
+    check_table(table, PROMPTS, "prompts")
+
+
+def test_identity_is_the_content_however_it_was_written(tmp_path: Path) -> None:
+    assert prompt_id(normalise("Caf\u0065\u0301 \r\nx\n")) == prompt_id(normalise("Caf\u00e9\nx"))
+    assert prompt_id("a") != prompt_id("b")
+
+
+def test_the_parallel_set_is_exact_spread_over_domains_and_stable(tmp_path: Path) -> None:
+    write_rows(tmp_path, "p.jsonl", [{"prompt": f"Say {i}."} for i in range(30)])
+    write_rows(tmp_path, "m.jsonl", [{"prompt": f"{i} + {i}?", "answer": str(2 * i)} for i in range(10)])
+    sources = [{"path": "p.jsonl"}, {"path": "m.jsonl", "domain": "math", "reference": "answer"}]
+    table, counts = build(tmp_path, sources=sources, num_parallel=12)
+    parallel = table.filter("parallel")
+    assert parallel.height == 12 == counts["parallel"]
+    assert dict(parallel["domain"].value_counts().rows()) == {"instruction": 9, "math": 3}
+    again, _ = build(tmp_path, sources=list(reversed(sources)), num_parallel=12)
+    assert set(again.filter("parallel")["prompt_id"]) == set(parallel["prompt_id"])
+    other, _ = build(tmp_path, sources=sources, num_parallel=12, seed=1)
+    assert set(other.filter("parallel")["prompt_id"]) != set(parallel["prompt_id"])
+
+
+def test_parquet_and_limit(tmp_path: Path) -> None:
+    prompts_table(["a", "b", "c"]).write_parquet(tmp_path / "p.parquet")
+    table, _ = build(tmp_path, sources=[{"path": "p.parquet", "limit": 2}])
+    assert sorted(table["prompt"]) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"sources": []}, "sources is empty"),
+        ({"sources": [{"path": "absent.jsonl"}]}, "does not exist"),
+        ({"sources": [{"path": "p.csv"}]}, "cannot read .csv"),
+        ({"sources": [{"path": "p.jsonl", "prompt": "question"}]}, "no column 'question'; it has prompt, answer"),
+        ({"sources": [{"path": "p.jsonl", "reference": "answer"}]}, r"1 rows have no 'answer', first at rows \[1\]"),
+        ({"sources": [{"path": "p.jsonl", "domain": "poetry"}]}, "domain is 'poetry'; needs instruction, math"),
+        ({"sources": [{"hub": "owner/data"}]}, "needs its 40-hex commit"),
+        ({"sources": [{"path": "broken.jsonl"}]}, "source broken.jsonl"),
+        ({"num_parallel": 3}, "num_parallel is 3; it must be 1 to 2"),
+        ({"max_characters": 0}, "no prompt is left of 2 read"),
+    ],
+)
+def test_bad_input_is_one_clear_line(tmp_path: Path, params: dict[str, Any], message: str) -> None:
+    write_rows(tmp_path, "p.jsonl", [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": " "}])
+    (tmp_path / "p.csv").write_text("prompt\na\n")
+    (tmp_path / "broken.jsonl").write_text('{"prompt": \n')
+    with pytest.raises(InputError, match=message) as raised:
+        build(tmp_path, **params)
+    assert "\n" not in str(raised.value)
+
+
+def test_the_raw_files_are_what_their_generator_writes(tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("generate", RAW / "generate.py")
+    assert spec
+    assert spec.loader
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    generate.FOLDER = tmp_path
+    (tmp_path / "evaluation").mkdir()
+    generate.main()
+    for name in ("instruction.jsonl", "math.jsonl", "evaluation/ifeval.jsonl", "evaluation/math.jsonl"):
+        assert (tmp_path / name).read_text() == (RAW / name).read_text(), name
+
+
+def test_every_reference_is_accepted_by_its_own_checker() -> None:
+    for row in pl.read_ndjson(RAW / "math.jsonl").iter_rows(named=True):
+        assert is_right_answer(row["prompt"], f"So it is \\boxed{{{row['reference']}}}.", row["reference"]) == 1
+    for row in pl.read_ndjson(RAW / "instruction.jsonl").iter_rows(named=True):
+        assert 0 <= share_of_checks(row["prompt"], "Some words.", row["reference"]) <= 1
