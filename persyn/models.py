@@ -109,13 +109,10 @@ def load_causal_lm(model: str, revision: str | None = None, trust_remote_code: b
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kwargs.setdefault("dtype", torch.bfloat16 if device == "cuda" else torch.float32)
-    return (
-        AutoModelForCausalLM.from_pretrained(
-            **locate_model(model, revision), use_safetensors=True, trust_remote_code=trust_remote_code, **kwargs
-        )
-        .to(device)
-        .eval()
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        **locate_model(model, revision), use_safetensors=True, trust_remote_code=trust_remote_code, **kwargs
     )
+    return loaded.to(device).eval()
 
 
 def packaged_model(name: str) -> Path:

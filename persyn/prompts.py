@@ -7,7 +7,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def _read(raw: Path, source: Source) -> pl.DataFrame:
 
 
 def _read_file(raw: Path, source: Source) -> pl.DataFrame:
-    readers = {".jsonl": pl.read_ndjson, ".parquet": pl.read_parquet}
+    readers: dict[str, Callable[..., pl.DataFrame]] = {".jsonl": pl.read_ndjson, ".parquet": pl.read_parquet}
     file = raw / (source.path or "")
     if not file.is_file():
         raise InputError(f"source {source.name!r}: {file} does not exist; put it there or correct prompts.sources")

@@ -64,7 +64,7 @@ def random(prompts: pl.DataFrame, teachers: Sequence[str], predict: Predict, *, 
     return _routes([teachers[position] for position in drawn])
 
 
-RULES = {"persyn": persyn, "strong": strong, "random": random}
+RULES: dict[str, Callable[..., pl.DataFrame]] = {"persyn": persyn, "strong": strong, "random": random}
 
 
 def allocation(routes: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Any]:

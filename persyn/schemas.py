@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -11,9 +12,9 @@ class InputError(ValueError):
     """What a user gave cannot work. The message says what was got, what is needed and what to do."""
 
 
-DOMAINS: pl.Enum = pl.Enum(["instruction", "math"])
-FINISH_REASONS = pl.Enum(["stop", "length", "error"])
-MESSAGES: pl.DataType = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
+DOMAINS: Any = pl.Enum(["instruction", "math"])
+FINISH_REASONS: Any = pl.Enum(["stop", "length", "error"])
+MESSAGES: Any = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
 PROMPTS = pl.Schema(
     {

@@ -14,7 +14,7 @@ TEXTS = ["Say hello.", "Tell a story about a clock in the hall of a house.", "Q?
 RESPONSES = [
     "Hello there, friend.",
     "Tick.",
-    "An answer of some length, with commas, and more words than that.",
+    "An answer of some length, with commas, and more words.",
     "1 2 3 4",
 ]
 

@@ -38,7 +38,7 @@ def test_a_left_over_file_is_refused(tmp_path: Path) -> None:
     for teacher in ("kept", "removed"):
         write_table(quality(("a", teacher, 1.0)), tmp_path / f"{teacher}.parquet", QUALITY)
     assert read_folder(tmp_path, ["kept", "removed"], QUALITY).keys() == {"kept", "removed"}
-    with pytest.raises(InputError, match="removed, which params.yaml does not name"):
+    with pytest.raises(InputError, match=r"removed, which params\.yaml does not name"):
         read_folder(tmp_path, ["kept"], QUALITY)
 
 

@@ -25,9 +25,9 @@ TASKS = {
 TOPICS = {
     "prompts": [
         "a lost cat", "a vegetable garden", "riding a bicycle to work", "baking bread", "a rainy weekend",
-        "the night sky", "learning the piano", "a small library", "saving water", "a noisy road", "walking in the hills", "an old clock",
-        "growing tomatoes", "a school play", "a broken chair", "the first snow", "a busy market", "keeping bees",
-        "a train journey", "a birthday cake",
+        "the night sky", "learning the piano", "a small library", "saving water", "a noisy road",
+        "walking in the hills", "an old clock", "growing tomatoes", "a school play", "a broken chair", "the first snow",
+        "a busy market", "keeping bees", "a train journey", "a birthday cake",
     ],
     "evaluation": [
         "a harbour festival", "solar panels", "a chess club", "a mountain hut", "repairing shoes", "a jazz band",
