@@ -165,9 +165,7 @@ def _ngrams(prompt: str, size: int) -> set[tuple[str, ...]]:
 def _mark_parallel(table: pl.DataFrame, num_parallel: int, seed: int) -> pl.DataFrame:
     """Mark `num_parallel` rows, each domain by its share, chosen by a hash of the content and the seed."""
     if not 0 < num_parallel <= table.height:
-        raise InputError(
-            f"prompts.num_parallel is {num_parallel}; it must be from 1 to the {table.height} prompts kept"
-        )
+        raise InputError(f"prompts.num_parallel is {num_parallel}; it must be 1 to {table.height}, the prompts kept")
     lots = [hashlib.sha256(f"{seed}:{identity}".encode()).hexdigest() for identity in table["prompt_id"]]
     # Interleaving the domains by rank over size spreads any prefix of the order over them by their size.
     rank = (pl.col("lot").rank("ordinal").over("domain") - 0.5) / pl.len().over("domain")

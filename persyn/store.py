@@ -55,9 +55,11 @@ class Store:
         if self._journal is None:
             self._journal = (self.folder / f"j-{uuid.uuid4().hex}.log").open("ab")
         for key, row in rows.items():
+            if key in self._rows:
+                continue
             payload = json.dumps({"key": key, "row": row}, ensure_ascii=True).encode()
             self._journal.write(HEADER.pack(len(payload), zlib.crc32(payload)) + payload)
-            self._rows.setdefault(key, row)
+            self._rows[key] = row
         self._journal.flush()
         os.fsync(self._journal.fileno())
 
