@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import build_tokenizer, prompts_table, responses_table
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from persyn.quality import is_right_answer, score_quality, share_of_checks
+from persyn.schemas import QUALITY, InputError, check_table
+
+
+def checks(*names: tuple[str, dict[str, object]]) -> str:
+    return json.dumps([{"instruction_id": name, "kwargs": kwargs} for name, kwargs in names])
+
+
+SHORT = ("length_constraints:number_words", {"relation": "less than", "num_words": 4})
+NO_COMMA: tuple[str, dict[str, object]] = ("punctuation:no_comma", {})
+
+
+@pytest.mark.parametrize(("response", "share"), [("two words", 1.0), ("a, b", 0.5), ("a, b, c, d, e", 0.0), ("", 0.0)])
+def test_checkers_give_the_share_that_holds(response: str, share: float) -> None:
+    assert share_of_checks("p", response, checks(SHORT, NO_COMMA)) == share
+
+
+def test_sentences_are_counted_without_a_download(tmp_path: Path) -> None:
+    reference = checks(("length_constraints:number_sentences", {"relation": "less than", "num_sentences": 3}))
+    assert share_of_checks("p", "Dr. Smith came. He left.", reference) == 1.0
+    assert share_of_checks("p", "He came. He sat. He left.", reference) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("response", "reference", "right"),
+    [
+        ("The answer is \\boxed{42}.", "42", 1.0),
+        ("so 6 * 7 = 42", "42", 1.0),
+        ("\\boxed{\\frac{1}{2}}", "0.5", 1.0),
+        ("It is 41.", "42", 0.0),
+        ("no idea", "42", 0.0),
+        ("", "42", 0.0),
+    ],
+)
+def test_math_verify(response: str, reference: str, right: float) -> None:
+    assert is_right_answer("p", response, reference) == right
+
+
+def test_each_domain_has_its_method() -> None:
+    prompts = prompts_table(["sum"], "math", ["3"]).vstack(prompts_table(["say"], "instruction", [checks(NO_COMMA)]))
+    responses = responses_table(prompts, "t", ["3", "a, b"])
+    table = score_quality(prompts, responses, methods={"math": "math_verify", "instruction": "checkers"})
+    check_table(table, QUALITY, "quality")
+    assert dict(table.select("prompt_id", "quality").rows()) == dict(zip(prompts["prompt_id"], [1.0, 0.0], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("domain", "reference", "methods", "message"),
+    [
+        ("math", None, {"math": "math_verify"}, "has no reference, which math_verify needs"),
+        ("math", "3", {"math": "verify"}, "quality.methods.math is 'verify'"),
+        ("math", "3", {}, "quality.methods.math is None"),
+        ("math", "3", {"math": "reward_model"}, "quality.reward_model is missing"),
+        ("instruction", "no json", {"instruction": "checkers"}, "is not a json list"),
+        ("instruction", checks(("x:y", {})), {"instruction": "checkers"}, r"unknown instruction \['x:y'\]"),
+    ],
+)
+def test_bad_input_is_named(domain: str, reference: str | None, methods: dict[str, str], message: str) -> None:
+    prompts = prompts_table(["p"], domain, [reference])
+    with pytest.raises(InputError, match=message):
+        score_quality(prompts, responses_table(prompts, "t", ["x"]), methods=methods)
+
+
+def test_a_reward_model_scores_the_rendered_conversation(tmp_path: Path) -> None:
+    tokenizer = build_tokenizer(None)
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+                         num_attention_heads=2, num_labels=1, pad_token_id=0)  # fmt: skip
+    model = LlamaForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    prompts = prompts_table(["one", "a longer second prompt"])
+    table = score_quality(
+        prompts,
+        responses_table(prompts, "t", ["first", "second"]),
+        methods={"instruction": "reward_model"},
+        reward_model={"model": str(tmp_path)},
+    )
+    ids = tokenizer("<bos>Question:\none\n\nAnswer:\nfirst<eos>", return_tensors="pt", add_special_tokens=False)
+    with torch.no_grad():
+        expected = model(ids["input_ids"]).logits.item()
+    assert table.filter(prompt_id=prompts["prompt_id"][0])["quality"].item() == pytest.approx(expected, abs=1e-6)

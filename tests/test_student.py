@@ -1,0 +1,62 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import prompts_table, responses_table
+
+from persyn.dataset import build_dataset
+from persyn.learnability import score_learnability
+from persyn.models import Student, load_causal_lm
+from persyn.student import train_student
+
+PROMPTS = prompts_table([f"Say the word number {i}." for i in range(8)])
+RESPONSES = responses_table(PROMPTS, "t", ["The clock struck twelve."] * 8)
+DATASET = build_dataset(PROMPTS, RESPONSES)
+PARAMS: dict[str, Any] = {"learning_rate": 5e-3, "epochs": 5, "batch_size": 4, "warmup": 0.0}
+
+
+@pytest.mark.parametrize("lora", [None, {"r": 4, "alpha": 8}])
+def test_training_moves_the_weights_and_the_student_has_learned(
+    lora: dict[str, int] | None, base_model: str, tmp_path: Path
+) -> None:
+    student = Student(model=base_model, license="x", max_length=256)
+    curve = train_student(DATASET, student, tmp_path / "out", {"device_batch_size": 2}, **PARAMS, lora=lora)
+    assert curve["loss"][-1] < curve["loss"][0]
+    before, after = load_causal_lm(base_model).state_dict(), load_causal_lm(str(tmp_path / "out")).state_dict()
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert len(moved) == len(before) if lora is None else moved
+    assert not [path for path in (tmp_path / "out").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+    tuned = Student(model=str(tmp_path / "out"), license="x")
+    learned = score_learnability(PROMPTS, RESPONSES, tuned)["learnability"].mean()
+    assert learned > score_learnability(PROMPTS, RESPONSES, student)["learnability"].mean()  # type: ignore[operator]
+
+
+def test_a_killed_training_goes_on_from_its_last_checkpoint(
+    base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trl import SFTTrainer
+
+    student = Student(model=base_model, license="x", max_length=256)
+    whole = train_student(DATASET, student, tmp_path / "whole", {}, **PARAMS)
+
+    original, steps = SFTTrainer.training_step, []
+
+    def dying(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(steps) == 6:
+            raise KeyboardInterrupt
+        steps.append(self.state.global_step)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(SFTTrainer, "training_step", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train_student(DATASET, student, tmp_path / "resumed", {}, **PARAMS)
+    assert not (tmp_path / "resumed").exists(), "nothing is written by halves"
+    steps.clear()
+    monkeypatch.setattr(
+        SFTTrainer, "training_step", lambda self, *a, **k: (steps.append(0), original(self, *a, **k))[1]
+    )
+    resumed = train_student(DATASET, student, tmp_path / "resumed", {}, **PARAMS)
+    assert len(steps) < whole.height, "it did not start again from the beginning"
+    assert resumed["step"].to_list() == whole["step"].to_list()
+    assert resumed["loss"].to_list() == pytest.approx(whole["loss"].to_list(), abs=1e-4)
