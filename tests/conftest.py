@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
 
@@ -26,7 +27,7 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-SIZES = {
+SIZES: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
@@ -73,10 +74,16 @@ def build_tokenizer(chat_template: str | None) -> PreTrainedTokenizerFast:
 def build_model(folder: Path, family: str = "llama", chat_template: str | None = None) -> str:
     """Save a random two-layer model and its tokenizer; returns the folder's name."""
     tokenizer = build_tokenizer(chat_template)
-    ids = {"bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": 0, "vocab_size": len(tokenizer)}
+    ids: dict[str, Any] = {
+        "bos_token_id": 1,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": 0,
+        "vocab_size": len(tokenizer),
+    }
     torch.manual_seed(0)
+    model: Any
     if family == "gemma3":
-        sliding = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+        sliding: dict[str, Any] = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
         model = Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, **ids, **sliding))
     elif family == "qwen2":
         model = Qwen2ForCausalLM(Qwen2Config(**{k: v for k, v in SIZES.items() if k != "head_dim"}, **ids))

@@ -35,7 +35,7 @@ def test_scoring_training_and_evaluation_see_the_same_tokens(
 
     # Training: TRL tokenises the dataset's messages itself.
     row = {"prompt": user_message(PROMPT), "completion": assistant_message(RESPONSE)}
-    trainer = SFTTrainer(
+    trainer: Any = SFTTrainer(
         model=load_causal_lm(folder),
         processing_class=tokenizer,
         train_dataset=Dataset.from_list([row]),

@@ -30,7 +30,9 @@ def stages(pipeline: Any) -> dict[str, Any]:
         if "foreach" in stage:
             key, item = next(iter(PARAMS[stage["foreach"].strip("${}")].items()))
             text = repr(stage["do"]).replace("${key}", key)
-            stage = ast.literal_eval(re.sub(r"\$\{item\.(\w+)\}", lambda m, item=item: item[m[1]], text))
+            for field in re.findall(r"\$\{item\.(\w+)\}", text):
+                text = text.replace(f"${{item.{field}}}", item[field])
+            stage = ast.literal_eval(text)
         filled[name] = stage
     return filled
 
@@ -65,8 +67,8 @@ def sections(script: Path) -> set[str]:
             if isinstance(argument, ast.Constant):
                 found.add(str(argument.value))
             elif isinstance(argument, ast.JoinedStr):
-                found.add("".join(p.value if isinstance(p, ast.Constant) else "*" for p in argument.values))
-    return {name for name in found if f"{name.split('.')[0]}" == name or name.split(".")[0] not in found}
+                found.add("".join(str(p.value) if isinstance(p, ast.Constant) else "*" for p in argument.values))
+    return {name for name in found if name.split(".")[0] == name or name.split(".")[0] not in found}
 
 
 def outputs(stage: Any) -> set[str]:

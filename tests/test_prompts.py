@@ -19,9 +19,8 @@ def write_rows(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
 
 
 def build(folder: Path, **params: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
-    return build_prompts(
-        folder, **({"sources": [{"path": "p.jsonl"}], "decontaminate": [], "num_parallel": 1} | params)
-    )
+    defaults: dict[str, Any] = {"sources": [{"path": "p.jsonl"}], "decontaminate": [], "num_parallel": 1}
+    return build_prompts(folder, **(defaults | params))
 
 
 def test_every_row_is_kept_or_counted_with_its_reason(tmp_path: Path) -> None:
@@ -91,7 +90,7 @@ def test_the_raw_files_are_what_their_generator_writes(tmp_path: Path) -> None:
     spec = importlib.util.spec_from_file_location("generate", RAW / "generate.py")
     assert spec
     assert spec.loader
-    generate = importlib.util.module_from_spec(spec)
+    generate: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     generate.FOLDER = tmp_path
     (tmp_path / "evaluation").mkdir()

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,9 +73,9 @@ def test_bad_input_is_named(domain: str, reference: str | None, methods: dict[st
 def test_a_reward_model_scores_the_rendered_conversation(tmp_path: Path) -> None:
     tokenizer = build_tokenizer(None)
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-                         num_attention_heads=2, num_labels=1, pad_token_id=0)  # fmt: skip
-    model = LlamaForSequenceClassification(config).eval()
+    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 2, "num_labels": 1, "pad_token_id": 0, "vocab_size": len(tokenizer)}
+    model = LlamaForSequenceClassification(LlamaConfig(**sizes)).eval()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     prompts = prompts_table(["one", "a longer second prompt"])

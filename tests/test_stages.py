@@ -71,17 +71,17 @@ def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
 
     for table in ("rewards", "pairs", "prompts"):
         read_table(f"data/{table}.parquet", getattr(schemas, table.upper()))
-    routed = read_table("data/routed/persyn.parquet", schemas.RESPONSES)
-    routes = read_table("data/routes/persyn.parquet", schemas.ROUTES)
-    assert routed.select("prompt_id", "teacher").equals(routes.select("prompt_id", "teacher"))
-    assert set(routed["prompt_id"]) == set(read_table(prompts, schemas.PROMPTS)["prompt_id"])
+    answers = read_table("data/routed/persyn.parquet", schemas.RESPONSES)
+    chosen = read_table("data/routes/persyn.parquet", schemas.ROUTES)
+    assert answers.select("prompt_id", "teacher").equals(chosen.select("prompt_id", "teacher"))
+    assert set(answers["prompt_id"]) == set(read_table(prompts, schemas.PROMPTS)["prompt_id"])
     parallel = pl.concat([pl.read_parquet(f"data/responses/{teacher}.parquet") for teacher in teachers])
-    reused = routed.join(parallel, on=["prompt_id", "teacher"], how="inner", validate="1:1")
+    reused = answers.join(parallel, on=["prompt_id", "teacher"], how="inner", validate="1:1")
     assert reused.height == 8, "a parallel prompt is not answered twice"
     assert reused["response"].equals(reused["response_right"])
-    scores = json.loads(Path("metrics/evaluation/persyn.json").read_text())
-    assert scores["persyn_ifeval"]["prompt_level_strict_acc"]["n"] == 2
-    assert scores["persyn_math"]["math_verify"]["n"] == 2
+    measured = json.loads(Path("metrics/evaluation/persyn.json").read_text())
+    assert measured["persyn_ifeval"]["prompt_level_strict_acc"]["n"] == 2
+    assert measured["persyn_math"]["math_verify"]["n"] == 2
     comparison = json.loads(Path("metrics/comparison.json").read_text())
     assert comparison.keys() == set(strategies) - {"persyn"}
     assert json.loads(Path("metrics/cost.json").read_text())["generate_then_select"]["calls"] == 36
