@@ -140,8 +140,8 @@ def test_outputs_have_one_maker_and_plots_name_every_strategy() -> None:
 
 
 def test_budgets() -> None:
-    """Small files, small functions, few arguments, thin stages: fewer ideas, not fewer newlines."""
+    """Small files and thin stages."""
     for path in [*(ROOT / "persyn").rglob("*.py"), *(ROOT / "stages").glob("*.py")]:
         lines = len(path.read_text().splitlines())
         thin = path.parent.name == "stages" and path.stem != "__init__"
-        assert lines <= (28 if thin else 285), f"{path.name} has {lines} lines"
+        assert lines <= (25 if thin else 250), f"{path.name} has {lines} lines"

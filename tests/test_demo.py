@@ -1,0 +1,62 @@
+"""After `make demo`: what the demo wrote recomputes from what it came from. Skipped where it has not been run."""
+
+import itertools
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from ruamel.yaml import YAML
+
+from persyn.chat import encode_completion, with_chat_template
+from persyn.models import load_causal_lm, load_tokenizer
+from persyn.schemas import LEARNABILITY, PAIRS, PROMPTS, RESPONSES, REWARDS, read_table
+
+ROOT = Path(__file__).parent.parent
+DATA = ROOT / "data"
+CACHE = os.environ.get("PERSYN_CACHE")  # as it was before the tests' own
+PARAMS = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+pytestmark = pytest.mark.skipif(not (DATA / "pairs.parquet").is_file(), reason="`make demo` has not been run here")
+
+
+@pytest.mark.parametrize("teacher", list(PARAMS["teachers"]))
+def test_learnability_of_every_row_equals_the_naive_loop(teacher: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eq. 1 one by one in fp32, a full log_softmax, within 1e-4 nats a token."""
+    monkeypatch.delenv("PERSYN_CACHE")
+    if CACHE:
+        monkeypatch.setenv("PERSYN_CACHE", CACHE)
+    model = load_causal_lm(PARAMS["student"]["model"], dtype=torch.float32)
+    tokenizer = with_chat_template(load_tokenizer(PARAMS["student"]["model"]))
+    responses = read_table(DATA / f"responses/{teacher}.parquet", RESPONSES)
+    rows = responses.join(read_table(DATA / "prompts.parquet", PROMPTS), on="prompt_id", validate="1:1")
+    scores = read_table(DATA / f"learnability/{teacher}.parquet", LEARNABILITY)
+    learned = dict(scores.select("prompt_id", "learnability").rows())
+    assert len(learned) == rows.height > 0
+    for row in rows.iter_rows(named=True):
+        finished = row["finish_reason"] == "stop"
+        prompt, response = encode_completion(tokenizer, row["prompt"], row["response"], finished)
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response]), logits_to_keep=len(response) + 1).logits[0]
+        steps = [torch.log_softmax(logits[t], dim=-1)[token].item() for t, token in enumerate(response)]
+        assert learned[row["prompt_id"]] == pytest.approx(sum(steps) / len(steps), abs=1e-4)
+
+
+def test_rewards_recompute_from_their_columns_and_pairs_from_rewards() -> None:
+    rewards, alpha = read_table(DATA / "rewards.parquet", REWARDS), PARAMS["rewards"]["alpha"]
+    expected = set()
+    for _, group in rewards.group_by("prompt_id"):
+        mixed = {}
+        for row in group.iter_rows(named=True):
+            parts = []
+            for column in ("quality", "learnability"):
+                low, high = min(group[column]), max(group[column])
+                parts.append(0.0 if low == high else (row[column] - low) / (high - low))
+            mixed[row["teacher"]] = (1 - alpha) * parts[0] + alpha * parts[1]
+            assert row["reward"] == pytest.approx(mixed[row["teacher"]], abs=1e-12)
+        reward = dict(group.select("teacher", "reward").rows())
+        for winner, loser in itertools.permutations(reward, 2):
+            if reward[winner] - reward[loser] > PARAMS["pairs"]["min_margin"]:
+                expected.add((group["prompt_id"][0], winner, loser))
+    pairs = read_table(DATA / "pairs.parquet", PAIRS)
+    assert set(pairs.select("prompt_id", "winner", "loser").rows()) == expected
+    assert pairs.height == len(expected)
