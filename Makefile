@@ -11,7 +11,9 @@ TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null || test $$(uname -s) = D
 
 demo: setup
 	dvc repro
-	dvc metrics show metrics/evaluation/*.json metrics/allocation/persyn.json
+	@cat metrics/reports/comparison.md
+	@echo "Tens of items only: this shows that the pipeline works, not which strategy is better."
+	@echo "More: metrics/ (allocation, router, cost), dvc metrics show, dvc plots show."
 
 test: setup
 	python -m pytest -n 2

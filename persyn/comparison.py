@@ -42,6 +42,26 @@ def compare_strategies(samples: Mapping[str, pl.DataFrame], seed: int = 0) -> di
     return comparison
 
 
+def comparison_table(samples: Mapping[str, pl.DataFrame], comparison: Mapping[str, Any]) -> str:
+    """The comparison as a markdown table: one row a strategy, task and metric; the value is the mean over the items."""
+    means = pl.concat([table.with_columns(strategy=pl.lit(name)) for name, table in samples.items()])
+    keys = ["task", "metric", "strategy"]
+    rows = []
+    for task, metric, strategy, value in means.group_by(keys).agg(pl.col("value").mean()).sort(keys).rows():
+        found = comparison.get(strategy, {}).get(task, {}).get(metric)
+        interval = found and found["interval"] and "[{:+.3f}, {:+.3f}]".format(*found["interval"])
+        gap = (
+            (f"{found['difference']:+.3f}", interval or "-", f"{found['p']:.3f}", found["verdict"])
+            if found
+            else ("-",) * 4
+        )
+        rows.append((task, metric, strategy, f"{value:.3f}", *gap))
+    columns = [*keys, "value", f"{REFERENCE} minus it", "95 %", "p", "verdict"]
+    with pl.Config(tbl_formatting="ASCII_MARKDOWN", tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True,
+                   tbl_rows=-1, tbl_cols=-1, tbl_width_chars=1000, fmt_str_lengths=100):  # fmt: skip
+        return str(pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row"))
+
+
 def paired_difference(reference: np.ndarray, other: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """`reference` minus `other`, both (N,) over the same items.
 

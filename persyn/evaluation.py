@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from persyn.schemas import SAMPLES, InputError
 def evaluate_student(
     folder: str | Path,
     task_folder: str | Path,
-    speed: Mapping[str, Any],
+    batch_size: int,
     *,
     tasks: Sequence[str],
     max_tokens: int | None = None,
@@ -29,7 +29,7 @@ def evaluate_student(
     Args:
         folder: the student.
         task_folder: yaml task files that lm-eval finds beside its own.
-        speed: `batch_size`.
+        batch_size: items answered at once.
         tasks: names of lm-eval tasks.
         max_tokens: response tokens at most; None takes each task's own.
         limit: items a task; None takes all.
@@ -50,7 +50,7 @@ def evaluate_student(
         pretrained=str(folder),
         device="cuda" if on_gpu else "cpu",
         dtype="bfloat16" if on_gpu else "float32",
-        batch_size=speed.get("batch_size", 8),
+        batch_size=batch_size,
     )
     with tempfile.TemporaryDirectory() as scratch:
         results = simple_evaluate(

@@ -16,7 +16,7 @@ LOGIT_CHUNK = 1024
 
 
 def score_learnability(
-    prompts: pl.DataFrame, responses: pl.DataFrame, student: Student, batch_tokens: int = 1
+    prompts: pl.DataFrame, responses: pl.DataFrame, student: Student, *, batch_tokens: int = 1
 ) -> pl.DataFrame:
     """r_l(y, theta) = (1/|y|) * sum_t log p_theta(y_t | y_<t, x)  (PerSyn, Eq. 1), in nats a token.
 

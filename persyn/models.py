@@ -10,6 +10,8 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,23 +98,43 @@ def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: b
     """The model's tokenizer, with a padding token (its end-of-sequence token where it has none)."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(**locate_model(model, revision), trust_remote_code=trust_remote_code)
+    with _named(model):
+        tokenizer = AutoTokenizer.from_pretrained(**locate_model(model, revision), trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def load_causal_lm(model: str, revision: str | None = None, trust_remote_code: bool = False, **kwargs: Any) -> Any:
-    """The causal LM in evaluation mode, from safetensors only; bf16 on a GPU, fp32 on a CPU."""
-    import torch
+    """The causal LM, as load_model gives it."""
     from transformers import AutoModelForCausalLM
+
+    return load_model(AutoModelForCausalLM, model, revision, trust_remote_code=trust_remote_code, **kwargs)
+
+
+def load_model(auto_class: Any, model: str, revision: str | None = None, **kwargs: Any) -> Any:
+    """A model in evaluation mode, from safetensors only; bf16 on a GPU, fp32 on a CPU, unless `dtype` says otherwise.
+
+    Args:
+        auto_class: which kind of head: one of transformers' AutoModel classes.
+    """
+    import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     kwargs.setdefault("dtype", torch.bfloat16 if device == "cuda" else torch.float32)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        **locate_model(model, revision), use_safetensors=True, trust_remote_code=trust_remote_code, **kwargs
-    )
+    with _named(model):
+        loaded = auto_class.from_pretrained(**locate_model(model, revision), use_safetensors=True, **kwargs)
     return loaded.to(device).eval()
+
+
+@contextmanager
+def _named(model: str) -> Iterator[None]:
+    """Say in one line which model could not be loaded and why."""
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"model {model} cannot be loaded; check its name, files and the network: {reason}") from error
 
 
 def packaged_model(name: str) -> Path:

@@ -14,7 +14,7 @@ from typing import Any
 
 import polars as pl
 
-from persyn.schemas import DOMAINS, PROMPTS, InputError
+from persyn.schemas import DOMAINS, PROMPTS, InputError, check_keys
 
 
 @dataclass(frozen=True)
@@ -71,14 +71,13 @@ def build_prompts(
     """
     if not sources:
         raise InputError("prompts.sources is empty; name at least one source")
-    seen_by_evaluation = [
-        normalise(text) for source in decontaminate for text in _read(raw, Source(**source))["prompt"] if text
-    ]
+    evaluation = [_read(raw, source)["prompt"] for source in _sources("prompts.decontaminate", decontaminate)]
+    seen_by_evaluation = [normalise(text) for texts in evaluation for text in texts.drop_nulls()]
     exact, runs = set(seen_by_evaluation), {run for text in seen_by_evaluation for run in _ngrams(text, ngram)}
     kept: dict[str, dict[str, Any]] = {}
     dropped: Counter[str] = Counter()
     num_read = 0
-    for source in (Source(**fields) for fields in sources):
+    for source in _sources("prompts.sources", sources):
         for row in _read(raw, source).iter_rows(named=True):
             num_read += 1
             prompt = normalise(row["prompt"] or "")
@@ -111,6 +110,12 @@ def normalise(prompt: str) -> str:
 def prompt_id(prompt: str) -> str:
     """Content hash of a normalised prompt: the key of every table, equal on every machine."""
     return hashlib.sha256(prompt.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _sources(section: str, entries: Sequence[Mapping[str, Any]]) -> list[Source]:
+    for entry in entries:
+        check_keys(section, entry, Source)
+    return [Source(**entry) for entry in entries]
 
 
 def _read(raw: Path, source: Source) -> pl.DataFrame:

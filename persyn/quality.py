@@ -11,8 +11,8 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
-from persyn.models import cache_folder, locate_model
-from persyn.schemas import QUALITY, InputError
+from persyn.models import cache_folder, load_model, load_tokenizer
+from persyn.schemas import QUALITY, InputError, check_keys
 
 
 def score_quality(
@@ -29,7 +29,7 @@ def score_quality(
         responses: RESPONSES of one teacher, each prompt_id in `prompts`.
         methods: domain -> checkers (share of the constraints in `reference` that hold), math_verify (1 if the final
             answer equals `reference`, else 0) or reward_model (the scalar of a sequence-classification model).
-        reward_model: {model, revision, max_length}, needed by the method of that name.
+        reward_model: the arguments of reward_model_scores, needed by the method of that name.
 
     Returns:
         QUALITY.
@@ -45,7 +45,10 @@ def score_quality(
                 f"quality.methods.{domain} is {methods.get(domain)!r}; it must be {', '.join(scorers)} or reward_model"
             )
     by_model = rows.filter(pl.col("domain").cast(pl.String).replace_strict(dict(methods)) == "reward_model")
-    scores = dict(zip(by_model["prompt_id"], _reward_model_scores(by_model, reward_model), strict=True))
+    scores: dict[str, float] = {}
+    if by_model.height:
+        check_keys("quality.reward_model", reward_model or {}, reward_model_scores)
+        scores = dict(zip(by_model["prompt_id"], reward_model_scores(by_model, **reward_model or {}), strict=True))
     for row in tqdm(rows.iter_rows(named=True), total=rows.height, desc="quality", unit="response"):
         if row["prompt_id"] in scores:
             continue
@@ -134,31 +137,28 @@ def prepare_ifeval() -> None:
         save_punkt_params(parameters, dir=str(english))
 
 
-def _reward_model_scores(rows: pl.DataFrame, reward_model: Mapping[str, Any] | None) -> list[float]:
-    """One scalar a row: the logit of a sequence-classification model on the rendered conversation."""
-    if rows.is_empty():
-        return []
-    if not reward_model:
-        raise InputError("quality.reward_model is missing; the method reward_model needs its model and revision")
+def reward_model_scores(
+    rows: pl.DataFrame, *, model: str, revision: str | None = None, max_length: int = 4096
+) -> list[float]:
+    """The logit of a one-label sequence-classification model on each rendered conversation.
+
+    Args:
+        rows: columns prompt and response.
+        max_length: tokens of a conversation that are read, from its start.
+    """
     import torch
     from transformers import AutoModelForSequenceClassification
 
     from persyn.chat import assistant_message, encode_conversation, user_message, with_chat_template
-    from persyn.models import load_tokenizer
 
-    where = reward_model["model"], reward_model.get("revision")
-    tokenizer = with_chat_template(load_tokenizer(*where))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForSequenceClassification.from_pretrained(
-        **locate_model(*where), use_safetensors=True, dtype=torch.bfloat16 if device == "cuda" else torch.float32
-    )
-    if model.config.num_labels != 1:
-        raise InputError(f"{where[0]} gives {model.config.num_labels} scores a text; a reward model must give 1")
-    model = model.to(device).eval()
+    tokenizer = with_chat_template(load_tokenizer(model, revision))
+    scorer = load_model(AutoModelForSequenceClassification, model, revision)
+    if scorer.config.num_labels != 1:
+        raise InputError(f"{model} gives {scorer.config.num_labels} scores a text; a reward model must give 1")
     scores = []
     for prompt, response in tqdm(rows.select("prompt", "response").rows(), desc="reward model", unit="response"):
         ids = encode_conversation(tokenizer, user_message(prompt) + assistant_message(response))
         with torch.inference_mode():  # one by one: a score then cannot depend on its batch mates
-            logits = model(torch.tensor([ids[: reward_model.get("max_length", 4096)]], device=device)).logits
+            logits = scorer(torch.tensor([ids[:max_length]], device=scorer.device)).logits
         scores.append(logits.float().item())
     return scores

@@ -16,7 +16,7 @@ import polars as pl
 import torch
 from tqdm import tqdm
 
-from persyn.models import cache_folder, load_tokenizer, locate_model
+from persyn.models import cache_folder, load_model, load_tokenizer
 from persyn.router_metrics import (
     knn_strengths,
     majority_strengths,
@@ -186,11 +186,12 @@ def embed(model: str, revision: str | None, prompts: Sequence[str], max_length: 
     from transformers import AutoModel
 
     tokenizer = load_tokenizer(model, revision)
-    backbone = AutoModel.from_pretrained(**locate_model(model, revision), use_safetensors=True).eval()
+    backbone = load_model(AutoModel, model, revision, dtype=torch.float32)
     vectors = []
     for prompt in prompts:
         encoded = tokenizer(prompt, truncation=True, max_length=max_length, return_tensors="pt")
-        vectors.append(backbone(**encoded).last_hidden_state[0].float().mean(dim=0).numpy())
+        hidden = backbone(**encoded.to(backbone.device)).last_hidden_state[0]  # (T, H)
+        vectors.append(hidden.mean(dim=0).cpu().numpy())
     return np.stack(vectors)
 
 
@@ -206,28 +207,28 @@ def load_router(folder: str | Path, teachers: Sequence[str]) -> tuple[Any, Any]:
     Raises:
         InputError: it was trained for other teachers than `teachers`.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    router = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True).eval()
+    router = load_model(AutoModelForSequenceClassification, str(folder), dtype=torch.float32)
     trained_for = [router.config.id2label[position] for position in range(router.config.num_labels)]
     if trained_for != list(teachers):
         raise InputError(
             f"{folder} routes to {trained_for}, params.yaml names {list(teachers)}; run `dvc repro router`"
         )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    return router.to(device), AutoTokenizer.from_pretrained(folder)
+    return router, load_tokenizer(str(folder))
 
 
 def _new_router(model: str, revision: str | None, teachers: Sequence[str]) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification
 
     tokenizer = load_tokenizer(model, revision)
-    router = AutoModelForSequenceClassification.from_pretrained(
-        **locate_model(model, revision),
+    router = load_model(
+        AutoModelForSequenceClassification,
+        model,
+        revision,
         num_labels=len(teachers),
         id2label=dict(enumerate(teachers)),
         label2id={teacher: position for position, teacher in enumerate(teachers)},
-        use_safetensors=True,
         dtype=torch.float32,
     )
     router.config.pad_token_id = tokenizer.pad_token_id  # a causal backbone finds its last token by it

@@ -1,7 +1,10 @@
 """Every table's columns and types. `read_table` and `write_table` check them; they never change a value."""
 
+import difflib
+import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +144,32 @@ def check_table(table: pl.DataFrame, schema: pl.Schema, name: str) -> pl.DataFra
             rows = table.filter(bad).select(schema.names()[:2]).rows()
             raise InputError(f"{name}: {len(rows)} missing or non-finite values in {column}, at {rows[:5]}")
     return table
+
+
+def check_keys(section: str, fields: Mapping[str, Any], accepts: Callable[..., Any]) -> None:
+    """Check that `fields` are the fields of a dataclass, or the keyword-only arguments of a function or class.
+
+    Raises:
+        InputError: a key is unknown or missing; the nearest right spelling is named.
+    """
+    takes = {
+        name: parameter
+        for name, parameter in inspect.signature(accepts).parameters.items()
+        if is_dataclass(accepts) or parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    for key in fields:
+        if key not in takes:
+            raise InputError(f"{section}.{key} is not a parameter{nearest(key, takes)}")
+    for name, parameter in takes.items():
+        if parameter.default is inspect.Parameter.empty and name not in fields:
+            raise InputError(f"{section}.{name} is missing; {section} takes {', '.join(takes)}")
+
+
+def nearest(key: object, known: Iterable[object]) -> str:
+    """The end of an error message: what `key` was probably meant to be, or what there is."""
+    names = [str(name) for name in known]
+    near = difflib.get_close_matches(str(key), names, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(names) or 'nothing'}"
 
 
 def write_json(value: object, path: str | Path) -> None:

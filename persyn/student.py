@@ -12,14 +12,14 @@ import torch
 
 from persyn.chat import with_chat_template
 from persyn.models import Student, cache_folder, load_causal_lm, load_tokenizer
-from persyn.schemas import DATASET
+from persyn.schemas import DATASET, check_keys
 
 
 def train_student(
     dataset: pl.DataFrame,
     student: Student,
     folder: str | Path,
-    speed: Mapping[str, Any],
+    device_batch_size: int,
     *,
     learning_rate: float = 1e-5,
     epochs: float = 2,
@@ -35,29 +35,29 @@ def train_student(
 
     Args:
         dataset: DATASET.
-        speed: `device_batch_size`, rows in one forward pass; batch_size is reached by accumulation.
-        batch_size: rows an update.
+        device_batch_size: rows in one forward pass.
+        batch_size: rows an update, reached by accumulation.
         warmup: share of the updates over which the learning rate rises; it falls by a cosine after that.
-        lora: {r, alpha, dropout}, or None to train every weight.
+        lora: the arguments of lora_config, or None to train every weight.
 
     Returns:
         The loss curve: columns step and loss.
     """
     from datasets import Dataset
-    from peft import LoraConfig
     from transformers.trainer_utils import get_last_checkpoint
     from trl import SFTConfig, SFTTrainer
 
+    check_keys("sft.lora", lora or {}, lora_config)
     settings = {"learning_rate": learning_rate, "epochs": epochs, "batch_size": batch_size, "warmup": warmup}
     checkpoints = _checkpoint_folder(dataset, student, dict(settings, lora=lora, seed=seed))
     where = (student.model, student.revision, student.trust_remote_code)
     on_gpu = torch.cuda.is_available()
-    device_batch_size = min(batch_size, speed.get("device_batch_size", 4))
+    device_batch_size = min(batch_size, device_batch_size)
     trainer: Any = SFTTrainer(
         model=load_causal_lm(*where, dtype=torch.float32),
         processing_class=with_chat_template(load_tokenizer(*where)),
         train_dataset=Dataset.from_list(dataset.select("prompt", "completion").to_dicts()),
-        peft_config=_lora_config(LoraConfig, lora),
+        peft_config=lora_config(**lora) if lora is not None else None,
         args=SFTConfig(
             output_dir=str(checkpoints),
             max_length=student.max_length,
@@ -80,7 +80,7 @@ def train_student(
     )
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
-    trained = trainer.model.merge_and_unload() if lora else trainer.model
+    trained = trainer.model.merge_and_unload() if lora is not None else trainer.model
     trained.save_pretrained(folder)
     trainer.processing_class.save_pretrained(folder)
     curve = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
@@ -88,16 +88,11 @@ def train_student(
     return pl.DataFrame(curve, schema={"step": pl.Int64, "loss": pl.Float64}, orient="row")
 
 
-def _lora_config(config: Any, lora: Mapping[str, Any] | None) -> Any:
-    if lora is None:
-        return None
-    return config(
-        r=lora.get("r", 16),
-        lora_alpha=lora.get("alpha", 32),
-        lora_dropout=lora.get("dropout", 0.0),
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
+def lora_config(*, r: int = 16, alpha: int = 32, dropout: float = 0.0) -> Any:
+    """LoRA of rank `r` on every linear layer."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def _checkpoint_folder(dataset: pl.DataFrame, student: Student, settings: dict[str, Any]) -> Path:

@@ -1,12 +1,17 @@
 """Every strategy's answers -> how it compares with `persyn`."""
 
-from persyn.comparison import compare_strategies
+from pathlib import Path
+
+from persyn.comparison import compare_strategies, comparison_table
 from persyn.schemas import SAMPLES, read_folder, write_json
 from stages import read_params, run
 
 
-def main(evaluation: str, out: str) -> None:
-    write_json(compare_strategies(read_folder(evaluation, list(read_params("strategies")), SAMPLES)), out)
+def main(evaluation: str, out: str, table: str) -> None:
+    samples = read_folder(evaluation, list(read_params("strategies")), SAMPLES)
+    comparison = compare_strategies(samples)
+    write_json(comparison, out)
+    Path(table).write_text(comparison_table(samples, comparison) + "\n")
 
 
 if __name__ == "__main__":

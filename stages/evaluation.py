@@ -2,12 +2,12 @@
 
 from persyn.evaluation import evaluate_student
 from persyn.schemas import SAMPLES, write_json, write_table
-from stages import read_params, run
+from stages import read_params, read_value, run
 
 
 def main(student: str, tasks: str, out: str, samples: str) -> None:
-    params, speed = read_params("evaluation", evaluate_student), read_params("speed")["evaluation"]
-    scores, answers = evaluate_student(student, tasks, speed, **params)
+    params, batch = read_params("evaluation", evaluate_student), read_value("speed.evaluation.batch_size")
+    scores, answers = evaluate_student(student, tasks, batch, **params)
     write_table(answers, samples, SAMPLES)
     write_json(scores, out)
 

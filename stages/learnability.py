@@ -9,7 +9,8 @@ from stages import read_params, run
 def main(prompts: str, responses: str, out: str) -> None:
     student = Student(**read_params("student", Student))
     tables = read_table(prompts, PROMPTS), read_table(responses, RESPONSES)
-    write_table(score_learnability(*tables, student, **read_params("speed")["learnability"]), out, LEARNABILITY)
+    speed = read_params("speed.learnability", score_learnability)
+    write_table(score_learnability(*tables, student, **speed), out, LEARNABILITY)
 
 
 if __name__ == "__main__":

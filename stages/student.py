@@ -5,13 +5,13 @@ from pathlib import Path
 from persyn.models import Student
 from persyn.schemas import DATASET, read_table
 from persyn.student import train_student
-from stages import read_params, run
+from stages import read_params, read_value, run
 
 
 def main(dataset: str, out: str, curve: str) -> None:
     student = Student(**read_params("student", Student))
-    params, speed = read_params("sft", train_student), read_params("speed")["student"]
-    losses = train_student(read_table(dataset, DATASET), student, out, speed, **params)
+    params, batch = read_params("sft", train_student), read_value("speed.student.device_batch_size")
+    losses = train_student(read_table(dataset, DATASET), student, out, batch, **params)
     Path(curve).parent.mkdir(parents=True, exist_ok=True)
     losses.write_csv(curve)
 

@@ -3,7 +3,7 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from persyn.comparison import compare_strategies, paired_difference
+from persyn.comparison import compare_strategies, comparison_table, paired_difference
 from persyn.schemas import SAMPLES, InputError
 
 
@@ -34,6 +34,23 @@ def test_a_small_gap_is_within_noise_and_the_detectable_one_is_larger() -> None:
     result = paired_difference(reference, reference + rng.normal(size=40))
     assert result["verdict"] == "within noise"
     assert result["mde"] > abs(result["difference"])
+
+
+def test_the_table_says_it_in_words() -> None:
+    tables = {"persyn": samples([1, 0, 1, 1]), "random": samples([0, 0, 1, 1])}
+    lines = comparison_table(tables, compare_strategies(tables)).splitlines()
+    assert [cell.strip() for cell in lines[2].split("|")[1:-1]] == [
+        "task",
+        "acc",
+        "persyn",
+        "0.750",
+        "-",
+        "-",
+        "-",
+        "-",
+    ]
+    assert [cell.strip() for cell in lines[3].split("|")[3:6]] == ["random", "0.500", "+0.250"]
+    assert "within noise" in lines[3]
 
 
 def test_items_are_paired_by_their_content_whatever_the_order() -> None:

@@ -42,7 +42,7 @@ def test_equals_the_naive_loop_in_any_batch_and_chunk(
     assert max(expected) - min(expected) > 0.1, "the rows must differ for this test to mean anything"
     for batch_tokens, chunk in ((1, 1024), (10_000, 1024), (150, 3)):
         monkeypatch.setattr(learnability, "LOGIT_CHUNK", chunk)
-        table = score_learnability(prompts, finished, student, batch_tokens)
+        table = score_learnability(prompts, finished, student, batch_tokens=batch_tokens)
         check_table(table, LEARNABILITY, "learnability")
         scores = dict(zip(table["prompt_id"], table["learnability"], strict=True))
         for identity, value in zip(prompts["prompt_id"], expected, strict=True):

@@ -59,7 +59,7 @@ def test_each_domain_has_its_method() -> None:
         ("math", None, {"math": "math_verify"}, "has no reference, which math_verify needs"),
         ("math", "3", {"math": "verify"}, "quality.methods.math is 'verify'"),
         ("math", "3", {}, "quality.methods.math is None"),
-        ("math", "3", {"math": "reward_model"}, "quality.reward_model is missing"),
+        ("math", "3", {"math": "reward_model"}, "quality.reward_model.model is missing"),
         ("instruction", "no json", {"instruction": "checkers"}, "is not a json list"),
         ("instruction", checks(("x:y", {})), {"instruction": "checkers"}, r"unknown instruction \['x:y'\]"),
     ],

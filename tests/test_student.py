@@ -21,7 +21,7 @@ def test_training_moves_the_weights_and_the_student_has_learned(
     lora: dict[str, int] | None, base_model: str, tmp_path: Path
 ) -> None:
     student = Student(model=base_model, license="x", max_length=256)
-    curve = train_student(DATASET, student, tmp_path / "out", {"device_batch_size": 2}, **PARAMS, lora=lora)
+    curve = train_student(DATASET, student, tmp_path / "out", 2, **PARAMS, lora=lora)
     assert curve["loss"][-1] < curve["loss"][0]
     before, after = load_causal_lm(base_model).state_dict(), load_causal_lm(str(tmp_path / "out")).state_dict()
     moved = [name for name in before if not torch.equal(before[name], after[name])]
@@ -38,7 +38,7 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(
     from trl import SFTTrainer
 
     student = Student(model=base_model, license="x", max_length=256)
-    whole = train_student(DATASET, student, tmp_path / "whole", {}, **PARAMS)
+    whole = train_student(DATASET, student, tmp_path / "whole", 4, **PARAMS)
 
     original: Any = SFTTrainer.training_step
     steps: list[int] = []
@@ -51,7 +51,7 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(
 
     monkeypatch.setattr(SFTTrainer, "training_step", dying)
     with pytest.raises(KeyboardInterrupt):
-        train_student(DATASET, student, tmp_path / "resumed", {}, **PARAMS)
+        train_student(DATASET, student, tmp_path / "resumed", 4, **PARAMS)
     assert not (tmp_path / "resumed").exists(), "nothing is written by halves"
     steps.clear()
 
@@ -60,7 +60,7 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(SFTTrainer, "training_step", counting)
-    resumed = train_student(DATASET, student, tmp_path / "resumed", {}, **PARAMS)
+    resumed = train_student(DATASET, student, tmp_path / "resumed", 4, **PARAMS)
     assert len(steps) < whole.height, "it did not start again from the beginning"
     assert resumed["step"].to_list() == whole["step"].to_list()
     assert resumed["loss"].to_list() == pytest.approx(whole["loss"].to_list(), abs=1e-4)

@@ -9,7 +9,7 @@ import polars as pl
 from tqdm import tqdm
 
 from persyn.chat import Message, assistant_message, user_message
-from persyn.schemas import RESPONSES, InputError
+from persyn.schemas import RESPONSES, InputError, check_keys
 from persyn.store import Store, response_key
 
 
@@ -97,6 +97,7 @@ def generate_responses(
     Returns:
         RESPONSES, one row a prompt.
     """
+    check_keys(f"teachers.{name}.sampling", teacher.sampling, Sampling)
     sampling = Sampling(**teacher.sampling)
     conversations = [teacher.messages(prompt) for prompt in prompts["prompt"].to_list()]
     keys = [
@@ -106,7 +107,9 @@ def generate_responses(
     missing = [position for position, key in enumerate(keys) if store.get(key) is None]
     with tqdm(total=len(keys), initial=len(keys) - len(missing), desc=f"responses of {name}", unit="prompt") as bar:
         if missing:
-            backend = _backend(teacher)(teacher, **speed)
+            engine = _backend(teacher)
+            check_keys(f"speed.{teacher.backend}", speed, engine)
+            backend = engine(teacher, **speed)
             asked = [conversations[position] for position in missing], [keys[position] for position in missing]
             for answers in backend.generate(*asked, sampling):
                 store.put({keys[missing[position]]: asdict(answer) for position, answer in answers.items()})

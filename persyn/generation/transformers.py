@@ -15,7 +15,7 @@ from persyn.schemas import InputError
 class TransformersBackend:
     """Batched, length-sorted generation. See the Backend protocol."""
 
-    def __init__(self, teacher: Teacher, batch_size: int = 16) -> None:
+    def __init__(self, teacher: Teacher, *, batch_size: int = 16) -> None:
         where = (teacher.model, teacher.revision, teacher.trust_remote_code)
         self.tokenizer = with_chat_template(load_tokenizer(*where))
         self.model = load_causal_lm(*where)
