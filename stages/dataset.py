@@ -1,13 +1,15 @@
 """Routed responses -> the student's dataset."""
 
 from persyn.dataset import build_dataset
-from persyn.schemas import DATASET, PROMPTS, RESPONSES, read_table, write_table
+from persyn.schemas import DATASET, PROMPTS, RESPONSES, read_table, write_json, write_table
 from stages import read_params, run
 
 
-def main(prompts: str, routed: str, out: str) -> None:
+def main(prompts: str, routed: str, out: str, metrics: str) -> None:
     tables = read_table(prompts, PROMPTS), read_table(routed, RESPONSES)
-    write_table(build_dataset(*tables, **read_params("dataset", build_dataset)), out, DATASET)
+    dataset, counts = build_dataset(*tables, **read_params("dataset", build_dataset))
+    write_table(dataset, out, DATASET)
+    write_json(counts, metrics)
 
 
 if __name__ == "__main__":

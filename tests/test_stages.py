@@ -62,7 +62,7 @@ def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
         routes, routed = f"data/routes/{name}.parquet", f"data/routed/{name}.parquet"
         run_stage("routes", name, prompts, "models/router", routes, f"metrics/allocation/{name}.json")
         run_stage("routed", prompts, routes, "data/responses", routed)
-        run_stage("dataset", prompts, routed, f"data/dataset/{name}.parquet")
+        run_stage("dataset", prompts, routed, f"data/dataset/{name}.parquet", f"metrics/d-{name}.json")
         run_stage("student", f"data/dataset/{name}.parquet", f"models/student/{name}", f"metrics/{name}.csv")
         scores, samples = f"metrics/evaluation/{name}.json", f"data/evaluation/{name}.parquet"
         run_stage("evaluation", f"models/student/{name}", "tasks", scores, samples)

@@ -12,7 +12,7 @@ from persyn.student import train_student
 
 PROMPTS = prompts_table([f"Say the word number {i}." for i in range(8)])
 RESPONSES = responses_table(PROMPTS, "t", ["The clock struck twelve."] * 8)
-DATASET = build_dataset(PROMPTS, RESPONSES)
+DATASET, _ = build_dataset(PROMPTS, RESPONSES)
 PARAMS: dict[str, Any] = {"learning_rate": 5e-3, "epochs": 5, "batch_size": 4, "warmup": 0.0}
 
 
