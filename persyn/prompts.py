@@ -123,7 +123,7 @@ def _read(raw: Path, source: Source) -> pl.DataFrame:
     if source.domain not in DOMAINS.categories:
         raise InputError(f"source {source.name}: domain is {source.domain!r}; needs {', '.join(DOMAINS.categories)}")
     table = _read_hub(source) if source.hub else _read_file(raw, source)
-    table = table.head(source.limit) if source.limit else table
+    table = table if source.limit is None else table.head(source.limit)
     for column in filter(None, (source.prompt, source.reference)):
         if column not in table.columns:
             raise InputError(f"source {source.name}: no column {column!r}; it has {', '.join(table.columns)}")
@@ -146,6 +146,8 @@ def _read_file(raw: Path, source: Source) -> pl.DataFrame:
     file = raw / (source.path or "")
     if not file.is_file():
         raise InputError(f"source {source.name!r}: {file} does not exist; put it there or correct prompts.sources")
+    if not file.stat().st_size:
+        raise InputError(f"source {source.name}: {file} is empty; it needs at least one row")
     if file.suffix not in readers:
         raise InputError(f"source {source.name}: cannot read {file.suffix}; needs {' or '.join(readers)}")
     try:

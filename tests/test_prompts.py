@@ -73,12 +73,19 @@ def test_parquet_and_limit(tmp_path: Path) -> None:
         ({"sources": [{"path": "p.jsonl", "domain": "poetry"}]}, "domain is 'poetry'; needs instruction, math"),
         ({"sources": [{"hub": "owner/data"}]}, "needs its 40-hex commit"),
         ({"sources": [{"path": "broken.jsonl"}]}, "source broken.jsonl"),
+        ({"sources": [{"path": "empty.jsonl"}]}, "is empty; it needs at least one row"),
+        ({"sources": [{"path": "p.jsonl", "limit": 0}]}, "no prompt is left of 0 read"),
+        (
+            {"sources": [{"path": "p.jsonl", "lmit": 1}]},
+            r"prompts.sources.lmit is not a parameter; did you mean limit\?",
+        ),
         ({"num_parallel": 3}, "num_parallel is 3; it must be 1 to 2"),
         ({"max_characters": 0}, "no prompt is left of 2 read"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path: Path, params: dict[str, Any], message: str) -> None:
     write_rows(tmp_path, "p.jsonl", [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": " "}])
+    (tmp_path / "empty.jsonl").touch()
     (tmp_path / "p.csv").write_text("prompt\na\n")
     (tmp_path / "broken.jsonl").write_text('{"prompt": \n')
     with pytest.raises(InputError, match=message) as raised:
