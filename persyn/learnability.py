@@ -21,7 +21,8 @@ def score_learnability(
     """r_l(y, theta) = (1/|y|) * sum_t log p_theta(y_t | y_<t, x)  (PerSyn, Eq. 1), in nats a token.
 
     The response tokens are those the student would be trained on (chat.encode_completion). A response that goes
-    past `max_length` is scored on its first tokens and marked `truncated`.
+    past `max_length` is scored on its first tokens and marked `truncated`. An empty one is scored on its end-of-turn
+    token, however it ended: that is all the student could learn from it.
 
     Args:
         prompts: PROMPTS.
@@ -33,13 +34,15 @@ def score_learnability(
         LEARNABILITY.
 
     Raises:
-        InputError: a prompt alone fills `max_length`, or a response has no token.
+        InputError: a prompt alone fills `max_length`.
     """
     rows = responses.join(prompts, on="prompt_id", how="left", validate="1:1").sort("prompt_id")
     where = (student.model, student.revision, student.trust_remote_code)
     tokenizer = with_chat_template(load_tokenizer(*where))
     encoded = [
-        encode_completion(tokenizer, row["prompt"], row["response"], row["finish_reason"] == "stop")
+        encode_completion(
+            tokenizer, row["prompt"], row["response"], row["finish_reason"] == "stop" or not row["response"]
+        )
         for row in rows.iter_rows(named=True)
     ]
     _check_lengths(rows, encoded, student.max_length)
@@ -122,5 +125,3 @@ def _check_lengths(rows: pl.DataFrame, encoded: list[tuple[list[int], list[int]]
                 f"{name}: the prompt alone has {len(prompt)} tokens under the student, student.max_length is "
                 f"{max_length}; raise it or lower prompts.max_characters"
             )
-        if not response:
-            raise InputError(f"{name}: the response has no token to score (finish_reason {row['finish_reason']})")

@@ -33,7 +33,7 @@ def test_learnability_of_every_row_equals_the_naive_loop(teacher: str, monkeypat
     learned = dict(scores.select("prompt_id", "learnability").rows())
     assert len(learned) == rows.height > 0
     for row in rows.iter_rows(named=True):
-        finished = row["finish_reason"] == "stop"
+        finished = row["finish_reason"] == "stop" or not row["response"]
         prompt, response = encode_completion(tokenizer, row["prompt"], row["response"], finished)
         with torch.no_grad():
             logits = model(torch.tensor([prompt + response]), logits_to_keep=len(response) + 1).logits[0]

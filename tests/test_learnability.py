@@ -76,7 +76,11 @@ def test_what_cannot_be_scored_is_named(base_model: str) -> None:
         score_learnability(
             prompts, responses_table(prompts, "t", ["x"]), Student(model=base_model, license="x", max_length=4)
         )
-    with pytest.raises(InputError, match="no token to score"):
-        score_learnability(
-            prompts, responses_table(prompts, "t", [""], "length"), Student(model=base_model, license="x")
-        )
+
+
+def test_an_empty_response_is_its_end_of_turn_however_it_ended(base_model: str) -> None:
+    prompts, student = prompts_table(TEXTS[:1]), Student(model=base_model, license="x")
+    for finish in ("stop", "length"):
+        row = score_learnability(prompts, responses_table(prompts, "t", [""], finish), student).row(0, named=True)
+        assert row["num_tokens"] == 1
+        assert row["learnability"] == pytest.approx(naive(base_model, TEXTS[0], "", True), abs=1e-4)

@@ -77,7 +77,7 @@ def test_parquet_and_limit(tmp_path: Path) -> None:
         ({"sources": [{"path": "p.jsonl", "limit": 0}]}, "no prompt is left of 0 read"),
         (
             {"sources": [{"path": "p.jsonl", "lmit": 1}]},
-            r"prompts.sources.lmit is not a parameter; did you mean limit\?",
+            r"sources.lmit is not a parameter; did you mean limit\?",
         ),
         ({"num_parallel": 3}, "num_parallel is 3; it must be 1 to 2"),
         ({"max_characters": 0}, "no prompt is left of 2 read"),
