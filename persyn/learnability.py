@@ -118,10 +118,9 @@ def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 def _check_lengths(rows: pl.DataFrame, encoded: list[tuple[list[int], list[int]]], max_length: int) -> None:
-    for row, (prompt, response) in zip(rows.iter_rows(named=True), encoded, strict=True):
-        name = f"prompt {row['prompt_id']} of {row['teacher']}"
+    for row, (prompt, _) in zip(rows.iter_rows(named=True), encoded, strict=True):
         if len(prompt) >= max_length:
             raise InputError(
-                f"{name}: the prompt alone has {len(prompt)} tokens under the student, student.max_length is "
-                f"{max_length}; raise it or lower prompts.max_characters"
+                f"prompt {row['prompt_id']} of {row['teacher']}: the prompt alone has {len(prompt)} tokens under the "
+                f"student, student.max_length is {max_length}; raise it or lower prompts.max_characters"
             )
