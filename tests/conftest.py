@@ -1,10 +1,16 @@
 """Tiny models built in the process, tiny tables, and a store and cache of each test session's own."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
-os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", CUDA_VISIBLE_DEVICES="")
+os.environ.update(
+    HF_HOME=tempfile.mkdtemp(prefix="persyn-tests-"),
+    HF_HUB_OFFLINE="1",
+    TOKENIZERS_PARALLELISM="false",
+    CUDA_VISIBLE_DEVICES="",
+)
 
 import polars as pl
 import pytest

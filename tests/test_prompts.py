@@ -62,6 +62,16 @@ def test_parquet_and_limit(tmp_path: Path) -> None:
     assert sorted(table["prompt"]) == ["a", "b"]
 
 
+def test_a_hub_dataset_is_read_by_its_loader(tmp_path: Path) -> None:
+    """A folder laid out like a dataset repository stands in for the hub: the same loader reads both."""
+    (tmp_path / "repository").mkdir()
+    rows = [{"question": "1 + 1?", "answer": "2"}, {"question": "2 + 2?", "answer": "4"}]
+    write_rows(tmp_path / "repository", "train.jsonl", rows)
+    source = {"hub": str(tmp_path / "repository"), "revision": "0" * 40, "prompt": "question", "reference": "answer"}
+    table, _ = build(tmp_path, sources=[source | {"domain": "math"}])
+    assert set(table.select("prompt", "reference").rows()) == {("1 + 1?", "2"), ("2 + 2?", "4")}
+
+
 @pytest.mark.parametrize(
     ("params", "message"),
     [
