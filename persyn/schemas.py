@@ -173,10 +173,15 @@ def nearest(key: object, known: Iterable[object]) -> str:
 
 
 def write_json(value: object, path: str | Path) -> None:
-    """Write a metrics file: sorted keys, six significant digits, whole or not at all."""
+    """Write a metrics file: sorted keys, six significant digits."""
+    write_text(json.dumps(_rounded(value), indent=2, sort_keys=True, allow_nan=False) + "\n", path)
+
+
+def write_text(text: str, path: str | Path) -> None:
+    """Write a text file whole or not at all, making its folder where needed."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     partial = Path(f"{path}.partial")
-    partial.write_text(json.dumps(_rounded(value), indent=2, sort_keys=True, allow_nan=False) + "\n")
+    partial.write_text(text)
     partial.replace(path)
 
 

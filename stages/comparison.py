@@ -1,9 +1,7 @@
 """Every strategy's answers -> how it compares with `persyn`."""
 
-from pathlib import Path
-
 from persyn.comparison import compare_strategies, comparison_table
-from persyn.schemas import SAMPLES, read_folder, write_json
+from persyn.schemas import SAMPLES, read_folder, write_json, write_text
 from stages import read_params, run
 
 
@@ -11,7 +9,7 @@ def main(evaluation: str, out: str, table: str) -> None:
     samples = read_folder(evaluation, list(read_params("strategies")), SAMPLES)
     comparison = compare_strategies(samples)
     write_json(comparison, out)
-    Path(table).write_text(comparison_table(samples, comparison) + "\n")
+    write_text(comparison_table(samples, comparison) + "\n", table)
 
 
 if __name__ == "__main__":

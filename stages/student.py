@@ -1,9 +1,7 @@
 """Dataset -> the trained student and its loss curve."""
 
-from pathlib import Path
-
 from persyn.models import Student
-from persyn.schemas import DATASET, read_table
+from persyn.schemas import DATASET, read_table, write_text
 from persyn.student import train_student
 from stages import read_params, read_value, run
 
@@ -12,8 +10,7 @@ def main(dataset: str, out: str, curve: str) -> None:
     student = Student(**read_params("student", Student))
     params, batch = read_params("sft", train_student), read_value("speed.student.device_batch_size")
     losses = train_student(read_table(dataset, DATASET), student, out, batch, **params)
-    Path(curve).parent.mkdir(parents=True, exist_ok=True)
-    losses.write_csv(curve)
+    write_text(losses.write_csv(), curve)
 
 
 if __name__ == "__main__":
