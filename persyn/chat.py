@@ -1,10 +1,16 @@
 """Chat: the only place where messages become tokens, so that scoring, training and evaluation see the same ones.
 
 A model with a chat template keeps it. A base model gets BASE_TEMPLATE, a plain question-and-answer form;
-stored on its tokenizer, so that TRL and lm-eval, which only know `tokenizer.chat_template`, render it too.
+stored on its tokenizer, so that lm-eval, which only knows `tokenizer.chat_template`, renders it too.
+
+The text of a prompt or a response is only ever text. Where it spells a control token (`<|im_end|>`, `[/INST]`), a
+tokenizer would read the token: a prompt could end its own turn. Such spellings are encoded apart, in two pieces, so
+that the model sees their characters (`control_text` says which). Other text is encoded exactly as the library does it.
 """
 
+import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from persyn.schemas import InputError
@@ -20,6 +26,15 @@ BASE_TEMPLATE = (
 )
 # A base model shown BASE_TEMPLATE goes on with the next question instead of ending: generation stops there.
 BASE_STOP = "\n\nQuestion:"
+# What looks like a control token in the source of a chat template.
+CONTROL_SHAPE = re.compile(r"<<?[^\s<>'\"{}()]+>>?|\[/?[A-Z][A-Z_]+\]")
+# The control tokens of the model families there are: what is taken for one where the tokenizer is not known.
+KNOWN_CONTROL = re.compile(
+    r"<[|\uff5c][^\s<>]{1,64}[|\uff5c]>|<</?SYS>>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"
+    r"|</?(?:s|bos|eos|think|tool_call|tool_response|start_of_turn|end_of_turn)>"
+)
+SLOT = "\ue000"
+"""A private-use character: marks where control text was taken out of a message."""
 
 
 def with_chat_template(tokenizer: Any) -> Any:
@@ -81,11 +96,56 @@ def encode_completion(tokenizer: Any, prompt: str, response: str, finished: bool
     return prompt_ids, response_ids[: end + 1] if finished else response_ids[:end]
 
 
+@lru_cache(maxsize=16)
+def control_text(tokenizer: Any, template: str | None) -> re.Pattern[str]:
+    """How this tokenizer's control tokens are spelled: its special tokens, every added token that its chat template
+    writes (not all of those are flagged special), and what stands in the template in the shape of one.
+    """
+    template = template or ""
+    added = {
+        token.content for token in tokenizer.added_tokens_decoder.values() if token.special or token.content in template
+    }
+    spellings = added | {*tokenizer.all_special_tokens, *CONTROL_SHAPE.findall(template)}
+    controls = sorted((text for text in spellings if len(text.strip()) > 1), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, controls)) or r"(?!)")
+
+
+def without_control_text(text: str) -> str:
+    """`text` with an invisible word joiner inside every known control token: for a server that renders the chat
+    template itself, with a tokenizer that is not known here.
+    """
+    return KNOWN_CONTROL.sub(lambda match: f"{match[0][0]}\u2060{match[0][1:]}", text)
+
+
 def _ids(tokenizer: Any, messages: list[Message], add_generation_prompt: bool) -> list[int]:
-    encoded = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
-    )
-    return list(encoded["input_ids"])
+    """Render and tokenise. Control text inside a message is taken out before, and its pieces are put in its place."""
+    spelled = control_text(tokenizer, tokenizer.chat_template)
+    if not any(spelled.search(message["content"]) for message in messages):
+        encoded = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
+        )
+        return list(encoded["input_ids"])
+    taken: list[str] = []
+
+    def take(match: re.Match[str]) -> str:
+        taken.append(match[0])
+        return f"{SLOT}{len(taken) - 1}{SLOT}"
+
+    emptied = [{**message, "content": spelled.sub(take, message["content"].replace(SLOT, ""))} for message in messages]
+    text = tokenizer.apply_chat_template(emptied, add_generation_prompt=add_generation_prompt, tokenize=False)
+    ids: list[int] = []
+    for position, part in enumerate(text.split(SLOT)):
+        pieces = _pieces(taken[int(part)], spelled) if position % 2 else [part]
+        for piece in pieces:
+            ids += tokenizer.encode(piece, add_special_tokens=False)
+    return ids
+
+
+def _pieces(text: str, spelled: re.Pattern[str]) -> list[str]:
+    """`text` cut after its first character, and again wherever a control token is still spelled."""
+    rest = text[1:]
+    match = spelled.search(rest)
+    return [text[0], rest] if not match else [text[0], rest[: match.start()], *_pieces(rest[match.start() :], spelled)]
 
 
 def _end_id(tokenizer: Any, response_ids: list[int]) -> int:

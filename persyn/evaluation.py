@@ -9,8 +9,8 @@ from typing import Any
 import polars as pl
 import torch
 
-from persyn.quality import prepare_ifeval
 from persyn.schemas import SAMPLES, InputError
+from persyn.verifiers import prepare_ifeval
 
 
 def evaluate_student(

@@ -22,7 +22,7 @@ def score_learnability(
 
     The response tokens are those the student would be trained on (chat.encode_completion). A response that goes
     past `max_length` is scored on its first tokens and marked `truncated`. An empty one is scored on its end-of-turn
-    token, however it ended: that is all the student could learn from it.
+    token, however it ended: that is all the student could learn from it. An error has no score.
 
     Args:
         prompts: PROMPTS.
@@ -36,7 +36,8 @@ def score_learnability(
     Raises:
         InputError: a prompt alone fills `max_length`.
     """
-    rows = responses.join(prompts, on="prompt_id", how="left", validate="1:1").sort("prompt_id")
+    answered = responses.filter(pl.col("finish_reason") != "error")
+    rows = answered.join(prompts, on="prompt_id", how="left", validate="1:1").sort("prompt_id")
     where = (student.model, student.revision, student.trust_remote_code)
     tokenizer = with_chat_template(load_tokenizer(*where))
     encoded = [

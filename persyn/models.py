@@ -94,6 +94,21 @@ def locate_model(model: str, revision: str | None) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": model, "revision": revision}
 
 
+def model_identity(model: str, revision: str | None) -> str:
+    """Which weights are meant, whatever they are called: the name and revision of a hub id, the pinned sha256 of a
+    packaged model, the sha256 of a local folder's files. New weights in the same folder are another model.
+    """
+    if model.startswith("packaged:"):
+        return f"{model}@{_packaged(model.removeprefix('packaged:')).sha256}"
+    if not Path(model).is_dir():
+        return f"{model}@{revision}"
+    digest = hashlib.sha256()
+    for path in sorted(path for path in Path(model).iterdir() if path.is_file()):
+        with path.open("rb") as file:
+            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
+    return f"{Path(model).name}@{digest.hexdigest()}"
+
+
 def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
     """The model's tokenizer, with a padding token (its end-of-sequence token where it has none)."""
     from transformers import AutoTokenizer
@@ -143,9 +158,7 @@ def packaged_model(name: str) -> Path:
     Raises:
         InputError: unknown name, package not installed, or bytes that are not the pinned ones.
     """
-    if name not in PACKAGED:
-        raise InputError(f"there is no packaged model {name!r}; there are {', '.join(PACKAGED)}")
-    packaged = PACKAGED[name]
+    packaged = _packaged(name)
     folder = cache_folder() / "models" / f"{name}-{packaged.sha256[:12]}"
     if folder.is_dir():
         return folder
@@ -164,6 +177,12 @@ def packaged_model(name: str) -> Path:
             if not folder.is_dir():  # else another process finished the same conversion first
                 raise
     return folder
+
+
+def _packaged(name: str) -> Packaged:
+    if name not in PACKAGED:
+        raise InputError(f"there is no packaged model {name!r}; there are {', '.join(PACKAGED)}")
+    return PACKAGED[name]
 
 
 def _package_file(packaged: Packaged, file: str) -> Path:

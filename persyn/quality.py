@@ -1,32 +1,40 @@
-"""Quality: how good a response is, by a method that fits its domain. Higher is better; scales differ by method.
+"""Quality: how good a response is, by a method that fits its domain. Higher is better; scales differ by method."""
 
-An example of what `checkers` reads in `reference` (IFEval's form):
-[{"instruction_id": "length_constraints:number_words", "kwargs": {"relation": "less than", "num_words": 40}}]
-"""
-
-import json
-from collections.abc import Mapping
+import logging
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 from tqdm import tqdm
 
-from persyn.models import cache_folder, load_model, load_tokenizer
+from persyn.chat import Message, assistant_message, encode_conversation, user_message, with_chat_template
+from persyn.models import load_model, load_tokenizer, model_identity
 from persyn.schemas import QUALITY, InputError, check_keys
+from persyn.store import Store, response_key, slug
+from persyn.verifiers import is_right_answer, share_of_checks
+
+CHUNK = 32
+"""Scores of a reward model that are stored at once."""
+logger = logging.getLogger(__name__)
 
 
 def score_quality(
     prompts: pl.DataFrame,
     responses: pl.DataFrame,
+    folder: Path,
     *,
     methods: Mapping[str, str],
     reward_model: Mapping[str, Any] | None = None,
 ) -> pl.DataFrame:
-    """Score every response by the method of its prompt's domain.
+    """Score every response by the method of its prompt's domain. An error has no score, nor has a response whose
+    score is not a finite number (which is warned of): their prompts take no part in what follows.
 
     Args:
         prompts: PROMPTS.
         responses: RESPONSES of one teacher, each prompt_id in `prompts`.
+        folder: the response store, which keeps what a reward model said.
         methods: domain -> checkers (share of the constraints in `reference` that hold), math_verify (1 if the final
             answer equals `reference`, else 0) or reward_model (the scalar of a sequence-classification model).
         reward_model: the arguments of reward_model_scores, needed by the method of that name.
@@ -37,7 +45,8 @@ def score_quality(
     Raises:
         InputError: a domain has no method, a method is unknown, or a reference it needs is missing or malformed.
     """
-    rows = responses.join(prompts, on="prompt_id", how="left", validate="m:1").sort("prompt_id")
+    answered = responses.filter(pl.col("finish_reason") != "error")
+    rows = answered.join(prompts, on="prompt_id", how="left", validate="m:1").sort("prompt_id")
     scorers = {"checkers": share_of_checks, "math_verify": is_right_answer}
     for domain in sorted(set(rows["domain"].cast(pl.String).to_list())):
         if methods.get(domain) not in (*scorers, "reward_model"):
@@ -48,7 +57,8 @@ def score_quality(
     scores: dict[str, float] = {}
     if by_model.height:
         check_keys("quality.reward_model", reward_model or {}, reward_model_scores)
-        scores = dict(zip(by_model["prompt_id"], reward_model_scores(by_model, **reward_model or {}), strict=True))
+        by_reward = reward_model_scores(by_model, folder, **reward_model or {})
+        scores = dict(zip(by_model["prompt_id"], by_reward, strict=True))
     for row in tqdm(rows.iter_rows(named=True), total=rows.height, desc="quality", unit="response"):
         if row["prompt_id"] in scores:
             continue
@@ -59,106 +69,51 @@ def score_quality(
             )
         scores[row["prompt_id"]] = scorers[methods[row["domain"]]](row["prompt"], row["response"], row["reference"])
     quality = pl.Series("quality", [scores[identity] for identity in rows["prompt_id"]], dtype=pl.Float64)
-    return rows.select("prompt_id", "teacher").with_columns(quality).select(QUALITY.names())
-
-
-def share_of_checks(prompt: str, response: str, reference: str) -> float:
-    """The share of the instructions in `reference` that `response` follows, by lm-eval's strict IFEval checkers."""
-    prepare_ifeval()
-    from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
-    from lm_eval.tasks.ifeval.utils import InputExample, test_instruction_following_strict
-
-    try:
-        checks = json.loads(reference)
-        names, kwargs = [check["instruction_id"] for check in checks], [check["kwargs"] for check in checks]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"reference {reference[:80]!r} is not a json list of {{instruction_id, kwargs}}") from error
-    unknown = [name for name in names if name not in INSTRUCTION_DICT]
-    if unknown or not names:
-        raise InputError(f"reference {reference[:80]!r}: unknown instruction {unknown}; see IFEval's registry")
-    example = InputExample(key=0, instruction_id_list=names, prompt=prompt, kwargs=kwargs)
-    followed = test_instruction_following_strict(example, response).follow_instruction_list
-    return sum(followed) / len(followed)
-
-
-def is_right_answer(prompt: str, response: str, reference: str) -> float:
-    """1.0 if math-verify finds the final answer of `response` equal to `reference`, else 0.0."""
-    from math_verify.grader import verify
-    from math_verify.parser import parse
-
-    gold = parse(f"\\boxed{{{reference}}}")
-    if not gold:
-        raise InputError(f"reference {reference!r} of the prompt {prompt[:60]!r} is not a mathematical answer")
-    return float(verify(gold, parse(response)))
-
-
-def prepare_ifeval() -> None:
-    """Make IFEval's checkers deterministic and self-contained; call it before lm-eval imports them.
-
-    Language detection gets a fixed seed. Where nltk has no sentence splitter, one is provided, so that none is
-    downloaded: an installed punkt_tab is used as it is, otherwise a minimal English one (Punkt's own defaults and a
-    list of common abbreviations) is written to the cache.
-    """
-    import langdetect
-    import nltk
-    from nltk.tokenize.punkt import PunktParameters, save_punkt_params
-
-    langdetect.DetectorFactory.seed = 0
-    folder = cache_folder() / "nltk"
-    if str(folder) not in nltk.data.path:
-        nltk.data.path.append(str(folder))
-    try:
-        nltk.data.find("tokenizers/punkt_tab/english/")
-    except LookupError:
-        english = folder / "tokenizers" / "punkt_tab" / "english"
-        english.mkdir(parents=True, exist_ok=True)
-        parameters = PunktParameters()
-        parameters.abbrev_types = {
-            "dr",
-            "mr",
-            "mrs",
-            "ms",
-            "prof",
-            "st",
-            "vs",
-            "etc",
-            "e.g",
-            "i.e",
-            "no",
-            "fig",
-            "a.m",
-            "p.m",
-            "u.s",
-            "inc",
-            "ltd",
-            "jr",
-            "sr",
-        }
-        save_punkt_params(parameters, dir=str(english))
+    scored = rows.select("prompt_id", "teacher").with_columns(quality).select(QUALITY.names())
+    broken = scored.filter(~pl.col("quality").is_finite())
+    if broken.height:
+        logger.warning("%d scores are not finite and left out, first %s", broken.height, broken.rows()[:3])
+    return scored.filter(pl.col("quality").is_finite())
 
 
 def reward_model_scores(
-    rows: pl.DataFrame, *, model: str, revision: str | None = None, max_length: int = 4096
+    rows: pl.DataFrame, folder: Path, *, model: str, revision: str | None = None, max_length: int = 4096
 ) -> list[float]:
-    """The logit of a one-label sequence-classification model on each rendered conversation.
+    """The logit of a one-label sequence-classification model on each rendered conversation; each is paid for once.
 
     Args:
         rows: columns prompt and response.
+        folder: the response store.
         max_length: tokens of a conversation that are read, from its start.
     """
+    identity = model_identity(model, revision)
+    store = Store(folder / slug(identity))
+    conversations = [user_message(p) + assistant_message(r) for p, r in rows.select("prompt", "response").rows()]
+    keys = [response_key(model=identity, messages=messages, max_length=max_length) for messages in conversations]
+    scores: dict[str, float] = {}
+    missing = [(key, messages) for key, messages in zip(keys, conversations, strict=True) if not store.get(key)]
+    score = _reward_model(model, revision, max_length) if missing else None
+    with tqdm(total=len(keys), initial=len(keys) - len(missing), desc="reward model", unit="response") as bar:
+        for start in range(0, len(missing), CHUNK):
+            chunk = {key: score(messages) for key, messages in missing[start : start + CHUNK]} if score else {}
+            store.put({key: {"quality": value} for key, value in chunk.items() if math.isfinite(value)})
+            scores |= chunk
+            bar.update(len(chunk))
+    return [row["quality"] if (row := store.get(key)) else scores[key] for key in keys]
+
+
+def _reward_model(model: str, revision: str | None, max_length: int) -> Callable[[list[Message]], float]:
     import torch
     from transformers import AutoModelForSequenceClassification
-
-    from persyn.chat import assistant_message, encode_conversation, user_message, with_chat_template
 
     tokenizer = with_chat_template(load_tokenizer(model, revision))
     scorer = load_model(AutoModelForSequenceClassification, model, revision)
     if scorer.config.num_labels != 1:
         raise InputError(f"{model} gives {scorer.config.num_labels} scores a text; a reward model must give 1")
-    scores = []
-    for prompt, response in tqdm(rows.select("prompt", "response").rows(), desc="reward model", unit="response"):
-        ids = encode_conversation(tokenizer, user_message(prompt) + assistant_message(response))
-        with torch.inference_mode():  # one by one: a score then cannot depend on its batch mates
-            logits = scorer(torch.tensor([ids[:max_length]], device=scorer.device)).logits
-        scores.append(logits.float().item())
-    return scores
+
+    @torch.inference_mode()
+    def score(messages: list[Message]) -> float:  # one by one: a score then cannot depend on its batch mates
+        ids = encode_conversation(tokenizer, messages)[:max_length]
+        return scorer(torch.tensor([ids], device=scorer.device)).logits.float().item()
+
+    return score

@@ -1,45 +1,68 @@
 """Rewards: raw quality and learnability -> one reward a response, comparable within its prompt."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import polars as pl
 
+from persyn.defects import Policies
 from persyn.schemas import REWARDS, InputError
+
+KEYS = ["prompt_id", "teacher"]
 
 
 def build_rewards(
     quality: pl.DataFrame,
     learnability: pl.DataFrame,
+    defects: pl.DataFrame,
     teachers: Sequence[str],
+    policies: Policies,
     *,
     alpha: float,
     normalization: Literal["min_max", "z_score", "none"] = "min_max",
-) -> pl.DataFrame:
+    penalty: float = 1.0,
+) -> tuple[pl.DataFrame, dict[str, Any]]:
     """r = (1 - alpha) * r_q + alpha * r_l (PerSyn, Eq. 2), both normalised over the teachers of a prompt.
 
     Args:
         quality: QUALITY of every teacher.
         learnability: LEARNABILITY of every teacher.
-        teachers: who must have answered every prompt.
+        defects: DEFECTS of every teacher.
+        teachers: who answered every prompt. A prompt that lacks a teacher's score (its call failed, or a score was
+            not finite) is left out and counted: no comparison on it would be fair.
+        policies: which defects cost `penalty`.
         alpha: weight of learnability, 0 to 1.
         normalization: min_max to [0, 1]; z_score; none. Scores that are all equal normalise to 0.
+        penalty: what a response with a defect loses; from 1 on, with min_max, it loses to every other.
 
     Returns:
-        REWARDS.
+        REWARDS and the counts {prompts, kept, dropped: {incomplete}, penalised, ties}; a tie is a prompt on which all
+        rewards are equal.
 
     Raises:
-        InputError: alpha or normalization is not legal, or a prompt lacks a teacher's score.
+        InputError: a parameter is not legal, a score is of an unknown teacher, or no prompt is left.
     """
     if not 0 <= alpha <= 1:
         raise InputError(f"rewards.alpha is {alpha}; it must be from 0 (quality alone) to 1 (learnability alone)")
     if normalization not in ("min_max", "z_score", "none"):
         raise InputError(f"rewards.normalization is {normalization!r}; it must be min_max, z_score or none")
-    keys = ["prompt_id", "teacher"]
-    scores = quality.join(learnability, on=keys, how="full", coalesce=True, validate="1:1").sort(keys)
-    _check_complete(scores, teachers)
+    if penalty < 0:
+        raise InputError(f"rewards.penalty is {penalty}; it must be 0 or more")
+    scores = quality.join(learnability, on=KEYS, how="full", coalesce=True, validate="1:1").sort(KEYS)
+    complete = _complete(scores, teachers).join(defects, on=KEYS, how="left", validate="1:1").sort(KEYS)
+    penalised = pl.any_horizontal(pl.lit(False), *policies.kinds("penalise", "drop")).fill_null(False)
     mixed = (1 - alpha) * _normalised("quality", normalization) + alpha * _normalised("learnability", normalization)
-    return scores.with_columns(reward=mixed).select(REWARDS.names())
+    rewards = complete.with_columns(reward=mixed - pl.when(penalised).then(float(penalty)).otherwise(0.0))
+    prompts, kept = scores["prompt_id"].n_unique(), complete["prompt_id"].n_unique()
+    spread = rewards.group_by("prompt_id").agg(pl.col("reward").max() > pl.col("reward").min())
+    counts = {
+        "prompts": prompts,
+        "kept": kept,
+        "dropped": {"incomplete": prompts - kept},
+        "penalised": int(complete.select(penalised.sum()).item()),
+        "ties": int((~spread["reward"]).sum()),
+    }
+    return rewards.select(REWARDS.names()), counts
 
 
 def _normalised(column: str, normalization: str) -> pl.Expr:
@@ -54,14 +77,17 @@ def _normalised(column: str, normalization: str) -> pl.Expr:
     return pl.when(spread).then((value - shift.over("prompt_id")) / scale.over("prompt_id")).otherwise(0.0)
 
 
-def _check_complete(scores: pl.DataFrame, teachers: Sequence[str]) -> None:
-    wanted = scores.select("prompt_id").unique().join(pl.DataFrame({"teacher": list(teachers)}), how="cross")
-    missing = wanted.join(scores.drop_nulls(["quality", "learnability"]), on=["prompt_id", "teacher"], how="anti")
-    broken = scores.filter(~pl.col("quality").is_finite() | ~pl.col("learnability").is_finite())
-    for rows, what in ((missing, "have no score"), (broken, "have a score that is not finite")):
-        if rows.height:
-            named = rows.select("prompt_id", "teacher").sort("prompt_id", "teacher").rows()[:5]
-            raise InputError(f"{rows.height} responses {what}, first {named}; run their quality and learnability again")
+def _complete(scores: pl.DataFrame, teachers: Sequence[str]) -> pl.DataFrame:
+    """The scores of those prompts on which every teacher has both, finite."""
     unknown = set(scores["teacher"]) - set(teachers)
     if unknown:
         raise InputError(f"scores of {', '.join(sorted(unknown))}, which is not among {', '.join(teachers)}")
+    finite = scores.filter(pl.col("quality").is_finite() & pl.col("learnability").is_finite())
+    complete = finite.filter(pl.len().over("prompt_id") == len(teachers))
+    if complete.is_empty():
+        have = ", ".join(f"{teacher} {finite.filter(teacher=teacher).height}" for teacher in teachers)
+        raise InputError(
+            f"none of {scores['prompt_id'].n_unique()} prompts has both scores of every teacher (scored: {have}); "
+            f"see metrics/defects.json for calls that failed, and run their stages again"
+        )
+    return complete

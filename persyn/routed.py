@@ -1,13 +1,13 @@
 """Routed: what the chosen teachers wrote. The parallel set is already answered; only the rest is generated."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from persyn.generation import Teacher, generate_responses
 from persyn.schemas import RESPONSES
-from persyn.store import Store
 
 
 def build_routed(
@@ -15,8 +15,9 @@ def build_routed(
     routes: pl.DataFrame,
     responses: pl.DataFrame,
     teachers: Mapping[str, Teacher],
-    store: Store,
-    speed: Mapping[str, Any],
+    folder: Path,
+    speed: Mapping[str, Mapping[str, Any]],
+    **limits: float,
 ) -> pl.DataFrame:
     """Collect one response a prompt, from its routed teacher.
 
@@ -25,8 +26,9 @@ def build_routed(
         routes: ROUTES, one row a prompt.
         responses: RESPONSES of all teachers to the parallel set: taken, not asked again.
         teachers: name -> Teacher.
-        store: where answers already paid for are.
-        speed: backend -> its speed knobs.
+        folder: the response store.
+        speed: teacher -> the speed knobs of its backend.
+        limits: the keyword arguments of generate_responses.
 
     Returns:
         RESPONSES, one row a prompt.
@@ -36,8 +38,8 @@ def build_routed(
     tables = [responses.join(wanted.select(keys), on=keys, how="semi")]
     to_generate = wanted.join(responses, on=keys, how="anti").sort(keys)
     for (name,), share in to_generate.group_by("teacher", maintain_order=True):
-        teacher = teachers[str(name)]
-        tables.append(generate_responses(share, str(name), teacher, store, speed.get(teacher.backend, {})))
+        teacher = str(name)
+        tables.append(generate_responses(share, teacher, teachers[teacher], folder, speed[teacher], **limits))
     routed = pl.concat(tables).select(RESPONSES.names())
     assert routed.height == routes.height, f"{routed.height} responses for {routes.height} routes"
     return routed

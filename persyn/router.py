@@ -48,7 +48,7 @@ def fit_router(
     """Train a router on part of the parallel prompts and measure it on the rest, beside its controls.
 
     Args:
-        prompts: PROMPTS of the parallel set.
+        prompts: PROMPTS of the parallel set; those without rewards are ignored.
         rewards: REWARDS of the parallel set.
         pairs: PAIRS of the parallel set.
         teachers: the order of the strengths.
@@ -60,7 +60,7 @@ def fit_router(
     """
     training: dict[str, Any] = {"model": model, "revision": revision, "learning_rate": learning_rate, "epochs": epochs}
     training |= {"batch_size": batch_size, "max_length": max_length, "seed": seed}
-    train, held_out = split_prompts(prompts, holdout)
+    train, held_out = split_prompts(prompts.join(rewards, on="prompt_id", how="semi"), holdout)
     router, tokenizer = train_router(train, pairs, teachers, **training)
     texts = held_out["prompt"].to_list()
     seen, unseen = (reward_matrix(rewards, part["prompt_id"].to_list(), teachers) for part in (train, held_out))

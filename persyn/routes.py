@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from persyn.schemas import ROUTES, InputError
+from persyn.schemas import ROUTES, InputError, check_keys
 
 Predict = Callable[[list[str]], np.ndarray]
 
@@ -33,11 +33,9 @@ def build_routes(
     rule = arguments.pop("rule", None)
     if rule not in RULES:
         raise InputError(f"strategy rule {rule!r} is not one of {', '.join(RULES)}")
+    check_keys(f"rule {rule}", arguments, RULES[rule])
     ordered = prompts.sort("prompt_id")
-    try:
-        chosen = RULES[rule](ordered, teachers, predict, **arguments)
-    except TypeError as error:
-        raise InputError(f"strategy rule {rule}: {error}") from error
+    chosen = RULES[rule](ordered, teachers, predict, **arguments)
     unknown = set(chosen["teacher"]) - set(teachers)
     if unknown:
         raise InputError(f"strategy rule {rule} chose {', '.join(sorted(unknown))}; known: {', '.join(teachers)}")

@@ -50,6 +50,13 @@ LEARNABILITY = pl.Schema(
         "truncated": pl.Boolean,
     }
 )
+DEFECTS = pl.Schema(
+    {
+        "prompt_id": pl.String,
+        "teacher": pl.String,
+        **dict.fromkeys(["empty", "refusal", "repetition", "unclosed_think", "tool_call", "other_script"], pl.Boolean),
+    }
+)
 REWARDS = pl.Schema(
     {
         "prompt_id": pl.String,
@@ -170,6 +177,11 @@ def nearest(key: object, known: Iterable[object]) -> str:
     names = [str(name) for name in known]
     near = difflib.get_close_matches(str(key), names, n=1)
     return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(names) or 'nothing'}"
+
+
+def printable(text: str) -> str:
+    """`text` on one line, every control character shown as an escape: data cannot steer the terminal."""
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def write_json(value: object, path: str | Path) -> None:

@@ -1,26 +1,31 @@
 """The response store: nothing that was paid for is paid for twice.
 
-It lives outside every stage's outputs (`$PERSYN_STORE`), since DVC deletes those before a stage runs. Each
-process appends to a journal of its own, a record being [u32 length][u32 crc32][json]; a torn tail loses at most
-the records in flight. The key is a content hash of what was asked, never of where or how fast it was answered.
+It lives outside every stage's outputs (`$PERSYN_STORE`), since DVC deletes those before a stage runs. Each model has a
+folder of its own (`slug`), and in it each process appends to a journal of its own (journal.py), so writers need no lock
+against each other. Compaction merges journals into one of the same format.
 """
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
-import struct
-import uuid
-import zlib
+import re
+import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+from persyn.journal import FORMAT, append, encode, key_of, list_journals, new_journal, read_records, sync_folder
 from persyn.models import cache_folder
+from persyn.schemas import InputError
 
-KEY_VERSION = 1
+KEY_VERSION = 2
+"""To be raised when a change of code changes what a model is shown: rows of older versions are then left alone."""
 logger = logging.getLogger(__name__)
-HEADER = struct.Struct("<II")
 
 
 def store_folder() -> Path:
@@ -28,53 +33,177 @@ def store_folder() -> Path:
     return Path(os.environ.get("PERSYN_STORE") or cache_folder() / "store")
 
 
+def slug(name: str) -> str:
+    """A folder name for any text: its readable part, and 8 hex digits of its sha256 to tell equal ones apart."""
+    readable = re.sub(r"[^a-z0-9]+", "-", name.lower().rpartition("/")[2]).strip("-")[:48]
+    return f"{readable or 'model'}-{hashlib.sha256(name.encode('utf-8', 'backslashreplace')).hexdigest()[:8]}"
+
+
 def response_key(**asked: Any) -> str:
-    """sha256 of the canonical json of everything that decides an answer (model, revision, messages, sampling)."""
+    """sha256 of the canonical json of everything that decides an answer (model, messages, sampling)."""
     canonical = json.dumps([KEY_VERSION, asked], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+@dataclass
+class Report:
+    """What `verify` and `compact` found in one folder."""
+
+    journals: int = 0
+    records: int = 0
+    rows: int = 0
+    """Different keys."""
+    conflicts: int = 0
+    """Keys with two different rows; the first is served."""
+    damaged: list[str] = field(default_factory=list)
+    """Journal, byte range."""
+
+
 class Store:
-    """Rows by key, in memory once read, on disk in append-only journals under `folder`."""
+    """Rows by key: in memory once opened, on disk in the append-only journals of `folder`.
+
+    Raises:
+        InputError: the folder cannot be used, or holds journals of an unknown format.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._rows: dict[str, dict[str, Any]] = {}
-        for journal in sorted(self.folder.glob("j-*.log")):
-            for record in _read_journal(journal):
-                self._rows.setdefault(record["key"], record["row"])
-        self._journal: BinaryIO | None = None
+        self._payloads: dict[str, bytes] = {}
+        self._read_to: dict[Path, int] = {}
+        self._journal: FileIO | None = None
+        with _clear(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        self.refresh()
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The row stored under `key`, or None."""
-        return self._rows.get(key)
+        payload = self._payloads.get(key)
+        return None if payload is None else json.loads(payload)["row"]
 
     def put(self, rows: dict[str, dict[str, Any]]) -> None:
-        """Append rows and make them durable before returning. The first row of a key stays."""
-        if self._journal is None:
-            self._journal = (self.folder / f"j-{uuid.uuid4().hex}.log").open("ab")
-        for key, row in rows.items():
-            if key in self._rows:
-                continue
-            payload = json.dumps({"key": key, "row": row}, ensure_ascii=True).encode()
-            self._journal.write(HEADER.pack(len(payload), zlib.crc32(payload)) + payload)
-            self._rows[key] = row
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        """Append rows and make them durable before returning. The first row of a key stays.
 
-
-def _read_journal(journal: Path) -> Iterator[dict[str, Any]]:
-    """Yield every whole record; stop with a warning at the first that is torn or damaged."""
-    data = journal.read_bytes()
-    offset = 0
-    while offset < len(data):
-        payload = b""
-        if offset + HEADER.size <= len(data):
-            length, crc = HEADER.unpack_from(data, offset)
-            payload = data[offset + HEADER.size : offset + HEADER.size + length]
-        if not payload or len(payload) != length or zlib.crc32(payload) != crc:
-            logger.warning("%s: damaged at byte %d of %d; rows after it are asked again", journal, offset, len(data))
+        Raises:
+            InputError: the disk is full or not writable. What earlier calls stored is safe.
+        """
+        new = {key: encode(key, row) for key, row in rows.items() if key not in self._payloads}
+        if not new:
             return
-        yield json.loads(payload)
-        offset += HEADER.size + length
+        with _clear(self.folder):
+            if self._journal is None:
+                self._journal = new_journal(self.folder)
+            append(self._journal, new.values())
+        self._payloads |= new
+
+    def refresh(self) -> None:
+        """Read what other processes have added since the store was opened."""
+        with _clear(self.folder):
+            for journal in list_journals(self.folder):
+                try:
+                    self._refresh(journal)
+                except FileNotFoundError:  # compacted meanwhile: its rows are in a journal that is listed now
+                    return self.refresh()
+        return None
+
+    def _refresh(self, journal: Path) -> None:
+        with journal.open("rb") as file:
+            start = file.seek(self._read_to.get(journal, 0))
+            data = file.read()
+        for begin, end, payload in read_records(data):
+            if payload:
+                self._payloads.setdefault(key_of(payload), payload)
+                self._read_to[journal] = start + end
+            else:
+                logger.warning(
+                    "%s: bytes %d to %d are damaged or unfinished; what stood there is asked again, `persyn store gc` "
+                    "cleans up",
+                    *(journal, start + begin, start + end),
+                )
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """One process at a time asks a model: a second one waits here, and then finds the answers of the first."""
+        with (self.folder / "lock").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                logger.warning("waiting for another process that fills %s", self.folder)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            self.refresh()
+            yield
+
+    def check_space(self, num_bytes: int) -> None:
+        """Raise InputError if `num_bytes` more would fill the disk."""
+        free = shutil.disk_usage(self.folder).free
+        if free < num_bytes:
+            raise InputError(
+                f"{self.folder}: about {num_bytes / 1e6:.0f} MB of answers are to come, {free / 1e6:.0f} MB are free; "
+                f"free some space or point PERSYN_STORE elsewhere"
+            )
+
+
+def shelves(folder: Path) -> list[Path]:
+    """The folders of a store, one a model."""
+    return sorted({journal.parent for journal in folder.glob("*/j*-*.log")})
+
+
+def verify(folder: Path) -> tuple[Report, dict[str, bytes]]:
+    """Check every record of one model's folder, down to its json.
+
+    Returns:
+        The report, and the json of every row by key.
+    """
+    report = Report()
+    rows: dict[str, bytes] = {}
+    for journal in list_journals(folder):
+        report.journals += 1
+        for begin, end, payload in read_records(journal.read_bytes()):
+            if not payload:
+                report.damaged.append(f"{journal} bytes {begin} to {end}")
+                continue
+            report.records += 1
+            first = rows.setdefault(key_of(payload), payload)
+            report.conflicts += first != payload and json.loads(first) != json.loads(payload)
+    report.rows = len(rows)
+    return report, rows
+
+
+def compact(folder: Path) -> Report:
+    """Merge a model's journals into one, without damaged and repeated records. No answer is dropped.
+
+    The merged journal is complete and durable before an old one goes, so a crash at any point loses nothing.
+
+    Raises:
+        InputError: a process is writing there.
+    """
+    with ExitStack() as held, _clear(folder):
+        journals = list_journals(folder)
+        for journal in journals:
+            try:
+                fcntl.flock(held.enter_context(journal.open("rb+")), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{folder}: a running process is writing there; try again when it has ended") from None
+        report, rows = verify(folder)
+        if len(journals) > 1 or report.damaged or report.records > report.rows:
+            digest = hashlib.sha256(b"".join(rows.values())).hexdigest()
+            merged = folder / f"j{FORMAT}-{digest[:32]}.log"
+            partial = folder / f"{merged.name}.partial"
+            with FileIO(partial, "wb") as file:
+                append(file, rows.values())
+            partial.replace(merged)
+            sync_folder(folder)
+            for journal in set(journals) - {merged}:
+                journal.unlink()
+    return report
+
+
+@contextmanager
+def _clear(folder: Path) -> Iterator[None]:
+    """Say in one line that the store cannot be read or written, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"the response store {folder} failed: {error.strerror}; what was stored before is safe. Put that right "
+            f"(or point PERSYN_STORE elsewhere) and run the same command again"
+        ) from error

@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import torch
 
-from persyn.chat import with_chat_template
+from persyn.chat import encode_completion, with_chat_template
 from persyn.models import Student, cache_folder, load_causal_lm, load_tokenizer
 from persyn.schemas import DATASET, check_keys
 
@@ -53,10 +53,11 @@ def train_student(
     where = (student.model, student.revision, student.trust_remote_code)
     on_gpu = torch.cuda.is_available()
     device_batch_size = min(batch_size, device_batch_size)
+    tokenizer = with_chat_template(load_tokenizer(*where))
     trainer: Any = SFTTrainer(
         model=load_causal_lm(*where, dtype=torch.float32),
-        processing_class=with_chat_template(load_tokenizer(*where)),
-        train_dataset=Dataset.from_list(dataset.select("prompt", "completion").to_dicts()),
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_list(encode_dataset(tokenizer, dataset)),
         peft_config=lora_config(**lora) if lora is not None else None,
         args=SFTConfig(
             output_dir=str(checkpoints),
@@ -86,6 +87,17 @@ def train_student(
     curve = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     shutil.rmtree(checkpoints, ignore_errors=True)
     return pl.DataFrame(curve, schema={"step": pl.Int64, "loss": pl.Float64}, orient="row")
+
+
+def encode_dataset(tokenizer: Any, dataset: pl.DataFrame) -> list[dict[str, list[int]]]:
+    """DATASET as the token ids and labels that TRL trains on: the very tokens that learnability scores. The label of
+    a prompt token is -100, which the loss ignores.
+    """
+    encoded = [
+        encode_completion(tokenizer, prompt[0]["content"], completion[0]["content"], finished=True)
+        for prompt, completion in dataset.select("prompt", "completion").iter_rows()
+    ]
+    return [{"input_ids": prompt + response, "labels": [-100] * len(prompt) + response} for prompt, response in encoded]
 
 
 def lora_config(*, r: int = 16, alpha: int = 32, dropout: float = 0.0) -> Any:

@@ -1,17 +1,32 @@
 """Stages: argv, params and tables in, one persyn call, tables out. dvc.yaml is the only place that knows a path."""
 
+import logging
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from persyn.schemas import InputError, check_keys, nearest
+from persyn.schemas import InputError, check_keys, nearest, printable
 
 PARAMS = Path("params.yaml")
+# Teachers and strategies name files and stages.
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+RESERVED = {"con", "prn", "aux", "nul"}
+SECRET = re.compile(
+    r"\b(?:sk-[\w-]{16,}|hf_\w{20,}|gh[a-z]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}"
+    r"|xox[a-z]-[\w-]{10,}|Bearer\s+\S{16,})|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was told to stop by the signal in `args`."""
 
 
 def read_value(path: str) -> Any:
@@ -21,12 +36,14 @@ def read_value(path: str) -> Any:
     is what is read.
 
     Raises:
-        InputError: the file cannot be read, or nothing stands there; the nearest right spelling is named.
+        InputError: the file cannot be read, holds a secret or a name that cannot be a file's, or nothing stands at
+            `path`; the nearest right spelling is named.
     """
     try:
         node = YAML(typ="safe", pure=True).load(PARAMS)
     except (OSError, YAMLError) as error:
         raise InputError(f"cannot read {PARAMS}: {' '.join(str(error).split())}") from error
+    _check_params(node)
     walked: list[str] = []
     for key in path.split("."):
         if not isinstance(node, dict) or key not in node:
@@ -49,11 +66,57 @@ def read_params(section: str, accepts: Callable[..., Any] | None = None) -> dict
     return node or {}
 
 
+def read_speed(teacher: str, backend: str) -> dict[str, Any]:
+    """The speed knobs of a teacher: those of its backend, and over them its own (`speed.teachers.<teacher>`)."""
+    speed = read_params("speed")
+    return {**speed.get(backend, {}), **speed.get("teachers", {}).get(teacher, {})}
+
+
 def run(main: Callable[..., None]) -> None:
-    """Call `main` with argv. A user's mistake ends in one line; PERSYN_TRACEBACK=1 shows where it was found."""
+    """Call `main` with argv.
+
+    A user's mistake ends in one line (PERSYN_TRACEBACK=1 shows where it was found); SIGINT and SIGTERM in status 130
+    and 143 and the command that goes on.
+    """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("persyn").setLevel(logging.INFO)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     try:
         main(*sys.argv[1:])
     except InputError as error:
         if os.environ.get("PERSYN_TRACEBACK"):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {printable(str(error))}")
+    except Stopped as stopped:
+        number = stopped.args[0]
+        print(f"stopped by {signal.Signals(number).name}; what is done is kept, `dvc repro` goes on", file=sys.stderr)  # noqa: T201
+        sys.exit(128 + number)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+def _check_params(params: Any) -> None:
+    """Refuse secrets (params.yaml is shared, and dvc.lock repeats it) and names that cannot be a file's."""
+    seen: set[int] = set()  # aliases make a node stand in many places: each is looked at once
+    nodes = [params]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, str) and SECRET.search(node):
+            raise InputError(
+                f"{PARAMS} holds what looks like a key ({node[:4]}...); take it out, revoke it, and name the "
+                f"environment variable that holds it in speed.openai.api_key_env"
+            )
+        if isinstance(node, dict | list) and id(node) not in seen:
+            seen.add(id(node))
+            nodes += [*node, *node.values()] if isinstance(node, dict) else node
+    for section in ("teachers", "strategies"):
+        entries = params.get(section) if isinstance(params, dict) else None
+        for name in entries if isinstance(entries, dict) else ():
+            if not NAME.fullmatch(str(name)) or str(name).partition(".")[0] in RESERVED:
+                raise InputError(
+                    f"{section}: {str(name)[:80]!r} cannot name a file; use up to 64 of a-z, 0-9, '-', '_' and '.', "
+                    f"a letter or digit first"
+                )

@@ -2,12 +2,14 @@
 
 from persyn.quality import score_quality
 from persyn.schemas import PROMPTS, QUALITY, RESPONSES, read_table, write_table
+from persyn.store import store_folder
 from stages import read_params, run
 
 
 def main(prompts: str, responses: str, out: str) -> None:
     params = read_params("quality", score_quality)
-    write_table(score_quality(read_table(prompts, PROMPTS), read_table(responses, RESPONSES), **params), out, QUALITY)
+    tables = read_table(prompts, PROMPTS), read_table(responses, RESPONSES)
+    write_table(score_quality(*tables, store_folder(), **params), out, QUALITY)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,15 @@ import polars as pl
 
 from persyn.generation import Teacher, generate_responses
 from persyn.schemas import PROMPTS, RESPONSES, read_table, write_table
-from persyn.store import Store, store_folder
-from stages import read_params, run
+from persyn.store import store_folder
+from stages import read_params, read_speed, run
 
 
-def main(teacher: str, prompts: str, out: str) -> None:
-    entry = Teacher(**read_params(f"teachers.{teacher}", Teacher))
+def main(name: str, prompts: str, out: str) -> None:
+    teacher = Teacher(**read_params(f"teachers.{name}", Teacher))
     parallel = read_table(prompts, PROMPTS).filter(pl.col("parallel"))
-    speed = read_params("speed").get(entry.backend, {})
-    write_table(generate_responses(parallel, teacher, entry, Store(store_folder()), speed), out, RESPONSES)
+    speed, limits = read_speed(name, teacher.backend), read_params("responses", generate_responses)
+    write_table(generate_responses(parallel, name, teacher, store_folder(), speed, **limits), out, RESPONSES)
 
 
 if __name__ == "__main__":

@@ -2,16 +2,21 @@
 
 import polars as pl
 
+from persyn.defects import Policies
 from persyn.rewards import build_rewards
-from persyn.schemas import LEARNABILITY, QUALITY, REWARDS, read_folder, write_table
+from persyn.schemas import DEFECTS, LEARNABILITY, QUALITY, REWARDS, read_folder, read_table, write_json, write_table
 from stages import read_params, run
 
 
-def main(quality: str, learnability: str, out: str) -> None:
+def main(quality: str, learnability: str, defects: str, out: str, metrics: str) -> None:
     teachers = list(read_params("teachers"))
     scored = pl.concat(read_folder(quality, teachers, QUALITY).values())
     learned = pl.concat(read_folder(learnability, teachers, LEARNABILITY).values())
-    write_table(build_rewards(scored, learned, teachers, **read_params("rewards", build_rewards)), out, REWARDS)
+    policies = Policies(**read_params("defects", Policies))
+    tables = scored, learned, read_table(defects, DEFECTS)
+    rewards, counts = build_rewards(*tables, teachers, policies, **read_params("rewards", build_rewards))
+    write_table(rewards, out, REWARDS)
+    write_json(counts, metrics)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,20 @@
 
 import polars as pl
 
-from persyn.generation import Teacher
+from persyn.generation import Teacher, generate_responses
 from persyn.routed import build_routed
 from persyn.schemas import PROMPTS, RESPONSES, ROUTES, read_folder, read_table, write_table
-from persyn.store import Store, store_folder
-from stages import read_params, run
+from persyn.store import store_folder
+from stages import read_params, read_speed, run
 
 
 def main(prompts: str, routes: str, responses: str, out: str) -> None:
     teachers = {name: Teacher(**read_params(f"teachers.{name}", Teacher)) for name in read_params("teachers")}
+    speed = {name: read_speed(name, teacher.backend) for name, teacher in teachers.items()}
     parallel = pl.concat(read_folder(responses, list(teachers), RESPONSES).values())
     tables = read_table(prompts, PROMPTS), read_table(routes, ROUTES), parallel
-    write_table(build_routed(*tables, teachers, Store(store_folder()), read_params("speed")), out, RESPONSES)
+    limits = read_params("responses", generate_responses)
+    write_table(build_routed(*tables, teachers, store_folder(), speed, **limits), out, RESPONSES)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 
 from lm_eval.tasks.hendrycks_math import utils
 
-from persyn.quality import is_right_answer
+from persyn.verifiers import is_right_answer
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, float]:

@@ -6,13 +6,13 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from conftest import prompts_table
+from conftest import build_model, prompts_table
 
 import persyn.generation
 from persyn.generation import Generation, Sampling, Teacher, generate_responses
 from persyn.generation.transformers import TransformersBackend, row_sampler
 from persyn.schemas import RESPONSES, InputError, check_table
-from persyn.store import Store
+from persyn.store import shelves, verify
 
 PROMPTS = [f"Say {'a long word ' * (i % 4)}number {i}." for i in range(9)]
 
@@ -27,6 +27,11 @@ def teacher(model: str, **changes: Any) -> Teacher:
     return Teacher(**{**fields, **changes})
 
 
+def stored(folder: Path) -> int:
+    """How many rows a store holds."""
+    return sum(verify(shelf)[0].rows for shelf in shelves(folder))
+
+
 def texts(table: pl.DataFrame) -> list[str]:
     return table.sort("prompt_id")["response"].to_list()
 
@@ -38,8 +43,8 @@ def test_an_answer_does_not_depend_on_its_batch(
 ) -> None:
     model = request.getfixturevalue(kind)
     who = teacher(model, sampling={"max_tokens": 12, "temperature": temperature, "seed": 1})
-    one = generate_responses(prompts_table(PROMPTS), "t", who, Store(tmp_path / "1"), {"batch_size": 1})
-    many = generate_responses(prompts_table(PROMPTS[::-1]), "t", who, Store(tmp_path / "2"), {"batch_size": 4})
+    one = generate_responses(prompts_table(PROMPTS), "t", who, tmp_path / "1", {"batch_size": 1})
+    many = generate_responses(prompts_table(PROMPTS[::-1]), "t", who, tmp_path / "2", {"batch_size": 4})
     assert texts(one) == texts(many)
     check_table(one, RESPONSES, "responses")
     assert set(one["finish_reason"]) <= {"stop", "length"}
@@ -48,7 +53,7 @@ def test_an_answer_does_not_depend_on_its_batch(
 
 def test_another_seed_draws_other_answers(base_model: str, tmp_path: Path) -> None:
     tables = [
-        generate_responses(prompts_table(PROMPTS), "t", teacher(base_model, sampling=sampling), Store(tmp_path), {})
+        generate_responses(prompts_table(PROMPTS), "t", teacher(base_model, sampling=sampling), tmp_path, {})
         for sampling in ({"max_tokens": 12, "temperature": 1.0, "seed": seed} for seed in (1, 2))
     ]
     assert texts(tables[0]) != texts(tables[1])
@@ -64,11 +69,11 @@ def test_what_the_store_holds_is_never_asked_again(
             asked.append(len(keys))
             return super().generate(conversations, keys, sampling)
 
-    monkeypatch.setattr(persyn.generation, "_backend", lambda teacher: Counting)
-    first = generate_responses(prompts_table(PROMPTS[:4]), "t", teacher(base_model), Store(tmp_path), {})
-    again = generate_responses(prompts_table(PROMPTS), "renamed", teacher(base_model), Store(tmp_path), {})
-    generate_responses(prompts_table(PROMPTS), "t", teacher(base_model), Store(tmp_path), {"batch_size": 1})
-    generate_responses(prompts_table(PROMPTS[:1]), "t", teacher(base_model, system="Be brief."), Store(tmp_path), {})
+    monkeypatch.setattr(persyn.generation, "_engine", lambda teacher: Counting)
+    first = generate_responses(prompts_table(PROMPTS[:4]), "t", teacher(base_model), tmp_path, {})
+    again = generate_responses(prompts_table(PROMPTS), "renamed", teacher(base_model), tmp_path, {})
+    generate_responses(prompts_table(PROMPTS), "t", teacher(base_model), tmp_path, {"batch_size": 1})
+    generate_responses(prompts_table(PROMPTS[:1]), "t", teacher(base_model, system="Be brief."), tmp_path, {})
     assert asked == [4, 5, 1], "only new prompts, and a changed system prompt, are asked"
     assert set(texts(first)) <= set(texts(again))
 
@@ -81,11 +86,11 @@ def test_rows_finished_before_a_crash_are_kept(
             yield next(super().generate(conversations, keys, sampling))
             raise RuntimeError("killed")
 
-    monkeypatch.setattr(persyn.generation, "_backend", lambda teacher: Dying)
+    monkeypatch.setattr(persyn.generation, "_engine", lambda teacher: Dying)
     for expected in (3, 6):
         with pytest.raises(RuntimeError, match="killed"):
-            generate_responses(prompts_table(PROMPTS), "t", teacher(base_model), Store(tmp_path), {"batch_size": 3})
-        assert len(Store(tmp_path)._rows) == expected
+            generate_responses(prompts_table(PROMPTS), "t", teacher(base_model), tmp_path, {"batch_size": 3})
+        assert stored(tmp_path) == expected
 
 
 def test_the_row_sampler_draws_from_the_softmax() -> None:
@@ -102,6 +107,29 @@ def test_the_row_sampler_draws_from_the_softmax() -> None:
     assert not row_sampler(Sampling(max_tokens=1), keys), "temperature 0 is plain greedy"
 
 
+def test_a_larger_max_tokens_asks_only_the_cut_ones_again(base_model: str, tmp_path: Path) -> None:
+    def ask(max_tokens: int) -> pl.DataFrame:
+        who = teacher(base_model, sampling={"max_tokens": max_tokens, "temperature": 5.0})
+        return generate_responses(prompts_table(PROMPTS), "t", who, tmp_path, {})
+
+    short = ask(100)
+    cut = (short["finish_reason"] == "length").sum()
+    assert 0 < cut < 9, "the case needs both kinds"
+    long = ask(150)
+    assert stored(tmp_path) == 9 + cut
+    assert all(b.startswith(a) for a, b in zip(texts(short), texts(long), strict=True)), "the same draw goes on"
+    assert ask(100).equals(short), "what was asked before is served as it was, whatever came after"
+    assert stored(tmp_path) == 9 + cut
+
+
+def test_new_weights_in_the_same_folder_are_another_teacher(tmp_path: Path) -> None:
+    model = build_model(tmp_path / "model")
+    generate_responses(prompts_table(PROMPTS), "t", teacher(model), tmp_path / "store", {})
+    build_model(tmp_path / "model", family="qwen2")
+    generate_responses(prompts_table(PROMPTS), "t", teacher(model), tmp_path / "store", {})
+    assert stored(tmp_path / "store") == 2 * len(PROMPTS)
+
+
 def test_examples_and_system_prompt_come_before_the_prompt() -> None:
     who = teacher("m", system="Be kind.", examples=[{"prompt": "Q", "response": "A"}])
     assert [(m["role"], m["content"]) for m in who.messages("P")] == [
@@ -115,9 +143,9 @@ def test_examples_and_system_prompt_come_before_the_prompt() -> None:
 def test_bad_teachers_and_too_long_prompts_are_refused_before_any_call(base_model: str, tmp_path: Path) -> None:
     prompts = prompts_table(["word " * 2000, "short"])
     with pytest.raises(InputError, match=r"1 prompts do not fit .* exceeds its context of 1024"):
-        generate_responses(prompts, "t", teacher(base_model), Store(tmp_path), {})
-    with pytest.raises(InputError, match="backend 'vlm' is not one of transformers"):
-        generate_responses(prompts, "t", teacher(base_model, backend="vlm"), Store(tmp_path), {})
+        generate_responses(prompts, "t", teacher(base_model), tmp_path, {})
+    with pytest.raises(InputError, match="backend is 'vlm'; it must be one of transformers, openai"):
+        generate_responses(prompts, "t", teacher(base_model, backend="vlm"), tmp_path, {})
     with pytest.raises(InputError, match="neither an existing folder, nor a hub id"):
-        generate_responses(prompts, "t", teacher("no/such/model"), Store(tmp_path), {})
-    assert not Store(tmp_path)._rows
+        generate_responses(prompts, "t", teacher("no/such/model"), tmp_path, {})
+    assert not stored(tmp_path)

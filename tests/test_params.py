@@ -8,8 +8,9 @@ import pytest
 
 import stages
 from persyn.dataset import build_dataset
+from persyn.defects import Policies
 from persyn.evaluation import evaluate_student
-from persyn.generation import Sampling, Teacher
+from persyn.generation import Sampling, Teacher, generate_responses
 from persyn.models import Student
 from persyn.pairs import build_pairs
 from persyn.prompts import Source, build_prompts
@@ -24,6 +25,8 @@ SECTIONS: dict[str, Callable[..., Any]] = {
     "prompts": build_prompts,
     "quality": score_quality,
     "student": Student,
+    "responses": generate_responses,
+    "defects": Policies,
     "rewards": build_rewards,
     "pairs": build_pairs,
     "router": fit_router,

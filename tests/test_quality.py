@@ -7,8 +7,10 @@ import torch
 from conftest import build_tokenizer, prompts_table, responses_table
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from persyn.quality import is_right_answer, score_quality, share_of_checks
+import persyn.quality
+from persyn.quality import score_quality
 from persyn.schemas import QUALITY, InputError, check_table
+from persyn.verifiers import is_right_answer, share_of_checks
 
 
 def checks(*names: tuple[str, dict[str, object]]) -> str:
@@ -45,10 +47,10 @@ def test_math_verify(response: str, reference: str, right: float) -> None:
     assert is_right_answer("p", response, reference) == right
 
 
-def test_each_domain_has_its_method() -> None:
+def test_each_domain_has_its_method(tmp_path: Path) -> None:
     prompts = prompts_table(["sum"], "math", ["3"]).vstack(prompts_table(["say"], "instruction", [checks(NO_COMMA)]))
     responses = responses_table(prompts, "t", ["3", "a, b"])
-    table = score_quality(prompts, responses, methods={"math": "math_verify", "instruction": "checkers"})
+    table = score_quality(prompts, responses, tmp_path, methods={"math": "math_verify", "instruction": "checkers"})
     check_table(table, QUALITY, "quality")
     assert dict(table.select("prompt_id", "quality").rows()) == dict(zip(prompts["prompt_id"], [1.0, 0.0], strict=True))
 
@@ -64,28 +66,52 @@ def test_each_domain_has_its_method() -> None:
         ("instruction", checks(("x:y", {})), {"instruction": "checkers"}, r"unknown instruction \['x:y'\]"),
     ],
 )
-def test_bad_input_is_named(domain: str, reference: str | None, methods: dict[str, str], message: str) -> None:
+def test_bad_input_is_named(
+    domain: str, reference: str | None, methods: dict[str, str], message: str, tmp_path: Path
+) -> None:
     prompts = prompts_table(["p"], domain, [reference])
     with pytest.raises(InputError, match=message):
-        score_quality(prompts, responses_table(prompts, "t", ["x"]), methods=methods)
+        score_quality(prompts, responses_table(prompts, "t", ["x"]), tmp_path, methods=methods)
 
 
-def test_a_reward_model_scores_the_rendered_conversation(tmp_path: Path) -> None:
+def build_reward_model(folder: Path) -> Any:
     tokenizer = build_tokenizer(None)
     torch.manual_seed(0)
     sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
     sizes |= {"num_attention_heads": 2, "num_labels": 1, "pad_token_id": 0, "vocab_size": len(tokenizer)}
     model = LlamaForSequenceClassification(LlamaConfig(**sizes)).eval()
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model
+
+
+def test_a_reward_model_scores_the_rendered_conversation_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_reward_model(tmp_path / "model")
     prompts = prompts_table(["one", "a longer second prompt"])
-    table = score_quality(
-        prompts,
-        responses_table(prompts, "t", ["first", "second"]),
-        methods={"instruction": "reward_model"},
-        reward_model={"model": str(tmp_path)},
-    )
-    ids = tokenizer("<bos>Question:\none\n\nAnswer:\nfirst<eos>", return_tensors="pt", add_special_tokens=False)
+    responses = responses_table(prompts, "t", ["first", "second"])
+    how: dict[str, Any] = {
+        "methods": {"instruction": "reward_model"},
+        "reward_model": {"model": str(tmp_path / "model")},
+    }
+    table = score_quality(prompts, responses, tmp_path, **how)
+    ids = build_tokenizer(None)("<bos>Question:\none\n\nAnswer:\nfirst<eos>", return_tensors="pt")
     with torch.no_grad():
         expected = model(ids["input_ids"]).logits.item()
     assert table.filter(prompt_id=prompts["prompt_id"][0])["quality"].item() == pytest.approx(expected, abs=1e-6)
+    monkeypatch.setattr(persyn.quality, "_reward_model", lambda *_: pytest.fail("a stored score is not made again"))
+    assert score_quality(prompts, responses, tmp_path, **how).equals(table)
+
+
+def test_an_error_and_a_score_that_is_no_number_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    build_reward_model(tmp_path / "model")
+    prompts = prompts_table(["one", "two", "three"])
+    failed = responses_table(prompts[:1], "t", [""], "error")
+    responses = failed.vstack(responses_table(prompts[1:], "t", ["second", "third"]))
+    scores = iter([float("nan"), 0.5])
+    monkeypatch.setattr(persyn.quality, "_reward_model", lambda *_: lambda messages: next(scores))
+    how: dict[str, Any] = {"reward_model": {"model": str(tmp_path / "model")}}
+    table = score_quality(prompts, responses, tmp_path, methods={"instruction": "reward_model"}, **how)
+    assert table["quality"].to_list() == [0.5]
+    assert "1 scores are not finite and left out" in caplog.text

@@ -1,10 +1,19 @@
+from typing import Any
+
 import polars as pl
 import pytest
 
-from persyn.rewards import build_rewards
-from persyn.schemas import LEARNABILITY, QUALITY, InputError
+from persyn.defects import Policies
+from persyn.pairs import build_pairs
+from persyn.rewards import build_rewards as build
+from persyn.schemas import DEFECTS, LEARNABILITY, QUALITY, REWARDS, InputError, check_table
 
 TEACHERS = ["a", "b", "c"]
+NO_DEFECTS = pl.DataFrame(schema=DEFECTS)
+
+
+def build_rewards(quality: pl.DataFrame, learned: pl.DataFrame, teachers: list[str], **params: Any) -> pl.DataFrame:
+    return build(quality, learned, NO_DEFECTS, teachers, Policies(), **params)[0]
 
 
 def tables(quality: dict[str, list[float]], learned: dict[str, list[float]]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -48,16 +57,69 @@ def test_row_order_changes_nothing() -> None:
     assert straight.equals(shuffled)
 
 
-def test_missing_unknown_and_broken_scores_are_named() -> None:
+def test_prompts_without_all_scores_are_left_out_and_counted() -> None:
     quality, learned = tables(QUALITIES, LEARNED)
-    with pytest.raises(InputError, match=r"1 responses have no score, first \[\('p', 'a'\)\]"):
-        build_rewards(quality[1:], learned, TEACHERS, alpha=0.4)
+    for broken in (
+        quality.filter(~((pl.col("prompt_id") == "p") & (pl.col("teacher") == "b"))),
+        *(
+            quality.with_columns(
+                quality=pl.when((pl.col("prompt_id") == "p") & (pl.col("teacher") == "b"))
+                .then(bad)
+                .otherwise("quality")
+            )
+            for bad in (float("nan"), float("inf"), float("-inf"))
+        ),
+    ):
+        rewards, counts = build(broken, learned, NO_DEFECTS, TEACHERS, Policies(), alpha=0.4)
+        check_table(rewards, REWARDS, "no NaN gets through")
+        assert rewards["prompt_id"].unique().to_list() == ["q"]
+        assert counts == {"prompts": 2, "kept": 1, "dropped": {"incomplete": 1}, "penalised": 0, "ties": 0}
+
+
+def test_constant_scores_are_a_tie_that_makes_no_pair() -> None:
+    scores = tables({"p": [2.0] * 3}, {"p": [-1.0] * 3})
+    rewards, counts = build(*scores, NO_DEFECTS, TEACHERS, Policies(), alpha=0.4, normalization="z_score")
+    assert rewards["reward"].to_list() == [0.0] * 3
+    assert counts["ties"] == 1
+    with pytest.raises(InputError, match="no pair has a margin above"):
+        build_pairs(rewards)
+
+
+def test_one_teacher_has_rewards_but_no_pairs() -> None:
+    quality, learned = (table.filter(teacher="a") for table in tables(QUALITIES, LEARNED))
+    assert build_rewards(quality, learned, ["a"], alpha=0.4)["reward"].to_list() == [0.0, 0.0]
+
+
+def test_a_defect_loses_by_policy() -> None:
+    """On p, teacher c had the highest reward, 0.8 (test_equation_2_by_hand); with the penalty it has -0.2."""
+    defects = pl.DataFrame([("p", "c", False, True, *[False] * 4)], schema=DEFECTS, orient="row")
+    scores = tables(QUALITIES, LEARNED)
+    for policy, expected in (("keep", 0.8), ("penalise", -0.2), ("drop", -0.2)):
+        table, counts = build(*scores, defects, TEACHERS, Policies(refusal=policy), alpha=0.4)
+        assert rewards(table, "p") == pytest.approx([0.4, 0.3, expected])
+        assert counts["penalised"] == (policy != "keep")
+        assert rewards(table, "q") == pytest.approx([0.4, 0.0, 0.2]), "other prompts are as they were"
+
+
+def test_permuting_teachers_or_prompts_permutes_the_rewards_and_nothing_else() -> None:
+    rename = {"a": "c", "b": "a", "c": "b", "p": "q", "q": "p"}
+    quality, learned = tables(QUALITIES, LEARNED)
+    straight = build_pairs(build_rewards(quality, learned, TEACHERS, alpha=0.4))
+    moved = [t.with_columns(pl.col("prompt_id", "teacher").replace(rename)) for t in (quality, learned)]
+    permuted = build_pairs(build_rewards(moved[0], moved[1], TEACHERS, alpha=0.4))
+    renamed = straight.with_columns(pl.col("prompt_id", "winner", "loser").replace(rename))
+    assert renamed.sort("prompt_id", "winner", "loser").equals(permuted)
+
+
+def test_what_is_wrong_is_named() -> None:
+    quality, learned = tables(QUALITIES, LEARNED)
+    with pytest.raises(InputError, match=r"none of 2 prompts has both scores of every teacher \(scored: a 0, b 2, c 2"):
+        build_rewards(quality.filter(pl.col("teacher") != "a"), learned, TEACHERS, alpha=0.4)
     with pytest.raises(InputError, match=r"scores of c, which is not among a, b"):
         build_rewards(quality, learned, ["a", "b"], alpha=0.4)
-    broken = quality.with_columns(quality=pl.when(pl.col("teacher") == "b").then(float("nan")).otherwise("quality"))
-    with pytest.raises(InputError, match=r"2 responses have a score that is not finite, first \[\('p', 'b'\)"):
-        build_rewards(broken, learned, TEACHERS, alpha=0.4)
     with pytest.raises(InputError, match=r"alpha is 1\.5"):
         build_rewards(quality, learned, TEACHERS, alpha=1.5)
     with pytest.raises(InputError, match="normalization is 'max'"):
-        build_rewards(quality, learned, TEACHERS, alpha=0.4, normalization="max")  # type: ignore[arg-type]
+        build_rewards(quality, learned, TEACHERS, alpha=0.4, normalization="max")
+    with pytest.raises(InputError, match="penalty is -1"):
+        build_rewards(quality, learned, TEACHERS, alpha=0.4, penalty=-1)

@@ -46,9 +46,9 @@ def test_allocation_names_teachers_without_a_prompt() -> None:
     ("strategy", "message"),
     [
         ({"rule": "best"}, "rule 'best' is not one of persyn, strong, random"),
-        ({"rule": "strong"}, "missing 1 required keyword-only argument: 'teacher'"),
+        ({"rule": "strong"}, "rule strong.teacher is missing"),
         ({"rule": "strong", "teacher": "z"}, "chose z; known: a, b, c"),
-        ({"rule": "random", "sed": 1}, "unexpected keyword argument 'sed'"),
+        ({"rule": "random", "sed": 1}, "rule random.sed is not a parameter; did you mean seed"),
     ],
 )
 def test_bad_strategies_are_named(strategy: dict[str, object], message: str) -> None:

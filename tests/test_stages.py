@@ -55,7 +55,9 @@ def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
         run_stage("responses", teacher, prompts, responses)
         run_stage("quality", prompts, responses, f"data/quality/{teacher}.parquet")
         run_stage("learnability", prompts, responses, f"data/learnability/{teacher}.parquet")
-    run_stage("rewards", "data/quality", "data/learnability", "data/rewards.parquet")
+    run_stage("defects", prompts, "data/responses", "data/defects.parquet", "metrics/defects.json")
+    scored = "data/quality", "data/learnability", "data/defects.parquet"
+    run_stage("rewards", *scored, "data/rewards.parquet", "metrics/rewards.json")
     run_stage("pairs", "data/rewards.parquet", "data/pairs.parquet")
     run_stage("router", prompts, "data/rewards.parquet", "data/pairs.parquet", "models/router", "metrics/router.json")
     for name in strategies:
@@ -69,7 +71,7 @@ def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
     run_stage("comparison", "data/evaluation", "metrics/comparison.json", "metrics/comparison.md")
     run_stage("cost", prompts, "data/responses", "data/routed", "metrics/cost.json")
 
-    for table in ("rewards", "pairs", "prompts"):
+    for table in ("rewards", "pairs", "prompts", "defects"):
         read_table(f"data/{table}.parquet", getattr(schemas, table.upper()))
     answers = read_table("data/routed/persyn.parquet", schemas.RESPONSES)
     chosen = read_table("data/routes/persyn.parquet", schemas.ROUTES)

@@ -1,16 +1,23 @@
 """Generation: prompts + a teacher -> that teacher's responses, through the store and one Backend protocol."""
 
 import importlib
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 import polars as pl
 from tqdm import tqdm
 
 from persyn.chat import Message, assistant_message, user_message
+from persyn.models import model_identity
 from persyn.schemas import RESPONSES, InputError, check_keys
-from persyn.store import Store, response_key
+from persyn.store import Store, response_key, slug
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -24,13 +31,20 @@ class Sampling:
     top_p: float = 1.0
     seed: int = 0
 
+    @property
+    def drawn(self) -> dict[str, Any]:
+        """What decides the tokens, but for where they are cut."""
+        if self.temperature == 0:
+            return {"temperature": 0}
+        return {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+
 
 @dataclass(frozen=True)
 class Teacher:
     """One entry of `teachers` in params.yaml: a model and everything that shapes its answers."""
 
     model: str
-    """`packaged:<name>`, a local folder, or a hub id."""
+    """`packaged:<name>`, a local folder, a hub id, or what a server calls its model."""
     sampling: Mapping[str, Any]
     """The fields of Sampling."""
     license: str
@@ -54,13 +68,15 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Generation:
-    """One answer."""
+    """One answer, or why there is none."""
 
     response: str
     finish_reason: str
     """stop: ended by itself; length: cut at max_tokens; error: no answer."""
-    num_prompt_tokens: int
-    num_response_tokens: int
+    num_prompt_tokens: int = 0
+    num_response_tokens: int = 0
+    error: str = ""
+    """`<kind>: <reason>`, where finish_reason is error."""
 
 
 class Backend(Protocol):
@@ -75,51 +91,138 @@ class Backend(Protocol):
         """Yield every conversation's Generation once, by position, in batches as they are done.
 
         `keys` name the conversations: what is drawn for one must depend on its key and the seed, not on its batch.
+        A conversation that cannot be answered, after as many attempts as make sense, is yielded as an error.
 
         Raises:
             InputError: before any generation, if a conversation does not fit the model's context.
         """
 
 
-BACKENDS = {"transformers": "persyn.generation.transformers:TransformersBackend"}
+BACKENDS = {
+    "transformers": "persyn.generation.transformers:TransformersBackend",
+    "openai": "persyn.generation.openai:OpenAIBackend",
+}
 
 
 def generate_responses(
-    prompts: pl.DataFrame, name: str, teacher: Teacher, store: Store, speed: Mapping[str, Any]
+    prompts: pl.DataFrame,
+    name: str,
+    teacher: Teacher,
+    folder: Path,
+    speed: Mapping[str, Any],
+    *,
+    max_error_share: float = 0.0,
 ) -> pl.DataFrame:
     """Answer every prompt by one teacher; ask the backend only for what the store does not hold.
+
+    An answer that ended by itself serves every max_tokens it fits; one that was cut serves only the max_tokens it was
+    cut at, so a larger one asks again for just those. An error is stored as a record of what happened, and asked again.
 
     Args:
         prompts: columns prompt_id and prompt.
         name: the teacher's key in params.yaml.
+        folder: the response store.
         speed: the backend's speed knobs.
+        max_error_share: share of the prompts that may remain without an answer.
 
     Returns:
         RESPONSES, one row a prompt.
+
+    Raises:
+        InputError: more than `max_error_share` failed. All answers are in the store by then.
     """
     check_keys(f"teachers.{name}.sampling", teacher.sampling, Sampling)
-    sampling = Sampling(**teacher.sampling)
-    conversations = [teacher.messages(prompt) for prompt in prompts["prompt"].to_list()]
-    keys = [
-        response_key(model=teacher.model, revision=teacher.revision, messages=messages, sampling=asdict(sampling))
-        for messages in conversations
-    ]
-    missing = [position for position, key in enumerate(keys) if store.get(key) is None]
-    with tqdm(total=len(keys), initial=len(keys) - len(missing), desc=f"responses of {name}", unit="prompt") as bar:
-        if missing:
-            engine = _backend(teacher)
-            check_keys(f"speed.{teacher.backend}", speed, engine)
-            backend = engine(teacher, **speed)
-            asked = [conversations[position] for position in missing], [keys[position] for position in missing]
-            for answers in backend.generate(*asked, sampling):
-                store.put({keys[missing[position]]: asdict(answer) for position, answer in answers.items()})
-                bar.update(len(answers))
-    rows = pl.DataFrame([store.get(key) for key in keys], schema=dict(list(RESPONSES.items())[2:]))
-    return prompts.select("prompt_id", teacher=pl.lit(name)).hstack(rows).select(RESPONSES.names())
-
-
-def _backend(teacher: Teacher) -> type[Backend]:
     if teacher.backend not in BACKENDS:
-        raise InputError(f"backend {teacher.backend!r} is not one of {', '.join(BACKENDS)}")
+        raise InputError(f"teachers.{name}.backend is {teacher.backend!r}; it must be one of {', '.join(BACKENDS)}")
+    sampling = Sampling(**teacher.sampling)
+    identity = model_identity(teacher.model, teacher.revision)
+    conversations = [teacher.messages(prompt) for prompt in prompts["prompt"].to_list()]
+    keys = [response_key(model=identity, messages=messages, **sampling.drawn) for messages in conversations]
+    store = Store(folder / slug(identity))
+    failed: dict[int, dict[str, Any]] = {}
+    if _unanswered(store, keys, sampling):
+        with store.exclusive():
+            asked = _unanswered(store, keys, sampling)
+            store.check_space(2 * len(asked) * (1000 + 8 * sampling.max_tokens))
+            failed = _ask(name, teacher, speed, sampling, conversations, keys, store, asked) if asked else {}
+    rows = [stored_answer(store, key, sampling) or failed[position] for position, key in enumerate(keys)]
+    _check_errors(name, prompts, rows, max_error_share)
+    fields = dict(list(RESPONSES.items())[2:])
+    table = pl.DataFrame([{field: row[field] for field in fields} for row in rows], schema=fields)
+    return prompts.select("prompt_id", teacher=pl.lit(name)).hstack(table).select(RESPONSES.names())
+
+
+def stored_answer(store: Store, key: str, sampling: Sampling) -> dict[str, Any] | None:
+    """The row that answers `key` under `sampling`, if there is one."""
+    whole = store.get(key)
+    fits = whole is not None and whole["num_response_tokens"] <= sampling.max_tokens
+    return whole if fits else store.get(f"{key}:{sampling.max_tokens}")
+
+
+def _unanswered(store: Store, keys: Sequence[str], sampling: Sampling) -> list[int]:
+    return [position for position, key in enumerate(keys) if not stored_answer(store, key, sampling)]
+
+
+def _ask(
+    name: str,
+    teacher: Teacher,
+    speed: Mapping[str, Any],
+    sampling: Sampling,
+    conversations: Sequence[Sequence[Message]],
+    keys: Sequence[str],
+    store: Store,
+    asked: Sequence[int],
+) -> dict[int, dict[str, Any]]:
+    """Have the conversations at `asked` answered and stored. Returns the rows that failed, by position."""
+    engine = _engine(teacher)
+    check_keys(f"speed.{teacher.backend}", speed, engine)
+    backend = engine(teacher, **speed)
+    suffix = {"stop": "", "length": f":{sampling.max_tokens}", "error": ":error"}
+    failed, done = {}, 0
+    chosen = [conversations[position] for position in asked], [keys[position] for position in asked]
+    bar = tqdm(total=len(keys), initial=len(keys) - len(asked), desc=f"responses of {name}", unit="prompt")
+    try:
+        for batch in backend.generate(*chosen, sampling):
+            rows = {}
+            for index, generation in batch.items():
+                row = asdict(generation) | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
+                row["response"] = generation.response.encode("utf-8", "replace").decode()  # a cut surrogate pair
+                rows[keys[asked[index]] + suffix[generation.finish_reason]] = row
+                if generation.finish_reason == "error":
+                    failed[asked[index]] = row
+            store.put(rows)
+            done += len(batch)
+            bar.update(len(batch))
+    except KeyboardInterrupt:
+        logger.warning("%s: %d of %d prompts are in the store", name, len(keys) - len(asked) + done, len(keys))
+        raise
+    finally:
+        bar.close()
+    return failed
+
+
+def _check_errors(name: str, prompts: pl.DataFrame, rows: list[dict[str, Any]], max_error_share: float) -> None:
+    reasons = {
+        identity: row["error"]
+        for identity, row in zip(prompts["prompt_id"], rows, strict=True)
+        if row["finish_reason"] == "error"
+    }
+    finished = Counter(row["finish_reason"] for row in rows)
+    logger.info("%s: %d prompts = %s", name, len(rows), " + ".join(f"{n} {why}" for why, n in sorted(finished.items())))
+    if not reasons:
+        return
+    kinds = dict(Counter(reason.partition(":")[0] for reason in reasons.values()))
+    first, reason = next(iter(reasons.items()))
+    message = f"{len(reasons)} of {len(rows)} prompts of {name} have no answer ({kinds}); first {first}: {reason}"
+    if len(reasons) > max_error_share * len(rows):
+        raise InputError(
+            f"{message}. That is more than responses.max_error_share {max_error_share}; run again to ask only those "
+            f"again, or raise it"
+        )
+    logger.warning("%s", message)
+
+
+def _engine(teacher: Teacher) -> type[Backend]:
+    """The backend's class; imported only where something is asked."""
     module, _, name = BACKENDS[teacher.backend].partition(":")
     return getattr(importlib.import_module(module), name)

@@ -1,0 +1,126 @@
+"""A stub teacher: an OpenAI-compatible server on loopback whose answers depend on the prompt alone, with faults."""
+
+import hashlib
+import json
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+FAULTS = {"429": 0.03, "500": 0.02, "cut": 0.01, "hang": 0.005, "empty": 0.005}
+"""Share of the calls that go wrong, by how."""
+WORDS = ["a", "clock", "struck", "twelve", "while", "rain", "fell", "on", "the", "old", "town", "and", "nobody", "came"]
+
+
+class StubServer(ThreadingHTTPServer):
+    """Answers every prompt after `delay` seconds; `hang` seconds where it hangs."""
+
+    daemon_threads = True
+
+    def __init__(self, faults: Mapping[str, float], delay: float, hang: float, seed: int) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.faults, self.delay, self.hang, self.seed = faults, delay, hang, seed
+        self.lock, self.random, self.counts = threading.Lock(), random.Random(seed), Counter[str]()
+        self.in_flight, self.headers_seen, self.bodies_seen = 0, list[dict[str, str]](), list[Any]()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def draw(self) -> str:
+        """Which fault the next call gets; `ok` for none."""
+        with self.lock:
+            kinds, shares = list(self.faults), list(self.faults.values())
+            drawn = self.random.choices([*kinds, "ok"], [*shares, max(0.0, 1 - sum(shares))])[0]
+            self.counts[drawn] += drawn != "ok"
+            return drawn
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that was killed is no error of ours."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One call."""
+
+    protocol_version = "HTTP/1.1"
+    server: StubServer
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        fault = self.server.draw()
+        with self.server.lock:
+            self.server.headers_seen.append({name.lower(): value for name, value in self.headers.items()})
+            self.server.bodies_seen.append(asked)
+            self.server.in_flight += 1
+            self.server.counts["most in flight"] = max(self.server.counts["most in flight"], self.server.in_flight)
+        try:
+            time.sleep(self.server.hang if fault == "hang" else self.server.delay)
+            self._reply(fault, asked)
+        finally:
+            with self.server.lock:
+                self.server.in_flight -= 1
+
+    def _reply(self, fault: str, asked: dict[str, Any]) -> None:
+        with self.server.lock:  # counted before it is sent: a client killed while reading has been charged for it
+            self.server.counts["ok"] += fault == "ok"
+        if fault in ("429", "500"):
+            self._send(int(fault), {"error": {"message": "injected"}}, {"Retry-After": "0"} if fault == "429" else {})
+        elif fault == "redirect":
+            self._send(307, {}, {"Location": "http://localhost:9/elsewhere"})
+        elif fault in ("html", "garbled"):
+            self._send(200, {} if fault == "garbled" else "<html>maintenance</html>")
+        elif fault == "400":
+            self._send(400, {"error": {"message": "context length exceeded"}})
+        else:
+            self._send(200, completion(asked, self.server.seed, fault), cut=fault == "cut")
+
+    def _send(self, status: int, body: Any, headers: Mapping[str, str] | None = None, cut: bool = False) -> None:
+        data = (body if isinstance(body, str) else json.dumps(body)).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/html" if isinstance(body, str) else "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data[: len(data) // 2] if cut else data)
+        self.close_connection = cut
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+
+def completion(asked: Mapping[str, Any], seed: int, fault: str) -> dict[str, Any]:
+    """What a server would send for `asked`."""
+    content = json.dumps(asked["messages"], sort_keys=True)
+    draw = random.Random(hashlib.sha256(f"{seed}{content}".encode()).digest())
+    words = draw.choices(WORDS, k=draw.randint(5, 60))
+    kept = [] if fault == "empty" else words[: asked["max_tokens"]]
+    message = {"role": "assistant", "content": None if fault == "tool" else " ".join(kept)}
+    finish = "tool_calls" if fault == "tool" else "length" if len(kept) < len(words) and kept else "stop"
+    return {
+        "id": "stub",
+        "object": "chat.completion",
+        "created": 0,
+        "model": asked["model"],
+        "choices": [{"index": 0, "finish_reason": finish, "message": message}],
+        "usage": {"prompt_tokens": len(content.split()), "completion_tokens": len(kept), "total_tokens": 0},
+    }
+
+
+@contextmanager
+def stub_teacher(
+    faults: Mapping[str, float] | None = None, *, delay: float = 0.0, hang: float = 5.0, seed: int = 0
+) -> Iterator[StubServer]:
+    """A running stub teacher."""
+    server = StubServer(faults or {}, delay, hang, seed)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()

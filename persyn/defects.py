@@ -1,0 +1,133 @@
+"""Defects: signs that a response is not what a student should learn from, found in its text alone."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import polars as pl
+from tqdm import tqdm
+
+from persyn.schemas import DEFECTS, InputError
+
+TAIL = 1000
+"""Characters at the end of a response in which a loop is looked for."""
+WINDOW = 16
+"""Characters of the windows that are compared; a loop of period p has at most p different ones."""
+REFUSAL = re.compile(
+    r"\W*(?:(?:(?:i'm|i am) (?:\w+ )?sorry|sorry|i apologi[sz]e|unfortunately)\W+)?(?:(?:but|as an? [\w ]+)\W+)*"
+    r"i(?: can ?not| can't| won't| will not|(?: am|'m) (?:unable|not able) to| must decline to)(?: \w+){0,2}? "
+    r"(?:answer|assist|comply|complete|create|discuss|do|engage|fulfill?|generate|give|help|offer|provide|respond|share|"
+    r"support|write)\b",
+    re.IGNORECASE,
+)
+TOOL_CALL = re.compile(
+    r"\s*(?:<tool_call>|\[TOOL_CALLS\]|\{\s*\"name\"\s*:.*\"(?:arguments|parameters)\"\s*:)", re.DOTALL
+)
+
+
+def find_defects(prompts: pl.DataFrame, responses: pl.DataFrame) -> pl.DataFrame:
+    """Look for every kind of defect in every response that there is (finish_reason `error` has none).
+
+    Args:
+        prompts: PROMPTS.
+        responses: RESPONSES, each prompt_id in `prompts`.
+
+    Returns:
+        DEFECTS, sorted by prompt_id and teacher.
+    """
+    rows = responses.join(prompts, on="prompt_id", how="left", validate="m:1").sort("prompt_id", "teacher")
+    answered = rows.filter(pl.col("finish_reason") != "error")
+    found = [
+        {"prompt_id": row["prompt_id"], "teacher": row["teacher"]}
+        | {kind: detect(row["prompt"], row["response"]) for kind, detect in DETECTORS.items()}
+        for row in tqdm(answered.iter_rows(named=True), total=answered.height, desc="defects", unit="response")
+    ]
+    return pl.DataFrame(found, schema=DEFECTS)
+
+
+def count_defects(defects: pl.DataFrame, responses: pl.DataFrame) -> dict[str, dict[str, int]]:
+    """teacher -> {responses, error, length, and each kind of defect: how many}."""
+    counts = {}
+    for (teacher,), rows in responses.sort("teacher").group_by("teacher", maintain_order=True):
+        reasons = Counter(rows["finish_reason"].cast(pl.String))
+        kinds = defects.filter(teacher=teacher).select(pl.col(kind).sum() for kind in DETECTORS).row(0, named=True)
+        counts[str(teacher)] = {
+            "responses": rows.height,
+            "error": reasons["error"],
+            "length": reasons["length"],
+            **kinds,
+        }
+    return counts
+
+
+@dataclass(frozen=True)
+class Policies:
+    """The section `defects` of params.yaml: what happens to a response with a defect of this kind.
+
+    keep: nothing. penalise: on the parallel set the response loses (rewards.penalty), so that prompts like it go
+    elsewhere. drop: as penalise, and the student is not trained on it.
+
+    Raises:
+        InputError: a policy is unknown.
+    """
+
+    empty: str = "drop"
+    refusal: str = "penalise"
+    repetition: str = "drop"
+    unclosed_think: str = "drop"
+    tool_call: str = "drop"
+    other_script: str = "keep"
+
+    def __post_init__(self) -> None:
+        for kind, policy in asdict(self).items():
+            if policy not in ("keep", "penalise", "drop"):
+                raise InputError(f"defects.{kind} is {policy!r}; it must be keep, penalise or drop")
+
+    def kinds(self, *policies: str) -> list[str]:
+        """The kinds with one of these policies."""
+        return [kind for kind, policy in asdict(self).items() if policy in policies]
+
+
+def empty(prompt: str, response: str) -> bool:
+    """Nothing, or nothing but blanks."""
+    return not response.strip()
+
+
+def refusal(prompt: str, response: str) -> bool:
+    """Begins by declining (English)."""
+    return bool(REFUSAL.match(response[:TAIL].replace("\u2019", "'")))
+
+
+def repetition(prompt: str, response: str) -> bool:
+    """Goes round in a loop: of the 16-character windows in the last 1,000 characters, fewer than half differ."""
+    tail = response[-TAIL:]
+    windows = len(tail) - WINDOW + 1
+    return windows > 100 and 2 * len({tail[start : start + WINDOW] for start in range(windows)}) < windows
+
+
+def unclosed_think(prompt: str, response: str) -> bool:
+    """Opens a think-block and never closes it: what follows is no answer."""
+    return response.rfind("<think>") > response.rfind("</think>")
+
+
+def tool_call(prompt: str, response: str) -> bool:
+    """Calls a tool instead of answering."""
+    return bool(TOOL_CALL.match(response))
+
+
+def other_script(prompt: str, response: str) -> bool:
+    """Is mostly written in a script of which the prompt has no letter (an English prompt answered in Chinese)."""
+    asked, written = _scripts(prompt), _scripts(response)
+    return bool(asked) and bool(written) and written.most_common(1)[0][0] not in asked
+
+
+def _scripts(text: str) -> Counter[str]:
+    return Counter(unicodedata.name(letter, "?").partition(" ")[0] for letter in text[:TAIL] if letter.isalpha())
+
+
+DETECTORS: dict[str, Callable[[str, str], Any]] = {
+    detect.__name__: detect for detect in (empty, refusal, repetition, unclosed_think, tool_call, other_script)
+}

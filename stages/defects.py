@@ -1,0 +1,18 @@
+"""Responses of every teacher to the parallel set -> their defects, and the counts by teacher."""
+
+import polars as pl
+
+from persyn.defects import count_defects, find_defects
+from persyn.schemas import DEFECTS, PROMPTS, RESPONSES, read_folder, read_table, write_json, write_table
+from stages import read_params, run
+
+
+def main(prompts: str, responses: str, out: str, metrics: str) -> None:
+    answers = pl.concat(read_folder(responses, list(read_params("teachers")), RESPONSES).values())
+    defects = find_defects(read_table(prompts, PROMPTS), answers)
+    write_table(defects, out, DEFECTS)
+    write_json(count_defects(defects, answers), metrics)
+
+
+if __name__ == "__main__":
+    run(main)
