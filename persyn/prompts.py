@@ -4,6 +4,7 @@ Nothing is dropped silently: `Prompts.dropped` counts every row that did not mak
 """
 
 import hashlib
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -15,6 +16,8 @@ from typing import Any
 import polars as pl
 
 from persyn.schemas import DOMAINS, PROMPTS, InputError, check_keys
+
+NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -71,19 +74,21 @@ def build_prompts(
     """
     if not sources:
         raise InputError("prompts.sources is empty; name at least one source")
-    evaluation = [_read(raw, source)["prompt"] for source in _sources("prompts.decontaminate", decontaminate)]
-    seen_by_evaluation = [normalise(text) for texts in evaluation for text in texts.drop_nulls()]
+    evaluation = [row for source in _sources("prompts.decontaminate", decontaminate) for row in _read(raw, source)]
+    seen_by_evaluation = [normalise(row["prompt"] or "") for row in evaluation]
     exact, runs = set(seen_by_evaluation), {run for text in seen_by_evaluation for run in _ngrams(text, ngram)}
     kept: dict[str, dict[str, Any]] = {}
     dropped: Counter[str] = Counter()
     num_read = 0
     for source in _sources("prompts.sources", sources):
-        for row in _read(raw, source).iter_rows(named=True):
+        for row in _read(raw, source):
             num_read += 1
             prompt = normalise(row["prompt"] or "")
             identity = prompt_id(prompt)
             if not prompt:
                 dropped["empty"] += 1
+            elif NOT_TEXT.search(prompt + (row["reference"] or "")):
+                dropped["not text"] += 1
             elif len(prompt) > max_characters:
                 dropped["too long"] += 1
             elif identity in kept:
@@ -93,6 +98,7 @@ def build_prompts(
             else:
                 origin = {"domain": source.domain, "source": source.name, "license": source.license}
                 kept[identity] = {"prompt_id": identity, "prompt": prompt, "reference": row["reference"], **origin}
+    assert num_read == len(kept) + dropped.total(), "every row is kept or counted"
     if not kept:
         raise InputError(f"no prompt is left of {num_read} read ({dict(dropped)}); give sources with usable prompts")
     table = _mark_parallel(pl.DataFrame(list(kept.values())), num_parallel, seed)
@@ -102,8 +108,8 @@ def build_prompts(
 
 
 def normalise(prompt: str) -> str:
-    """NFC, one kind of line end, no trailing blanks on a line, none around the whole."""
-    text = unicodedata.normalize("NFC", prompt).replace("\r\n", "\n").replace("\r", "\n")
+    """NFC, one kind of line end, no trailing blanks on a line, none around the whole, no byte order mark."""
+    text = unicodedata.normalize("NFC", prompt).lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     return "\n".join(line.rstrip() for line in text.split("\n")).strip()
 
 
@@ -118,31 +124,38 @@ def _sources(section: str, entries: Sequence[Mapping[str, Any]]) -> list[Source]
     return [Source(**entry) for entry in entries]
 
 
-def _read(raw: Path, source: Source) -> pl.DataFrame:
-    """Columns prompt and reference of one source, as strings."""
+def _read(raw: Path, source: Source) -> list[dict[str, str | None]]:
+    """The rows of one source: prompt and reference."""
     if source.domain not in DOMAINS.categories:
         raise InputError(f"source {source.name}: domain is {source.domain!r}; needs {', '.join(DOMAINS.categories)}")
-    table = _read_hub(source) if source.hub else _read_file(raw, source)
-    table = table if source.limit is None else table.head(source.limit)
+    rows = _read_hub(source) if source.hub else _read_file(raw, source)
+    rows = rows[: source.limit]
     for column in filter(None, (source.prompt, source.reference)):
-        if column not in table.columns:
-            raise InputError(f"source {source.name}: no column {column!r}; it has {', '.join(table.columns)}")
-        if table[column].dtype != pl.String:
-            raise InputError(f"source {source.name}: column {column!r} is {table[column].dtype}; it must hold text")
-    if source.reference:
-        reference = table[source.reference].fill_null("").str.strip_chars()
-        rows = (reference == "").arg_true().to_list()
-        if rows:
-            raise InputError(
-                f"source {source.name}: {len(rows)} rows have no {source.reference!r}, first at rows {rows[:5]} "
-                f"(from 0); fill them, or leave `reference` out and use a quality method that needs none"
-            )
-    reference_of = pl.col(source.reference) if source.reference else pl.lit(None, pl.String)
-    return table.select(prompt=pl.col(source.prompt), reference=reference_of)
+        known = dict.fromkeys(name for row in rows for name in row)
+        if rows and column not in known:
+            raise InputError(f"source {source.name}: no column {column!r}; it has {', '.join(known)}")
+        for number, row in enumerate(rows):
+            if not isinstance(row.get(column), str | None):
+                kind = type(row[column]).__name__
+                raise InputError(f"source {source.name}: row {number}, column {column!r} is {kind}; it must hold text")
+    texts = [
+        {"prompt": row.get(source.prompt), "reference": row.get(source.reference) if source.reference else None}
+        for row in rows
+    ]
+    without = [number for number, row in enumerate(texts) if not (row["reference"] or "").strip()]
+    if source.reference and without:
+        raise InputError(
+            f"source {source.name}: {len(without)} rows have no {source.reference!r}, first at rows {without[:5]} "
+            f"(from 0); fill them, or leave `reference` out and use a quality method that needs none"
+        )
+    return texts
 
 
-def _read_file(raw: Path, source: Source) -> pl.DataFrame:
-    readers: dict[str, Callable[..., pl.DataFrame]] = {".jsonl": pl.read_ndjson, ".parquet": pl.read_parquet}
+def _read_file(raw: Path, source: Source) -> list[dict[str, Any]]:
+    readers: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+        ".jsonl": _read_jsonl,
+        ".parquet": lambda file: pl.read_parquet(file).to_dicts(),
+    }
     file = raw / (source.path or "")
     if not file.is_file():
         raise InputError(f"source {source.name!r}: {file} does not exist; put it there or correct prompts.sources")
@@ -156,12 +169,30 @@ def _read_file(raw: Path, source: Source) -> pl.DataFrame:
         raise InputError(f"source {source.name}: {' '.join(str(error).split())}") from error
 
 
-def _read_hub(source: Source) -> pl.DataFrame:
+def _read_jsonl(file: Path) -> list[dict[str, Any]]:
+    """One json object a line. Bytes that are no UTF-8 become surrogates, which makes their row `not text`.
+
+    Not by polars: its reader turns numbers and lone surrogates into other text without a word.
+    """
+    rows = []
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+        for number, line in enumerate(filter(str.strip, lines)):
+            try:
+                row = json.loads(line.strip())
+            except json.JSONDecodeError as error:
+                raise InputError(f"{file}: row {number} is not json: {error.msg}, column {error.colno}") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{file}: row {number} is {type(row).__name__}; it must be an object, one a line")
+            rows.append(row)
+    return rows
+
+
+def _read_hub(source: Source) -> list[dict[str, Any]]:
     from datasets import load_dataset
 
     if not re.fullmatch(r"[0-9a-f]{40}", source.revision or ""):
         raise InputError(f"source {source.hub}: revision is {source.revision!r}; a hub dataset needs its 40-hex commit")
-    return load_dataset(source.hub, source.config, split=source.split, revision=source.revision).to_polars()
+    return load_dataset(source.hub, source.config, split=source.split, revision=source.revision).to_list()
 
 
 def _ngrams(prompt: str, size: int) -> set[tuple[str, ...]]:

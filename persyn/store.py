@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -35,7 +36,7 @@ def store_folder() -> Path:
 
 def slug(name: str) -> str:
     """A folder name for any text: its readable part, and 8 hex digits of its sha256 to tell equal ones apart."""
-    readable = re.sub(r"[^a-z0-9]+", "-", name.lower().rpartition("/")[2]).strip("-")[:48]
+    readable = re.sub(r"[^a-z0-9]+", "-", name.lower().partition("@")[0].rpartition("/")[2]).strip("-")[:48]
     return f"{readable or 'model'}-{hashlib.sha256(name.encode('utf-8', 'backslashreplace')).hexdigest()[:8]}"
 
 
@@ -166,6 +167,20 @@ def verify(folder: Path) -> tuple[Report, dict[str, bytes]]:
             report.conflicts += first != payload and json.loads(first) != json.loads(payload)
     report.rows = len(rows)
     return report, rows
+
+
+def count_rows(folder: Path) -> dict[str, int]:
+    """What one model's folder holds: whole answers, cut ones, calls that failed, scores, and the tokens of all."""
+    rows = [json.loads(payload)["row"] for payload in verify(folder)[1].values()]
+    by_reason = Counter(row.get("finish_reason", "score") for row in rows)
+    return {
+        "answers": by_reason["stop"],
+        "cut at max_tokens": by_reason["length"],
+        "failed": by_reason["error"],
+        "scores": by_reason["score"],
+        "prompt tokens": sum(row.get("num_prompt_tokens", 0) for row in rows),
+        "response tokens": sum(row.get("num_response_tokens", 0) for row in rows),
+    }
 
 
 def compact(folder: Path) -> Report:

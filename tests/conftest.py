@@ -3,7 +3,6 @@
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 os.environ.update(
     HF_HOME=tempfile.mkdtemp(prefix="persyn-tests-"),
@@ -14,35 +13,10 @@ os.environ.update(
 
 import polars as pl
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
 
+from benchmarks.tiny import CHATML, build_model
 from persyn.prompts import prompt_id
 from persyn.schemas import DOMAINS, FINISH_REASONS, PROMPTS, RESPONSES
-
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
-SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 1024,
-    "tie_word_embeddings": True,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -50,58 +24,6 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's store or cache."""
     monkeypatch.setenv("PERSYN_STORE", str(tmp_path / "store"))
     monkeypatch.setenv("PERSYN_CACHE", str(tmp_path / "cache"))
-
-
-def build_tokenizer(chat_template: str | None) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of about 400 tokens, trained on this very file's text."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator([Path(__file__).read_text()], trainer)
-    ends = "<|im_end|>" if chat_template else "<eos>"
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="<pad>",
-        bos_token="<bos>",
-        eos_token=ends,
-        additional_special_tokens=["<|im_start|>", "<|im_end|>"],
-    )
-    tokenizer.chat_template = chat_template
-    return tokenizer
-
-
-def build_model(folder: Path, family: str = "llama", chat_template: str | None = None) -> str:
-    """Save a random two-layer model and its tokenizer; returns the folder's name."""
-    tokenizer = build_tokenizer(chat_template)
-    ids: dict[str, Any] = {
-        "bos_token_id": 1,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": 0,
-        "vocab_size": len(tokenizer),
-    }
-    torch.manual_seed(0)
-    model: Any
-    if family == "gemma3":
-        sliding: dict[str, Any] = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
-        model = Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, **ids, **sliding))
-    elif family == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(**{k: v for k, v in SIZES.items() if k != "head_dim"}, **ids))
-    else:
-        model = LlamaForCausalLM(LlamaConfig(**SIZES, **ids))
-    with torch.no_grad():  # random weights of a real size: scores then differ between tokens
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture(scope="session")

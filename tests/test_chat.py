@@ -5,11 +5,11 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import CHATML, build_tokenizer
 from datasets import Dataset
 from jinja2.exceptions import SecurityError
 from tokenizers import AddedToken
 
+from benchmarks.tiny import CHATML, build_tokenizer
 from persyn.chat import (
     BASE_TEMPLATE,
     assistant_message,

@@ -6,9 +6,10 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from conftest import build_model, prompts_table
+from conftest import prompts_table
 
 import persyn.generation
+from benchmarks.tiny import build_model
 from persyn.generation import Generation, Sampling, Teacher, generate_responses
 from persyn.generation.transformers import TransformersBackend, row_sampler
 from persyn.schemas import RESPONSES, InputError, check_table

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHATML, build_model, prompts_table, responses_table
+from conftest import prompts_table, responses_table
 
+from benchmarks.tiny import CHATML, build_model
 from persyn import learnability
 from persyn.chat import encode_completion, with_chat_template
 from persyn.learnability import mean_logprobs, score_learnability

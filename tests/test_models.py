@@ -1,5 +1,6 @@
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from persyn import models
-from persyn.models import Packaged, load_causal_lm, load_tokenizer, locate_model, packaged_model
+from persyn.models import Packaged, load_causal_lm, load_tokenizer, locate_model, model_identity, packaged_model
 from persyn.schemas import InputError
 
 
@@ -31,6 +32,30 @@ def test_only_safetensors_are_loaded_and_the_failure_is_one_line(base_model: str
     with pytest.raises(InputError, match=r"cannot be loaded.*safetensors") as raised:
         load_causal_lm(str(tmp_path))
     assert "\n" not in str(raised.value)
+
+
+def test_loading_unpickle_nothing(base_model: str) -> None:
+    """Python reports every global that a pickle names; a model, a tokenizer and a table name none."""
+    named: list[str] = []
+    sys.addaudithook(lambda event, args: named.append(str(args)) if event == "pickle.find_class" and watching else None)
+    watching = True
+    load_causal_lm(base_model)
+    load_tokenizer(base_model)
+    model_identity(base_model, None)
+    watching = False
+    assert named == []
+
+
+def test_weights_are_known_by_their_content(base_model: str, tmp_path: Path) -> None:
+    identity = model_identity(base_model, None)
+    shutil.copytree(base_model, tmp_path / Path(base_model).name)
+    moved = tmp_path / Path(base_model).name
+    assert model_identity(str(moved), None) == identity, "the same files elsewhere are the same model"
+    weights = moved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    assert model_identity(str(moved), None) != identity
+    assert model_identity("owner/name", "0" * 40) == f"owner/name@{'0' * 40}"
+    assert model_identity("packaged:gemma3-270m", None).endswith(models.PACKAGED["gemma3-270m"].sha256)
 
 
 def test_an_absent_hub_model_is_one_line() -> None:

@@ -1,10 +1,14 @@
 """Parameters: every shipped section binds to its code; a misspelling is one clear line."""
 
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
 import stages
 from persyn.dataset import build_dataset
@@ -78,6 +82,75 @@ def test_a_missing_parameter_is_named(params: Path) -> None:
         read_params("teachers.t", Teacher)
     with pytest.raises(InputError, match=r"teachers.u is missing in .*; known: t"):
         read_params("teachers.u", Teacher)
+
+
+def test_aliases_without_end_are_no_trouble(params: Path) -> None:
+    """A billion laughs: nine levels of nine references each."""
+    lines = ["a0: &a0 [lol]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40)]
+    params.write_text("\n".join([*lines, "pairs: {min_margin: 0.0}"]))
+    assert read_params("pairs", build_pairs) == {"min_margin": 0.0}
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "sk-proj-abcdefghijklmnop1234",
+        "hf_abcdefghijklmnopqrstuvwx",
+        "ghp_abcdefghijklmnopqrstuvwx",
+        "AKIAABCDEFGHIJKLMNOP",
+        "Bearer abcdefghijklmnop1234",
+        "-----BEGIN RSA PRIVATE KEY-----",
+    ],
+)
+@pytest.mark.parametrize(
+    "text", ["speed: {{openai: {{api_key: '{}'}}}}", "teachers: {{t: {{system: 'use {}'}}}}", "'{}': 1"]
+)
+def test_a_key_in_params_is_an_error_that_does_not_repeat_it(params: Path, secret: str, text: str) -> None:
+    params.write_text(text.format(secret) + "\npairs: {}")
+    with pytest.raises(InputError, match=r"looks like a key .*name the environment variable") as raised:
+        read_params("pairs")
+    assert secret not in str(raised.value)
+
+
+def test_what_is_no_key_is_none(params: Path) -> None:
+    params.write_text("pairs: {note: 'ask-the-teacher-again-and-again', model: hf_org/model, env: OPENAI_API_KEY}")
+    assert read_params("pairs")["env"] == "OPENAI_API_KEY"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../etc/x", "a/b", "con", "nul.parquet", "x" * 65, "\u0430", "-rf", "A", "a b", "$(id)", ""],
+)
+@pytest.mark.parametrize("section", ["teachers", "strategies"])
+def test_a_name_that_cannot_be_a_file_is_refused(params: Path, section: str, name: str) -> None:
+    with params.open("w") as file:
+        YAML().dump({section: {name: {}}, "pairs": {}}, file)
+    with pytest.raises(InputError, match=f"{section}: .* cannot name a file"):
+        read_params("pairs")
+
+
+def test_data_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    def main() -> None:
+        raise InputError("prompt \x1b[2J\x1b]0;owned\x07\r\nforged \u202eline \x9b31m")
+
+    monkeypatch.setattr("sys.argv", ["stage"])
+    with pytest.raises(SystemExit) as raised:
+        run(main)
+    assert str(raised.value) == "error: prompt \\x1b[2J\\x1b]0;owned\\x07\\r\\nforged \\u202eline \\x9b31m"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stage_that_is_told_to_stop_says_how_to_go_on(number: signal.Signals) -> None:
+    program = "import time; from stages import run; run(lambda: (print('started', flush=True), time.sleep(60)))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as stage:
+        assert stage.stdout
+        stage.stdout.readline()
+        stage.send_signal(number)
+        _, message = stage.communicate(timeout=10)
+    assert stage.returncode == 128 + number
+    assert message == f"stopped by {number.name}; what is done is kept, `dvc repro` goes on\n"
 
 
 def test_run_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,8 @@ import pytest
 from conftest import prompts_table
 
 from persyn.prompts import build_prompts, normalise, prompt_id
-from persyn.quality import is_right_answer, share_of_checks
 from persyn.schemas import PROMPTS, InputError, check_table
+from persyn.verifiers import is_right_answer, share_of_checks
 
 RAW = Path(__file__).parent.parent / "data" / "raw"
 
@@ -73,6 +73,34 @@ def test_a_hub_dataset_is_read_by_its_loader(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("lines", "kept", "dropped"),
+    [
+        (['{"prompt": "one"}'], ["one"], {}),
+        (['{"prompt": ""}', '{"prompt": " \\n\\t "}', '{"prompt": null}', "", '{"prompt": "x"}'], ["x"], {"empty": 3}),
+        ([json.dumps({"prompt": "word " * 200_000}), '{"prompt": "x"}'], ["x"], {"too long": 1}),
+        (['{"prompt": "half a pair \\ud800"}', '{"prompt": "x"}'], ["x"], {"not text": 1}),
+        (['{"prompt": "a\\u0000b"}', '{"prompt": "x"}'], ["x"], {"not text": 1}),
+        (['{"prompt": "x"}', '{"prompt": "\\ufeffx"}', '{"prompt": "x \\r\\n"}'], ["x"], {"duplicate": 2}),
+        (['{"prompt": "a\u2028b"}'], ["a\u2028b"], {}),
+        (['\ufeff{"prompt": "first"}', '{"prompt": "second"}'], ["first", "second"], {}),
+    ],
+)
+def test_odd_text_is_kept_as_it_is_or_dropped_with_its_reason(
+    tmp_path: Path, lines: list[str], kept: list[str], dropped: dict[str, int]
+) -> None:
+    (tmp_path / "p.jsonl").write_text("\n".join(lines))
+    table, counts = build(tmp_path)
+    assert sorted(table["prompt"]) == kept
+    assert counts["dropped"] == dropped
+    assert counts["read"] == counts["kept"] + sum(dropped.values()) == len(list(filter(None, lines)))
+
+
+def test_bytes_that_are_no_utf8_are_not_text(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_bytes(b'{"prompt": "x"}\n{"prompt": "caf\xe9"}\n')
+    assert build(tmp_path)[1]["dropped"] == {"not text": 1}
+
+
+@pytest.mark.parametrize(
     ("params", "message"),
     [
         ({"sources": []}, "sources is empty"),
@@ -82,7 +110,10 @@ def test_a_hub_dataset_is_read_by_its_loader(tmp_path: Path) -> None:
         ({"sources": [{"path": "p.jsonl", "reference": "answer"}]}, r"1 rows have no 'answer', first at rows \[1\]"),
         ({"sources": [{"path": "p.jsonl", "domain": "poetry"}]}, "domain is 'poetry'; needs instruction, math"),
         ({"sources": [{"hub": "owner/data"}]}, "needs its 40-hex commit"),
-        ({"sources": [{"path": "broken.jsonl"}]}, "source broken.jsonl"),
+        ({"sources": [{"path": "broken.jsonl"}]}, r"broken.jsonl: row 1 is not json: .*, column 11"),
+        ({"sources": [{"path": "mixed.jsonl"}]}, "row 1, column 'prompt' is int; it must hold text"),
+        ({"sources": [{"path": "list.jsonl"}]}, "row 0 is list; it must be an object"),
+        ({"sources": [{"path": "blank.jsonl"}]}, "no prompt is left of 0 read"),
         ({"sources": [{"path": "empty.jsonl"}]}, "is empty; it needs at least one row"),
         ({"sources": [{"path": "p.jsonl", "limit": 0}]}, "no prompt is left of 0 read"),
         (
@@ -97,7 +128,10 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, params: dict[str, Any], mes
     write_rows(tmp_path, "p.jsonl", [{"prompt": "a", "answer": "1"}, {"prompt": "b", "answer": " "}])
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "p.csv").write_text("prompt\na\n")
-    (tmp_path / "broken.jsonl").write_text('{"prompt": \n')
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
+    (tmp_path / "mixed.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n')
+    (tmp_path / "list.jsonl").write_text('["a"]\n')
+    (tmp_path / "blank.jsonl").write_text("\n \n")
     with pytest.raises(InputError, match=message) as raised:
         build(tmp_path, **params)
     assert "\n" not in str(raised.value)

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build_tokenizer, prompts_table, responses_table
+from conftest import prompts_table, responses_table
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
 import persyn.quality
+from benchmarks.tiny import build_tokenizer
 from persyn.quality import score_quality
 from persyn.schemas import QUALITY, InputError, check_table
 from persyn.verifiers import is_right_answer, share_of_checks

@@ -1,21 +1,18 @@
 """The whole chain on tiny random models: every stage's main(), from raw prompts to the comparison."""
 
 import json
-import shutil
 from importlib import import_module
 from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import build_model
 from ruamel.yaml import YAML
 
+from benchmarks.tiny import build_model, tiny_params, tiny_project
 from persyn import schemas
 from persyn.models import packaged_model
 from persyn.schemas import InputError, read_table
 from stages import PARAMS
-
-ROOT = Path(__file__).parent.parent
 
 
 def run_stage(name: str, *arguments: str) -> None:
@@ -25,22 +22,7 @@ def run_stage(name: str, *arguments: str) -> None:
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the shipped parameters, every model replaced by a tiny random one."""
-    params = YAML(typ="safe", pure=True).load(ROOT / PARAMS)
-    model = build_model(tmp_path / "tiny")
-    for entry in [*params["teachers"].values(), params["student"], params["router"]]:
-        entry["model"] = model
-    for teacher in params["teachers"].values():
-        teacher["sampling"] = {"max_tokens": 8, "temperature": 1.0}
-    params["prompts"]["num_parallel"] = 8
-    for source in params["prompts"]["sources"]:
-        source["limit"] = 6
-    params["router"]["epochs"] = 1
-    params["student"]["max_length"] = 512
-    params["evaluation"].update(limit=2, max_tokens=4)
-    folder = tmp_path / "project"
-    shutil.copytree(ROOT / "data" / "raw", folder / "data" / "raw")
-    shutil.copytree(ROOT / "tasks", folder / "tasks")
-    YAML().dump(params, folder / PARAMS)
+    folder = tiny_project(tmp_path / "project", tiny_params(build_model(tmp_path / "tiny")))
     monkeypatch.chdir(folder)
     return folder
 

@@ -1,0 +1,141 @@
+"""Store: what it costs to never pay twice, beside SQLite in the same run, and as a share of the demo's generation.
+
+    python -m benchmarks.store             about 3 minutes; the demo's teachers must be installed
+    python -m benchmarks.store --no-demo   without them, under a minute
+
+SQLite commits each batch with synchronous=FULL, the same promise as the store's fsync a batch.
+"""
+
+import argparse
+import json
+import os
+import sqlite3
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.tiny import ROOT
+from persyn.generation import Teacher, generate_responses
+from persyn.prompts import build_prompts
+from persyn.store import Store, response_key, shelves, verify
+from stages import read_params
+
+BATCH = 32
+Rows = dict[str, dict[str, Any]]
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--no-demo", action="store_true")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        throughput(Path(scratch), asked.rows)
+        if not asked.no_demo:
+            overhead(Path(scratch))
+
+
+def throughput(folder: Path, count: int) -> None:
+    """Rows of 2 KB: written in batches of 32, then opened anew and every key looked up."""
+    text = "".join(chr(97 + number % 26) for number in range(1850))
+    rows = {
+        response_key(model="m", messages=[{"role": "user", "content": str(number)}]): {
+            "response": f"{number} {text}",
+            "finish_reason": "stop",
+            "num_prompt_tokens": 100,
+            "num_response_tokens": 400,
+        }
+        for number in range(count)
+    }
+    store, database = folder / "store", folder / "rows.sqlite"
+    measured = {
+        "store": (clock(lambda: write_store(store, rows)), clock(lambda: look_up_store(store, rows))),
+        "SQLite": (clock(lambda: write_sqlite(database, rows)), clock(lambda: look_up_sqlite(database, rows))),
+    }
+    size = len(json.dumps(next(iter(rows.values()))))
+    print(f"{count:,} rows of {size} bytes, {BATCH} a batch")  # noqa: T201
+    print("|        | rows written a second | CPU-s | all keys looked up, s | CPU-s |")  # noqa: T201
+    for name, ((wrote, wrote_cpu), (read, read_cpu)) in measured.items():
+        print(f"| {name:<6} | {count / wrote:>21,.0f} | {wrote_cpu:5.1f} | {read:>21.2f} | {read_cpu:5.1f} |")  # noqa: T201
+
+
+def clock(work: Callable[[], None]) -> tuple[float, float]:
+    """Seconds and CPU-seconds of `work`."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def batches(rows: Rows) -> list[Rows]:
+    """`rows` in batches of BATCH."""
+    items = list(rows.items())
+    return [dict(items[start : start + BATCH]) for start in range(0, len(items), BATCH)]
+
+
+def write_store(folder: Path, rows: Rows) -> None:
+    """Into a new store."""
+    store = Store(folder)
+    for batch in batches(rows):
+        store.put(batch)
+
+
+def look_up_store(folder: Path, rows: Rows) -> None:
+    """Open and get every row."""
+    store = Store(folder)
+    if not all(store.get(key) == row for key, row in rows.items()):
+        sys.exit("the store lost a row")
+
+
+def write_sqlite(path: Path, rows: Rows) -> None:
+    """Into a new table."""
+    database = sqlite3.connect(path)
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("PRAGMA synchronous=FULL")
+    database.execute("CREATE TABLE rows (key TEXT PRIMARY KEY, row TEXT)")
+    for batch in batches(rows):
+        with database:
+            database.executemany(
+                "INSERT INTO rows VALUES (?, ?)", [(key, json.dumps(row)) for key, row in batch.items()]
+            )
+    database.close()
+
+
+def look_up_sqlite(path: Path, rows: Rows) -> None:
+    """Open and get every row."""
+    database = sqlite3.connect(path)
+    for key, row in rows.items():
+        [(found,)] = database.execute("SELECT row FROM rows WHERE key = ?", (key,))
+        if json.loads(found) != row:
+            sys.exit("SQLite lost a row")
+    database.close()
+
+
+def overhead(folder: Path) -> None:
+    """What keys, look-ups and durable writes add to the demo's first stage of generation, teacher by teacher."""
+    os.chdir(ROOT)
+    prompts, _ = build_prompts(ROOT / "data" / "raw", **read_params("prompts", build_prompts))
+    parallel = prompts.filter("parallel")
+    print("| teacher | generation, s | keys and look-ups, s | writes, s | share |")  # noqa: T201
+    for name in read_params("teachers"):
+        teacher = Teacher(**read_params(f"teachers.{name}", Teacher))
+        speed, store = read_params("speed")[teacher.backend], folder / name
+        generation, _ = clock(lambda: ask(parallel, name, teacher, store, speed))  # noqa: B023
+        keys, _ = clock(lambda: ask(parallel, name, teacher, store, speed))  # noqa: B023
+        [shelf] = shelves(store)
+        rows = {key: json.loads(payload)["row"] for key, payload in verify(shelf)[1].items()}
+        writes, _ = clock(lambda: write_store(folder / f"{name}-again", rows))  # noqa: B023
+        share = (keys + writes) / generation
+        print(f"| {name} | {generation:.1f} | {keys:.3f} | {writes:.3f} | {share:.2%} |")  # noqa: T201
+
+
+def ask(prompts: Any, name: str, teacher: Teacher, store: Path, speed: Any) -> None:
+    """One teacher over all prompts."""
+    generate_responses(prompts, name, teacher, store, speed)
+
+
+if __name__ == "__main__":
+    main()
