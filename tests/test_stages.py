@@ -1,6 +1,7 @@
 """The whole chain on tiny random models: every stage's main(), from raw prompts to the comparison."""
 
 import json
+import shutil
 from importlib import import_module
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from benchmarks.tiny import build_model, tiny_params, tiny_project
 from persyn import schemas
 from persyn.models import packaged_model
 from persyn.schemas import InputError, read_table
+from persyn.store import count_rows, shelves, store_folder
 from stages import PARAMS
 
 
@@ -27,38 +29,59 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
-    params = YAML(typ="safe", pure=True).load(project / PARAMS)
-    teachers, strategies = list(params["teachers"]), list(params["strategies"])
-    prompts = "data/prompts.parquet"
-    run_stage("prompts", "data/raw", prompts, "metrics/prompts.json")
+PROMPTS = "data/prompts.parquet"
+
+
+def run_up_to_routed(teachers: list[str], strategies: list[str]) -> None:
+    run_stage("prompts", "data/raw", PROMPTS, "metrics/prompts.json")
     for teacher in teachers:
         responses = f"data/responses/{teacher}.parquet"
-        run_stage("responses", teacher, prompts, responses)
-        run_stage("quality", prompts, responses, f"data/quality/{teacher}.parquet")
-        run_stage("learnability", prompts, responses, f"data/learnability/{teacher}.parquet")
-    run_stage("defects", prompts, "data/responses", "data/defects.parquet", "metrics/defects.json")
+        run_stage("responses", teacher, PROMPTS, responses)
+        run_stage("quality", PROMPTS, responses, f"data/quality/{teacher}.parquet")
+        run_stage("learnability", PROMPTS, responses, f"data/learnability/{teacher}.parquet")
+    run_stage("defects", PROMPTS, "data/responses", "data/defects.parquet", "metrics/defects.json")
     scored = "data/quality", "data/learnability", "data/defects.parquet"
     run_stage("rewards", *scored, "data/rewards.parquet", "metrics/rewards.json")
     run_stage("pairs", "data/rewards.parquet", "data/pairs.parquet")
-    run_stage("router", prompts, "data/rewards.parquet", "data/pairs.parquet", "models/router", "metrics/router.json")
+    run_stage("router", PROMPTS, "data/rewards.parquet", "data/pairs.parquet", "models/router", "metrics/router.json")
     for name in strategies:
         routes, routed = f"data/routes/{name}.parquet", f"data/routed/{name}.parquet"
-        run_stage("routes", name, prompts, "models/router", routes, f"metrics/allocation/{name}.json")
-        run_stage("routed", prompts, routes, "data/responses", routed)
-        run_stage("dataset", prompts, routed, f"data/dataset/{name}.parquet", f"metrics/d-{name}.json")
+        run_stage("routes", name, PROMPTS, "models/router", routes, f"metrics/allocation/{name}.json")
+        run_stage("routed", PROMPTS, routes, "data/responses", routed)
+    run_stage("cost", PROMPTS, "data/responses", "data/routed", "metrics/cost.json")
+
+
+def answered() -> set[tuple[str, str]]:
+    """Every (prompt, teacher) that a table holds an answer for."""
+    files = [*Path("data/responses").iterdir(), *Path("data/routed").iterdir()]
+    return {pair for file in files for pair in pl.read_parquet(file).select("prompt_id", "teacher").rows()}
+
+
+def paid() -> int:
+    """Calls that the store has seen."""
+    return sum(
+        count_rows(shelf)["answers"] + count_rows(shelf)["cut at max_tokens"] for shelf in shelves(store_folder())
+    )
+
+
+def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
+    params = YAML(typ="safe", pure=True).load(project / PARAMS)
+    teachers, strategies = list(params["teachers"]), list(params["strategies"])
+    run_up_to_routed(teachers, strategies)
+    for name in strategies:
+        routed = f"data/routed/{name}.parquet"
+        run_stage("dataset", PROMPTS, routed, f"data/dataset/{name}.parquet", f"metrics/d-{name}.json")
         run_stage("student", f"data/dataset/{name}.parquet", f"models/student/{name}", f"metrics/{name}.csv")
         scores, samples = f"metrics/evaluation/{name}.json", f"data/evaluation/{name}.parquet"
         run_stage("evaluation", f"models/student/{name}", "tasks", scores, samples)
     run_stage("comparison", "data/evaluation", "metrics/comparison.json", "metrics/comparison.md")
-    run_stage("cost", prompts, "data/responses", "data/routed", "metrics/cost.json")
 
     for table in ("rewards", "pairs", "prompts", "defects"):
         read_table(f"data/{table}.parquet", getattr(schemas, table.upper()))
     answers = read_table("data/routed/persyn.parquet", schemas.RESPONSES)
     chosen = read_table("data/routes/persyn.parquet", schemas.ROUTES)
     assert answers.select("prompt_id", "teacher").equals(chosen.select("prompt_id", "teacher"))
-    assert set(answers["prompt_id"]) == set(read_table(prompts, schemas.PROMPTS)["prompt_id"])
+    assert set(answers["prompt_id"]) == set(read_table(PROMPTS, schemas.PROMPTS)["prompt_id"])
     parallel = pl.concat([pl.read_parquet(f"data/responses/{teacher}.parquet") for teacher in teachers])
     reused = answers.join(parallel, on=["prompt_id", "teacher"], how="inner", validate="1:1")
     assert reused.height == 8, "a parallel prompt is not answered twice"
@@ -70,6 +93,31 @@ def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
     assert comparison.keys() == set(strategies) - {"persyn"}
     assert json.loads(Path("metrics/cost.json").read_text())["generate_then_select"]["calls"] == 36
     assert not list(project.rglob("*.partial"))
+
+
+def test_no_answer_is_paid_for_twice(project: Path) -> None:
+    """Outputs deleted, another alpha, a second student, a new strategy: only what nobody answered is asked."""
+    params = YAML(typ="safe", pure=True).load(project / PARAMS)
+    teachers, strategies = list(params["teachers"]), list(params["strategies"])
+    run_up_to_routed(teachers, strategies)
+    known, calls = answered(), paid()
+    ledger = json.loads(Path("metrics/cost.json").read_text())
+    assert calls == len(known) == ledger["total"]["spent"]["calls"]
+
+    for folder in ("data/responses", "data/routed"):
+        shutil.rmtree(folder)  # as DVC does before a stage runs
+    run_up_to_routed(teachers, strategies)
+    assert paid() == calls
+    assert json.loads(Path("metrics/cost.json").read_text()) == ledger
+
+    params["rewards"]["alpha"] = 1.0
+    params["student"]["model"] = build_model(project / "second", family="qwen2")
+    params["strategies"]["other"] = {"rule": "strong", "teacher": teachers[0]}
+    YAML().dump(params, project / PARAMS)
+    run_up_to_routed(teachers, [*strategies, "other"])
+    new = answered() - known
+    assert new, "the new strategy needs some"
+    assert paid() == calls + len(new)
 
 
 def test_unknown_tasks_teachers_and_packages_are_named(project: Path) -> None:
