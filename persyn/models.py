@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import platformdirs
+from tqdm import tqdm
 
-from persyn.schemas import InputError
+from persyn.schemas import InputError, write_text
 
 
 @dataclass(frozen=True)
@@ -102,11 +103,20 @@ def model_identity(model: str, revision: str | None) -> str:
         return f"{model}@{_packaged(model.removeprefix('packaged:')).sha256}"
     if not Path(model).is_dir():
         return f"{model}@{revision}"
-    digest = hashlib.sha256()
-    for path in sorted(path for path in Path(model).iterdir() if path.is_file()):
+    files = sorted(path for path in Path(model).iterdir() if path.is_file())
+    content = [f"{path.name} {_content(path)}" for path in tqdm(files, desc=f"identity of {model}", disable=None)]
+    return f"{Path(model).name}@{hashlib.sha256(chr(10).join(content).encode()).hexdigest()}"
+
+
+def _content(path: Path) -> str:
+    """sha256 of a file. Kept in the cache for as long as the file's size and time stay: weights are large."""
+    status = path.stat()
+    seen = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
+    known = cache_folder() / "identities" / hashlib.sha256(seen.encode()).hexdigest()
+    if not known.is_file():
         with path.open("rb") as file:
-            digest.update(f"{path.name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
-    return f"{Path(model).name}@{digest.hexdigest()}"
+            write_text(hashlib.file_digest(file, "sha256").hexdigest(), known)
+    return known.read_text()
 
 
 def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -192,7 +193,7 @@ def write_json(value: object, path: str | Path) -> None:
 def write_text(text: str, path: str | Path) -> None:
     """Write a text file whole or not at all, making its folder where needed."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(f"{path}.partial")
+    partial = Path(f"{path}.{os.getpid()}.partial")
     partial.write_text(text)
     partial.replace(path)
 

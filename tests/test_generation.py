@@ -70,7 +70,7 @@ def test_what_the_store_holds_is_never_asked_again(
             asked.append(len(keys))
             return super().generate(conversations, keys, sampling)
 
-    monkeypatch.setattr(persyn.generation, "_engine", lambda teacher: Counting)
+    monkeypatch.setattr(persyn.generation, "_backend", lambda teacher, speed: Counting(teacher, **speed))
     first = generate_responses(prompts_table(PROMPTS[:4]), "t", teacher(base_model), tmp_path, {})
     again = generate_responses(prompts_table(PROMPTS), "renamed", teacher(base_model), tmp_path, {})
     generate_responses(prompts_table(PROMPTS), "t", teacher(base_model), tmp_path, {"batch_size": 1})
@@ -87,7 +87,7 @@ def test_rows_finished_before_a_crash_are_kept(
             yield next(super().generate(conversations, keys, sampling))
             raise RuntimeError("killed")
 
-    monkeypatch.setattr(persyn.generation, "_engine", lambda teacher: Dying)
+    monkeypatch.setattr(persyn.generation, "_backend", lambda teacher, speed: Dying(teacher, **speed))
     for expected in (3, 6):
         with pytest.raises(RuntimeError, match="killed"):
             generate_responses(prompts_table(PROMPTS), "t", teacher(base_model), tmp_path, {"batch_size": 3})
@@ -121,6 +121,30 @@ def test_a_larger_max_tokens_asks_only_the_cut_ones_again(base_model: str, tmp_p
     assert all(b.startswith(a) for a, b in zip(texts(short), texts(long), strict=True)), "the same draw goes on"
     assert ask(100).equals(short), "what was asked before is served as it was, whatever came after"
     assert stored(tmp_path) == 9 + cut
+
+
+def test_an_engine_that_counts_or_draws_otherwise_than_before_is_served_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole answer longer than max_tokens is stored; the engine then gives another one, or counts a token more."""
+    answers = iter(
+        [Generation("long", "stop", 5, 50), Generation("short", "stop", 5, 8), Generation("x", "stop", 5, 13)]
+    )
+
+    class Fickle:
+        def generate(self, conversations: Any, keys: Any, sampling: Sampling) -> Iterator[dict[int, Generation]]:
+            yield {0: next(answers)}
+
+    monkeypatch.setattr(persyn.generation, "_backend", lambda teacher, speed: Fickle())
+
+    def ask(prompt: str, max_tokens: int) -> list[str]:
+        who = teacher("m", sampling={"max_tokens": max_tokens})
+        return texts(generate_responses(prompts_table([prompt]), "t", who, tmp_path, {}))
+
+    assert ask("one", 64) == ["long"]
+    assert ask("one", 12) == ["short"]
+    assert ask("two", 12) == ["x"]
+    assert [ask("one", 64), ask("one", 12), ask("two", 12)] == [["long"], ["short"], ["x"]], "each is paid for once"
 
 
 def test_new_weights_in_the_same_folder_are_another_teacher(tmp_path: Path) -> None:

@@ -144,7 +144,8 @@ def generate_responses(
         with store.exclusive():
             asked = _unanswered(store, keys, sampling)
             store.check_space(2 * len(asked) * (1000 + 8 * sampling.max_tokens))
-            failed = _ask(name, teacher, speed, sampling, conversations, keys, store, asked) if asked else {}
+            if asked:
+                failed = _ask(name, _backend(teacher, speed), sampling, conversations, keys, store, asked)
     rows = [stored_answer(store, key, sampling) or failed[position] for position, key in enumerate(keys)]
     _check_errors(name, prompts, rows, max_error_share)
     fields = dict(list(RESPONSES.items())[2:])
@@ -159,14 +160,21 @@ def stored_answer(store: Store, key: str, sampling: Sampling) -> dict[str, Any] 
     return whole if fits else store.get(f"{key}:{sampling.max_tokens}")
 
 
+def _stored_under(store: Store, key: str, generation: Generation, sampling: Sampling) -> str:
+    """The key of an answer's row: `key` itself serves any max_tokens the answer fits, `key:<max_tokens>` that one."""
+    if generation.finish_reason == "error":
+        return f"{key}:error"
+    whole = generation.finish_reason == "stop" and generation.num_response_tokens <= sampling.max_tokens
+    return key if whole and not store.get(key) else f"{key}:{sampling.max_tokens}"
+
+
 def _unanswered(store: Store, keys: Sequence[str], sampling: Sampling) -> list[int]:
     return [position for position, key in enumerate(keys) if not stored_answer(store, key, sampling)]
 
 
 def _ask(
     name: str,
-    teacher: Teacher,
-    speed: Mapping[str, Any],
+    backend: Backend,
     sampling: Sampling,
     conversations: Sequence[Sequence[Message]],
     keys: Sequence[str],
@@ -174,10 +182,6 @@ def _ask(
     asked: Sequence[int],
 ) -> dict[int, dict[str, Any]]:
     """Have the conversations at `asked` answered and stored. Returns the rows that failed, by position."""
-    engine = _engine(teacher)
-    check_keys(f"speed.{teacher.backend}", speed, engine)
-    backend = engine(teacher, **speed)
-    suffix = {"stop": "", "length": f":{sampling.max_tokens}", "error": ":error"}
     failed, done = {}, 0
     chosen = [conversations[position] for position in asked], [keys[position] for position in asked]
     bar = tqdm(total=len(keys), initial=len(keys) - len(asked), desc=f"responses of {name}", unit="prompt")
@@ -187,7 +191,7 @@ def _ask(
             for index, generation in batch.items():
                 row = asdict(generation) | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
                 row["response"] = generation.response.encode("utf-8", "replace").decode()  # a cut surrogate pair
-                rows[keys[asked[index]] + suffix[generation.finish_reason]] = row
+                rows[_stored_under(store, keys[asked[index]], generation, sampling)] = row
                 if generation.finish_reason == "error":
                     failed[asked[index]] = row
             store.put(rows)
@@ -222,7 +226,9 @@ def _check_errors(name: str, prompts: pl.DataFrame, rows: list[dict[str, Any]], 
     logger.warning("%s", message)
 
 
-def _engine(teacher: Teacher) -> type[Backend]:
-    """The backend's class; imported only where something is asked."""
+def _backend(teacher: Teacher, speed: Mapping[str, Any]) -> Backend:
+    """The teacher's engine; imported only where something is asked."""
     module, _, name = BACKENDS[teacher.backend].partition(":")
-    return getattr(importlib.import_module(module), name)
+    engine = getattr(importlib.import_module(module), name)
+    check_keys(f"speed.{teacher.backend}", speed, engine)
+    return engine(teacher, **speed)
