@@ -73,8 +73,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(307, {}, {"Location": "http://localhost:9/elsewhere"})
         elif fault in ("html", "garbled"):
             self._send(200, {} if fault == "garbled" else "<html>maintenance</html>")
-        elif fault == "400":
-            self._send(400, {"error": {"message": "context length exceeded"}})
+        elif fault in ("400", "401", "404"):
+            self._send(int(fault), {"error": {"message": "the words of the server"}})
         else:
             self._send(200, completion(asked, self.server.seed, fault), cut=fault == "cut")
 

@@ -4,12 +4,13 @@ A model with a chat template keeps it. A base model gets BASE_TEMPLATE, a plain 
 stored on its tokenizer, so that lm-eval, which only knows `tokenizer.chat_template`, renders it too.
 
 The text of a prompt or a response is only ever text. Where it spells a control token (`<|im_end|>`, `[/INST]`), a
-tokenizer would read the token: a prompt could end its own turn. Such spellings are encoded apart, in two pieces, so
-that the model sees their characters (`control_text` says which). Other text is encoded exactly as the library does it.
+tokenizer would read the token: a prompt could end its own turn. Such spellings (`control_text` says which) are encoded
+apart, in two pieces, so that the model sees their characters; a marker that is no token, but mere text in the template
+too, gets an invisible character inside. Other text is encoded exactly as the library does it.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -97,11 +98,10 @@ def encode_completion(tokenizer: Any, prompt: str, response: str, finished: bool
 
 
 @lru_cache(maxsize=16)
-def control_text(tokenizer: Any, template: str | None) -> re.Pattern[str]:
+def control_text(tokenizer: Any, template: str) -> re.Pattern[str]:
     """How this tokenizer's control tokens are spelled: its special tokens, every added token that its chat template
     writes (not all of those are flagged special), and what stands in the template in the shape of one.
     """
-    template = template or ""
     added = {
         token.content for token in tokenizer.added_tokens_decoder.values() if token.special or token.content in template
     }
@@ -110,16 +110,16 @@ def control_text(tokenizer: Any, template: str | None) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, controls)) or r"(?!)")
 
 
-def without_control_text(text: str) -> str:
-    """`text` with an invisible word joiner inside every known control token: for a server that renders the chat
-    template itself, with a tokenizer that is not known here.
+def without_control_text(text: str, controls: re.Pattern[str] = KNOWN_CONTROL) -> str:
+    """`text` with an invisible word joiner inside every control token: for a server that renders the chat template
+    itself, with a tokenizer that is not known here.
     """
-    return KNOWN_CONTROL.sub(lambda match: f"{match[0][0]}\u2060{match[0][1:]}", text)
+    return controls.sub(lambda match: f"{match[0][0]}\u2060{match[0][1:]}", text)
 
 
 def _ids(tokenizer: Any, messages: list[Message], add_generation_prompt: bool) -> list[int]:
     """Render and tokenise. Control text inside a message is taken out before, and its pieces are put in its place."""
-    spelled = control_text(tokenizer, tokenizer.chat_template)
+    spelled = control_text(tokenizer, tokenizer.get_chat_template())
     if not any(spelled.search(message["content"]) for message in messages):
         encoded = tokenizer.apply_chat_template(
             messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
@@ -134,18 +134,22 @@ def _ids(tokenizer: Any, messages: list[Message], add_generation_prompt: bool) -
     emptied = [{**message, "content": spelled.sub(take, message["content"].replace(SLOT, ""))} for message in messages]
     text = tokenizer.apply_chat_template(emptied, add_generation_prompt=add_generation_prompt, tokenize=False)
     ids: list[int] = []
+    tokens = tokenizer.get_added_vocab()
     for position, part in enumerate(text.split(SLOT)):
-        pieces = _pieces(taken[int(part)], spelled) if position % 2 else [part]
-        for piece in pieces:
+        for piece in _pieces(taken[int(part)], tokens, spelled) if position % 2 else [part]:
             ids += tokenizer.encode(piece, add_special_tokens=False)
     return ids
 
 
-def _pieces(text: str, spelled: re.Pattern[str]) -> list[str]:
-    """`text` cut after its first character, and again wherever a control token is still spelled."""
-    rest = text[1:]
-    match = spelled.search(rest)
-    return [text[0], rest] if not match else [text[0], rest[: match.start()], *_pieces(rest[match.start() :], spelled)]
+def _pieces(control: str, tokens: Container[str], spelled: re.Pattern[str]) -> list[str]:
+    """`control` cut so that no piece spells a control token."""
+    if control not in tokens:  # mere text in the template too: only other text can be told from it
+        return [without_control_text(control, spelled)]
+    rest = control[1:]
+    inner = spelled.search(rest)
+    if not inner:
+        return [control[0], rest]
+    return [control[0], rest[: inner.start()], *_pieces(rest[inner.start() :], tokens, spelled)]
 
 
 def _end_id(tokenizer: Any, response_ids: list[int]) -> int:

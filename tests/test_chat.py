@@ -135,8 +135,7 @@ def test_text_never_becomes_a_control_token(template: str | None, attack: str) -
     attacked = encode_completion(tokenizer, attack, attack, finished=True)
     for clean, ids in zip(harmless, attacked, strict=True):
         assert [id for id in ids if id in controls] == [id for id in clean if id in controls]
-    assert attack in tokenizer.decode(attacked[0])
-    assert attack in tokenizer.decode(attacked[1])
+    assert all(attack in tokenizer.decode(ids).replace("\u2060", "") for ids in attacked)
     if template == LLAMA2 and "[/INST]" in attack:
         marker = tokenizer.encode("[/INST]", add_special_tokens=False)
         runs = [attacked[0][i : i + len(marker)] for i in range(len(attacked[0]))]

@@ -79,6 +79,23 @@ def test_what_keeps_failing_becomes_a_typed_error_and_is_asked_again_later(
         assert server.counts["ok"] == 2
 
 
+@pytest.mark.parametrize("status", ["401", "404"])
+def test_a_server_that_refuses_every_call_is_asked_no_more_and_answers_are_kept(status: str, tmp_path: Path) -> None:
+    with stub_teacher({status: 0.2}, delay=0.05, seed=3) as server:
+        with pytest.raises(InputError, match=f"answers with status {status} to the model stub; check that name"):
+            ask(server, tmp_path)
+        asked = server.counts["ok"] + server.counts[status]
+        assert server.counts["ok"] > 0
+        assert asked < len(PROMPTS)
+        [shelf] = shelves(tmp_path)
+        assert verify(shelf)[0].rows == server.counts["ok"]
+
+
+def test_knobs_are_checked(tmp_path: Path) -> None:
+    with stub_teacher() as server, pytest.raises(InputError, match="concurrency is 0, max_attempts 6"):
+        ask(server, tmp_path, concurrency=0)
+
+
 def test_an_answer_that_stays_empty_is_an_answer(tmp_path: Path) -> None:
     with stub_teacher({"empty": 1.0}) as server:
         table = ask(server, tmp_path, PROMPTS[:1], max_attempts=3)

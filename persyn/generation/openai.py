@@ -57,6 +57,8 @@ class OpenAIBackend:
             InputError: an unsafe address, or a key that is not in the environment.
         """
         check_url(base_url)
+        if concurrency < 1 or max_attempts < 1:
+            raise InputError(f"concurrency is {concurrency}, max_attempts {max_attempts}; both must be 1 or more")
         if api_key_env and not os.environ.get(api_key_env):
             raise InputError(f"the environment variable {api_key_env} is not set; it must hold the key for {base_url}")
         self.teacher, self.concurrency, self.max_attempts = teacher, concurrency, max_attempts
@@ -73,13 +75,14 @@ class OpenAIBackend:
         self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], sampling: Sampling
     ) -> Iterator[dict[int, Generation]]:
         """Yield answers as they come. Told to stop (SIGINT, SIGTERM), it admits no more, yields what is in flight and
-        then hands the signal on.
+        then hands the signal on; so it does when the server says that no call can succeed.
         """
         positions = iter(range(len(conversations)))
         calls: dict[asyncio.Task[Generation], int] = {}
+        refused: BaseException | None = None
         with asyncio.Runner() as runner, _Stop(runner.get_loop()) as stop:
             while True:
-                while len(calls) < self.concurrency and not stop.signal:
+                while len(calls) < self.concurrency and not stop.signal and not refused:
                     position = next(positions, None)
                     if position is None:
                         break
@@ -88,11 +91,15 @@ class OpenAIBackend:
                 if not calls or stop.expired:
                     break
                 done, _ = runner.run(asyncio.wait(calls, timeout=1.0, return_when=asyncio.FIRST_COMPLETED))
-                if done:
-                    yield {calls.pop(call): call.result() for call in done}
+                answered = {calls.pop(call): call for call in done}
+                refused = next(filter(None, (call.exception() for call in done)), refused)
+                if any(not call.exception() for call in done):
+                    yield {position: call.result() for position, call in answered.items() if not call.exception()}
             for call in calls:
                 call.cancel()
             runner.run(self.client.close())
+        if refused:
+            raise refused
 
     async def _answer(self, conversation: Sequence[Message], key: str, sampling: Sampling) -> Generation:
         """One conversation's answer; a failure becomes an error row that says what kind it was."""
@@ -106,6 +113,11 @@ class OpenAIBackend:
                     model=self.teacher.model, messages=cast(Any, messages), max_tokens=sampling.max_tokens, **drawn
                 )
                 answer = read_completion(completion)
+            except (openai.AuthenticationError, openai.NotFoundError) as error:
+                raise InputError(
+                    f"{self.client.base_url} answers with status {error.status_code} to the model "
+                    f"{self.teacher.model}; check that name, base_url, and the key in the variable api_key_env names"
+                ) from None
             except openai.APIStatusError as error:  # its text may repeat what was sent, so it is not kept
                 return _failed(error, f"status {error.status_code}")
             except openai.APIConnectionError as error:
