@@ -34,15 +34,16 @@ def main() -> None:
     """Run both commands and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
-    only = parser.parse_args().only
+    parser.add_argument("--command", choices=COMMANDS, action="append")
+    asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         model = build_model(folder / "model")
         calm = Project(folder / "calm", model)
         seconds = calm.undisturbed()
-        rows = [
-            row for command in COMMANDS for row in killed(folder, model, command, seconds, calm.lock("dvc repro"), only)
-        ]
+        lock = calm.lock("dvc repro")
+        commands = asked.command or COMMANDS
+        rows = [row for command in commands for row in killed(folder, model, command, seconds, lock, asked.only)]
     sys.exit(print_table(rows))
 
 
@@ -71,9 +72,14 @@ def killed(
                         pending.remove(stage)
                         kills += 1
                         bar.update()
+                        break
             again += len(completed & set(ran))
+            for stage in completed & set(ran):
+                tqdm.write(f"{command}: {stage} ran again though done")
             completed |= set(ran[:-1])
             finished = run.returncode != -signal.SIGKILL
+    if run.returncode:
+        tqdm.write(project.errors.read_text()[-2000:])
     fault = f"{command}, killed in {kills} stages"
     yield fault, "exit status of the last run", run.returncode, 0
     yield fault, "stages run again though done", again, 0
@@ -94,9 +100,10 @@ class Project:
 
     def __init__(self, folder: Path, model: str) -> None:
         self.folder = tiny_project(folder / "project", tiny_params(model))
-        author = {
-            f"GIT_{role}_{what}": "persyn@localhost" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
-        }
+        self.errors = folder / "errors.log"
+        author = dict.fromkeys(
+            ["GIT_AUTHOR_NAME", "GIT_AUTHOR_EMAIL", "GIT_COMMITTER_NAME", "GIT_COMMITTER_EMAIL"], "persyn@localhost"
+        )
         binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         own = {"PERSYN_STORE": str(folder / "store"), "PERSYN_CACHE": str(folder / "cache"), "PATH": binaries}
         self.environment = os.environ | author | own | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
@@ -117,7 +124,7 @@ class Project:
             env=self.environment,
             start_new_session=True,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self.errors.open("w"),
             text=True,
         )
 

@@ -4,10 +4,16 @@ An example of what `checkers` reads in `reference` (IFEval's form):
 [{"instruction_id": "length_constraints:number_words", "kwargs": {"relation": "less than", "num_words": 40}}]
 """
 
+import contextlib
 import json
+import tempfile
+from pathlib import Path
 
 from persyn.models import cache_folder
 from persyn.schemas import InputError
+
+ABBREVIATIONS = "dr mr mrs ms prof st vs etc e.g i.e no fig a.m p.m u.s inc ltd jr sr"
+"""After these a full stop ends no sentence."""
 
 
 def share_of_checks(prompt: str, response: str, reference: str) -> float:
@@ -58,28 +64,13 @@ def prepare_ifeval() -> None:
     try:
         nltk.data.find("tokenizers/punkt_tab/english/")
     except LookupError:
-        english = folder / "tokenizers" / "punkt_tab" / "english"
-        english.mkdir(parents=True, exist_ok=True)
         parameters = PunktParameters()
-        parameters.abbrev_types = {
-            "dr",
-            "mr",
-            "mrs",
-            "ms",
-            "prof",
-            "st",
-            "vs",
-            "etc",
-            "e.g",
-            "i.e",
-            "no",
-            "fig",
-            "a.m",
-            "p.m",
-            "u.s",
-            "inc",
-            "ltd",
-            "jr",
-            "sr",
-        }
-        save_punkt_params(parameters, dir=str(english))
+        parameters.abbrev_types = set(ABBREVIATIONS.split())
+        tokenizers = folder / "tokenizers"
+        tokenizers.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=tokenizers) as scratch:
+            english = Path(scratch) / "punkt_tab" / "english"
+            english.mkdir(parents=True)
+            save_punkt_params(parameters, dir=str(english))
+            with contextlib.suppress(OSError):  # another process was first
+                english.parent.rename(tokenizers / "punkt_tab")
