@@ -58,7 +58,8 @@ def killed(
         lock: the dvc.lock of a run that nothing disturbs.
     """
     project, draw = Project(folder / command.replace(" ", "-"), model), random.Random(0)
-    pending, completed, again, kills = [stage for stage in seconds if only in stage], set[str](), 0, 0
+    pending, completed = [stage for stage in seconds if only in stage], set[str]()
+    again = kills = mended = 0
     finished = False
     with tqdm(total=len(pending), desc=command, unit="kill") as bar:
         while not finished:
@@ -78,9 +79,12 @@ def killed(
                 tqdm.write(f"{command}: {stage} ran again though done")
             completed |= set(ran[:-1])
             finished = run.returncode != -signal.SIGKILL
+            if run.returncode and project.mend():
+                finished, mended = False, mended + 1
     if run.returncode:
         tqdm.write(project.errors.read_text()[-2000:])
     fault = f"{command}, killed in {kills} stages"
+    yield fault, "dvc.lock cut by the kill and deleted", mended, kills
     yield fault, "exit status of the last run", run.returncode, 0
     yield fault, "stages run again though done", again, 0
     yield fault, "stages never reached", len(pending), 0
@@ -137,6 +141,13 @@ class Project:
             sys.exit("the undisturbed run failed")
         ends = [at for _, at in begun[1:]] + [time.monotonic()]
         return {stage: end - at for (stage, at), end in zip(begun, ends, strict=True)}
+
+    def mend(self) -> bool:
+        """Delete a dvc.lock that a kill has cut: DVC writes it in place. DVC's run cache still knows what was done."""
+        if not re.search(r"dvc\.lock' (?:validation failed|is invalid)", self.errors.read_text()):
+            return False
+        (self.folder / "dvc.lock").unlink()
+        return True
 
     def lock(self, command: str) -> dict[str, Any]:
         """The dvc.lock that `command` has made, parsed: DVC runs independent stages in any order."""

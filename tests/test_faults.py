@@ -37,4 +37,4 @@ def test_dvc_killed_in_a_stage_goes_on_where_it_was(tmp_path: Path) -> None:
     seconds = calm.undisturbed("defects")
     lock = calm.lock("dvc repro")
     for command in COMMANDS:
-        check(killed_everywhere(tmp_path, model, command, seconds, lock, "terse", "defects"), lines=4)
+        check(killed_everywhere(tmp_path, model, command, seconds, lock, "terse", "defects"), lines=5)
