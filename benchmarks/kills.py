@@ -84,7 +84,7 @@ def killed(
     if run.returncode:
         tqdm.write(project.errors.read_text()[-2000:])
     fault = f"{command}, killed in {kills} stages"
-    yield fault, "dvc.lock cut by the kill and deleted", mended, kills
+    yield fault, "DVC's lock files cut, and deleted", mended, kills
     yield fault, "exit status of the last run", run.returncode, 0
     yield fault, "stages run again though done", again, 0
     yield fault, "stages never reached", len(pending), 0
@@ -111,7 +111,6 @@ class Project:
         binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         own = {"PERSYN_STORE": str(folder / "store"), "PERSYN_CACHE": str(folder / "cache"), "PATH": binaries}
         self.environment = os.environ | author | own | {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
-        (self.folder / ".gitignore").write_text("__pycache__/\n/models/\n/data/*\n!/data/raw/\n*.partial\n")
         for command in (
             ["git", "init", "-q"],
             [*DVC, "init", "-q"],
@@ -143,10 +142,14 @@ class Project:
         return {stage: end - at for (stage, at), end in zip(begun, ends, strict=True)}
 
     def mend(self) -> bool:
-        """Delete a dvc.lock that a kill has cut: DVC writes it in place. DVC's run cache still knows what was done."""
-        if not re.search(r"dvc\.lock' (?:validation failed|is invalid)", self.errors.read_text()):
+        """Delete what a kill has cut of DVC's own: it writes its lock files in place. Its run cache knows what was done."""
+        said = self.errors.read_text()
+        if re.search(r"dvc\.lock' (?:validation failed|is invalid)", said):
+            (self.folder / "dvc.lock").unlink()
+        elif "Unable to read RWLock-file" in said:
+            (self.folder / ".dvc" / "tmp" / "rwlock").unlink()
+        else:
             return False
-        (self.folder / "dvc.lock").unlink()
         return True
 
     def lock(self, command: str) -> dict[str, Any]:
