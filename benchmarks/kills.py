@@ -142,7 +142,7 @@ class Project:
         return {stage: end - at for (stage, at), end in zip(begun, ends, strict=True)}
 
     def mend(self) -> bool:
-        """Delete what a kill has cut of DVC's own: it writes its lock files in place. Its run cache knows what was done."""
+        """Delete a lock file of DVC's that a kill has cut: it writes them in place. Its run cache knows the rest."""
         said = self.errors.read_text()
         if re.search(r"dvc\.lock' (?:validation failed|is invalid)", said):
             (self.folder / "dvc.lock").unlink()

@@ -10,8 +10,9 @@ from ruamel.yaml import YAML
 from test_chat import ATTACKS
 
 from persyn.chat import encode_completion, with_chat_template
+from persyn.defects import Policies
 from persyn.models import load_causal_lm, load_tokenizer
-from persyn.schemas import LEARNABILITY, PAIRS, PROMPTS, RESPONSES, REWARDS, read_table
+from persyn.schemas import DEFECTS, LEARNABILITY, PAIRS, PROMPTS, RESPONSES, REWARDS, read_table
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "data"
@@ -61,6 +62,9 @@ def test_text_never_becomes_a_control_token_of_the_real_tokenizers(model: str, r
 
 def test_rewards_recompute_from_their_columns_and_pairs_from_rewards() -> None:
     rewards, alpha = read_table(DATA / "rewards.parquet", REWARDS), PARAMS["rewards"]["alpha"]
+    kinds = Policies(**PARAMS["defects"]).kinds("penalise", "drop")
+    defects = read_table(DATA / "defects.parquet", DEFECTS).to_dicts()
+    penalised = {(row["prompt_id"], row["teacher"]) for row in defects if any(row[kind] for kind in kinds)}
     expected = set()
     for _, group in rewards.group_by("prompt_id"):
         mixed = {}
@@ -69,7 +73,8 @@ def test_rewards_recompute_from_their_columns_and_pairs_from_rewards() -> None:
             for column in ("quality", "learnability"):
                 low, high = min(group[column]), max(group[column])
                 parts.append(0.0 if low == high else (row[column] - low) / (high - low))
-            mixed[row["teacher"]] = (1 - alpha) * parts[0] + alpha * parts[1]
+            lost = 1.0 if (row["prompt_id"], row["teacher"]) in penalised else 0.0
+            mixed[row["teacher"]] = (1 - alpha) * parts[0] + alpha * parts[1] - lost
             assert row["reward"] == pytest.approx(mixed[row["teacher"]], abs=1e-12)
         reward = dict(group.select("teacher", "reward").rows())
         for winner, loser in itertools.permutations(reward, 2):
