@@ -1,6 +1,6 @@
 """Faults: what the response store promises, under kill -9, damage, a full disk and two writers. One table.
 
-    python -m benchmarks.faults            about 5 minutes; loopback and subprocesses only
+    python -m benchmarks.faults            about a minute; loopback and subprocesses only
     python -m benchmarks.faults --kills 5  a short version
 
 Each line says what was done, what was found and what is allowed; the exit status is 1 if anything is over.

@@ -1,6 +1,6 @@
 """Kills: `dvc repro`, and `dvc exp run --temp`, killed in every stage; each time the same command goes on.
 
-    python -m benchmarks.kills                  about 10 minutes, on tiny models
+    python -m benchmarks.kills                  about 15 minutes, on tiny models
     python -m benchmarks.kills --only router    kills in stages whose name holds this text
 
 The table says for each command how often it was killed, whether a stage that was done ran again, and whether dvc.lock

@@ -1,7 +1,7 @@
 """Store: what it costs to never pay twice, beside SQLite in the same run, and as a share of the demo's generation.
 
-    python -m benchmarks.store             about 3 minutes; the demo's teachers must be installed
-    python -m benchmarks.store --no-demo   without them, under a minute
+    python -m benchmarks.store             about a minute; the demo's teachers must be installed
+    python -m benchmarks.store --no-demo   without them
 
 SQLite commits each batch with synchronous=FULL, the same promise as the store's fsync a batch.
 """
