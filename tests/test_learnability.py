@@ -1,5 +1,7 @@
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from conftest import prompts_table, responses_table
@@ -7,7 +9,7 @@ from conftest import prompts_table, responses_table
 from benchmarks.tiny import CHATML, build_model
 from persyn import learnability
 from persyn.chat import encode_completion, with_chat_template
-from persyn.learnability import mean_logprobs, score_learnability
+from persyn.learnability import mean_logprobs, score_learnability, split_group
 from persyn.models import Student, load_causal_lm, load_tokenizer
 from persyn.schemas import LEARNABILITY, InputError, check_table
 
@@ -30,58 +32,121 @@ def naive(folder: str, prompt: str, response: str, finished: bool) -> float:
     return sum(steps) / len(steps)
 
 
+def several_teachers(prompts: pl.DataFrame) -> pl.DataFrame:
+    """Three teachers, each with the same responses to other prompts."""
+    turned = [RESPONSES[shift:] + RESPONSES[:shift] for shift in range(3)]
+    return pl.concat(responses_table(prompts, f"t{shift}", texts) for shift, texts in enumerate(turned))
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma3", "qwen2"])
 @pytest.mark.parametrize("template", [None, CHATML])
-def test_equals_the_naive_loop_in_any_batch_and_chunk(
+def test_equals_the_naive_loop_in_any_group_order_and_chunk(
     family: str, template: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = build_model(tmp_path / "m", family, template)
     prompts = prompts_table(TEXTS)
-    finished = responses_table(prompts, "t", RESPONSES, "stop")
-    student = Student(model=folder, license="x")
-    expected = [naive(folder, prompt, response, True) for prompt, response in zip(TEXTS, RESPONSES, strict=True)]
-    assert max(expected) - min(expected) > 0.1, "the rows must differ for this test to mean anything"
-    for batch_tokens, chunk in ((1, 1024), (10_000, 1024), (150, 3)):
+    responses, student = several_teachers(prompts), Student(model=folder, license="x")
+    rows = responses.join(prompts, on="prompt_id").rows(named=True)
+    expected = {(row["prompt_id"], row["teacher"]): naive(folder, row["prompt"], row["response"], True) for row in rows}
+    assert max(expected.values()) - min(expected.values()) > 0.1, "the rows must differ for this test to mean anything"
+    for batch_tokens, chunk, order in ((1, 1024, responses), (10_000, 1024, responses.reverse()), (60, 3, responses)):
         monkeypatch.setattr(learnability, "LOGIT_CHUNK", chunk)
-        table = score_learnability(prompts, finished, student, batch_tokens=batch_tokens)
+        table = score_learnability(prompts, order, student, tmp_path / str(batch_tokens), batch_tokens=batch_tokens)
         check_table(table, LEARNABILITY, "learnability")
-        scores = dict(zip(table["prompt_id"], table["learnability"], strict=True))
-        for identity, value in zip(prompts["prompt_id"], expected, strict=True):
-            assert scores[identity] == pytest.approx(value, abs=1e-4)
+        scores = {row[:2]: row[2] for row in table.iter_rows()}
+        assert scores == pytest.approx(expected, abs=1e-4)
 
 
-def test_a_cut_response_is_scored_without_the_end_of_turn(base_model: str) -> None:
+def test_a_score_is_made_once(base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, student = prompts_table(TEXTS), Student(model=base_model, license="x")
+    responses, scored = several_teachers(prompts), []
+
+    def counting(model: Any, prompt: list[int], responses: list[list[int]]) -> list[float]:
+        scored.extend(responses)
+        return mean_logprobs(model, prompt, responses)
+
+    first = score_learnability(prompts, responses.filter(teacher="t0"), student, tmp_path)
+    monkeypatch.setattr(learnability, "mean_logprobs", counting)
+    monkeypatch.setattr(learnability, "tree_is_exact", lambda *_: True)
+    both = score_learnability(prompts, responses.filter(pl.col("teacher") != "t2"), student, tmp_path)
+    assert len(scored) == len(TEXTS), "only the new teacher's"
+    assert both.filter(teacher="t0").equals(first)
+    monkeypatch.setattr(learnability, "load_causal_lm", lambda *_: pytest.fail("nothing is left to score"))
+    assert score_learnability(prompts, responses.filter(teacher="t0"), student, tmp_path).equals(first)
+
+
+def test_a_model_that_ignores_the_tree_is_scored_row_by_row(
+    base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts, student = prompts_table(TEXTS), Student(model=base_model, license="x")
+    expected = score_learnability(prompts, several_teachers(prompts), student, tmp_path / "a")
+    monkeypatch.setattr(learnability, "tree_mask", lambda *_: None)
+    table = score_learnability(prompts, several_teachers(prompts), student, tmp_path / "b")
+    assert "a shared prompt changes scores" in caplog.text
+    assert table["learnability"].to_list() == pytest.approx(expected["learnability"].to_list(), abs=1e-5)
+
+
+def test_an_error_and_a_score_that_is_no_number_are_left_out(
+    base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts, student = prompts_table(TEXTS[:3]), Student(model=base_model, license="x")
+    responses = responses_table(prompts[:2], "t", RESPONSES[:2]).vstack(
+        responses_table(prompts[2:], "t", [""], "error")
+    )
+    scores = iter([float("nan"), -1.0])
+    monkeypatch.setattr(learnability, "mean_logprobs", lambda *_: [next(scores)])
+    assert score_learnability(prompts, responses, student, tmp_path)["learnability"].to_list() == [-1.0]
+    assert "1 scores are not finite and left out" in caplog.text
+
+
+@pytest.mark.parametrize("budget", [1, 20, 35, 1000])
+def test_a_group_is_split_by_its_tokens_and_every_response_is_in_one_part(budget: int) -> None:
+    lengths = [5, 20, 1, 13, 8]
+    parts = list(split_group(10, lengths, budget))
+    assert sorted(position for part in parts for position in part) == list(range(5))
+    assert all(len(part) == 1 or 10 + sum(lengths[position] for position in part) <= budget for part in parts)
+
+
+def test_a_cut_response_is_scored_without_the_end_of_turn(base_model: str, tmp_path: Path) -> None:
     prompts = prompts_table(TEXTS[:1])
     student = Student(model=base_model, license="x")
-    stop, length = (score_learnability(prompts, responses_table(prompts, "t", RESPONSES[:1], f), student) for f in
-                    ("stop", "length"))  # fmt: skip
+    answers = [responses_table(prompts, "t", RESPONSES[:1], finish) for finish in ("stop", "length")]
+    stop, length = (score_learnability(prompts, answer, student, tmp_path) for answer in answers)
     assert stop["num_tokens"].item() == length["num_tokens"].item() + 1
     assert length["learnability"].item() == pytest.approx(naive(base_model, TEXTS[0], RESPONSES[0], False), abs=1e-4)
 
 
-def test_too_long_is_scored_on_its_first_tokens_and_flagged(base_model: str) -> None:
+def test_too_long_is_scored_on_its_first_tokens_and_flagged(base_model: str, tmp_path: Path) -> None:
     prompts = prompts_table(TEXTS[:1])
     tokenizer = with_chat_template(load_tokenizer(base_model))
     prompt_ids, response_ids = encode_completion(tokenizer, TEXTS[0], RESPONSES[0], True)
     student = Student(model=base_model, license="x", max_length=len(prompt_ids) + 3)
-    row = score_learnability(prompts, responses_table(prompts, "t", RESPONSES[:1]), student).row(0, named=True)
+    row = score_learnability(prompts, responses_table(prompts, "t", RESPONSES[:1]), student, tmp_path).row(
+        0, named=True
+    )
     assert row["truncated"]
     assert row["num_tokens"] == 3
-    [expected] = mean_logprobs(load_causal_lm(base_model), [(prompt_ids, response_ids[:3])])
+    [expected] = mean_logprobs(load_causal_lm(base_model), prompt_ids, [response_ids[:3]])
     assert row["learnability"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_what_cannot_be_scored_is_named(base_model: str) -> None:
+def test_what_cannot_be_scored_is_named(base_model: str, tmp_path: Path) -> None:
     prompts = prompts_table(TEXTS[:1])
+    student = Student(model=base_model, license="x", max_length=4)
     with pytest.raises(InputError, match=r"of t: the prompt alone has \d+ tokens .* student.max_length is 4"):
         score_learnability(
-            prompts, responses_table(prompts, "t", ["x"]), Student(model=base_model, license="x", max_length=4)
+            prompts,
+            responses_table(prompts, "t", ["x"]),
+            Student(model=base_model, license="x", max_length=4),
+            tmp_path,
         )
 
 
-def test_an_empty_response_is_its_end_of_turn_however_it_ended(base_model: str) -> None:
+def test_an_empty_response_is_its_end_of_turn_however_it_ended(base_model: str, tmp_path: Path) -> None:
     prompts, student = prompts_table(TEXTS[:1]), Student(model=base_model, license="x")
     for finish in ("stop", "length"):
-        row = score_learnability(prompts, responses_table(prompts, "t", [""], finish), student).row(0, named=True)
+        row = score_learnability(prompts, responses_table(prompts, "t", [""], finish), student, tmp_path).row(
+            0, named=True
+        )
         assert row["num_tokens"] == 1
         assert row["learnability"] == pytest.approx(naive(base_model, TEXTS[0], "", True), abs=1e-4)
