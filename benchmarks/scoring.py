@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from benchmarks.tiny import ROOT
 from persyn.chat import encode_completion, with_chat_template
-from persyn.learnability import mean_logprobs, split_group
+from persyn.learnability import Method, score_group
 from persyn.models import load_causal_lm, load_tokenizer, locate_model
 
 STUDENT = "packaged:gemma3-270m"
@@ -122,11 +122,9 @@ def ours() -> Callable[[list[Row]], list[float]]:
             by_prompt.setdefault(tuple(prompt), []).append(position)
         scores = [0.0] * len(rows)
         for shared, group in by_prompt.items():
-            for part in split_group(len(shared), [len(rows[position][1]) for position in group], 512):
-                chosen = [group[index] for index in part]
-                found = mean_logprobs(model, list(shared), [rows[position][1] for position in chosen])
-                for position, value in zip(chosen, found, strict=True):
-                    scores[position] = value
+            found = score_group(model, list(shared), [rows[position][1] for position in group], Method(), 512)
+            for position, value in zip(group, found, strict=True):
+                scores[position] = value
         return scores
 
     return score

@@ -1,13 +1,9 @@
-"""Learnability: the mean log-probability a response token has under the student before it is tuned.
-
-The responses of all teachers to one prompt are scored in one forward pass over [prompt | response 1 | response 2 ...]:
-the attention mask is a tree (each response sees the prompt and itself) and positions restart after the prompt. So the
-prompt is read once, nothing is padded, and only response positions reach the LM head.
-"""
+"""Learnability: how well a response fits the student before it is tuned. All responses to one prompt share its pass."""
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +12,83 @@ import torch
 from tqdm import tqdm
 
 from persyn.chat import encode_completion, with_chat_template
+from persyn.logprobs import Branch, split_group, token_scores
 from persyn.models import Student, load_causal_lm, load_tokenizer, model_identity
 from persyn.schemas import LEARNABILITY, InputError
 from persyn.store import Store, response_key, slug
 
-LOGIT_CHUNK = 512
-"""Positions whose logits exist at once: [chunk, vocabulary] is all that is ever materialised."""
-TREE_TOLERANCE = 1e-3, 5e-2
-"""Nats a token by which the first group's scores may differ from those of its rows alone, in fp32 and in bf16."""
+TREE_TOLERANCE = {torch.float32: 1e-3}
+"""By how much, relatively, a group's scores may differ from those of its rows alone; 0.05 in other precisions."""
 logger = logging.getLogger(__name__)
 
-Group = tuple[list[int], list[list[int]]]
-"""A prompt's token ids, and those of responses to it."""
+
+@dataclass(frozen=True)
+class Method:
+    """The section `learnability` of params.yaml. Higher is better by every method.
+
+    Raises:
+        InputError: a value is not legal.
+    """
+
+    method: str = "mean_logprob"
+    """mean_logprob: r_l(y, theta) = (1/|y|) * sum_t log p_theta(y_t | y_<t, x), in nats a token (PerSyn, Eq. 1).
+    rank_surprisal: -sum_t min(rank_t, max_rank) / sum_t -log p(y_t) (arXiv 2601.14249, where the ratio is better when
+    lower); rank_t is 1 for the student's likeliest token. local: mean log p, each step of the response given only the
+    `window` tokens before it (after arXiv 2510.03988, which cuts steps at sentences)."""
+    max_rank: int = 100
+    step: int = 32
+    """Tokens."""
+    window: int = 64
+    """Tokens."""
+
+    def __post_init__(self) -> None:
+        if self.method not in ("mean_logprob", "rank_surprisal", "local"):
+            raise InputError(
+                f"learnability.method is {self.method!r}; it must be mean_logprob, rank_surprisal or local"
+            )
+        if min(self.max_rank, self.step, self.window) < 1:
+            raise InputError(f"learnability: max_rank, step and window must be 1 or more, got {self}")
+
+    @property
+    def decides(self) -> dict[str, Any]:
+        """What the score depends on."""
+        knobs = {"mean_logprob": [], "rank_surprisal": ["max_rank"], "local": ["step", "window"]}[self.method]
+        return {"method": self.method, **{knob: getattr(self, knob) for knob in knobs}}
+
+    def branches(self, prompt: list[int], responses: Sequence[list[int]]) -> tuple[list[int], list[Branch]]:
+        """What all branches share, and the branches."""
+        if self.method != "local":
+            return prompt[:-1], [(index, prompt[-1:], response) for index, response in enumerate(responses)]
+        steps = []
+        for index, response in enumerate(responses):
+            whole = prompt + response
+            for start in range(len(prompt), len(whole), self.step):
+                context = whole[max(0, start - self.window) : start]
+                steps.append((index, context, whole[start : start + self.step]))
+        return [], steps
+
+    def reduce(self, logprobs: torch.Tensor, ranks: torch.Tensor) -> float:
+        """The score of a response from its tokens' log-probabilities and ranks, both (R,)."""
+        if self.method == "rank_surprisal":
+            return -(ranks.clamp(max=self.max_rank).double().sum() / -logprobs.double().sum()).item()
+        return logprobs.double().mean().item()
 
 
 def score_learnability(
     prompts: pl.DataFrame,
     responses: pl.DataFrame,
     student: Student,
+    method: Method,
     folder: Path,
     *,
     batch_tokens: int | None = None,
 ) -> pl.DataFrame:
-    """r_l(y, theta) = (1/|y|) * sum_t log p_theta(y_t | y_<t, x)  (PerSyn, Eq. 1), in nats a token.
+    """Score every response under the student.
 
     The response tokens are those the student would be trained on (chat.encode_completion). A response that goes
     past `max_length` is scored on its first tokens and marked `truncated`. An empty one is scored on its end-of-turn
-    token, however it ended: that is all the student could learn from it. An error has no score, nor has
-    a response whose score is not a finite number (which is warned of).
+    token, however it ended: that is all the student could learn from it. An error has no score, nor has a response
+    whose score is not a finite number (which is warned of).
 
     Args:
         prompts: PROMPTS.
@@ -71,130 +116,84 @@ def score_learnability(
     _check_lengths(rows, encoded, student.max_length)
     kept = [(prompt, response[: student.max_length - len(prompt)]) for prompt, response in encoded]
     identity, precision = model_identity(student.model, student.revision), _precision()
-    keys = [response_key(model=identity, scored=[prompt, response], precision=precision) for prompt, response in kept]
+    keys = [response_key(model=identity, **method.decides, precision=precision, scored=row) for row in kept]
     store = Store(folder / slug(identity))
     missing = {key: row for key, row in zip(keys, kept, strict=True) if not store.get(key)}
     if missing:
-        _score_missing(load_causal_lm(*where), missing, store, batch_tokens, total=len(set(keys)))
-    scores = [(store.get(key) or {}).get("learnability") for key in keys]
-    return pl.DataFrame(
-        {
-            "prompt_id": [row["prompt_id"] for row in rows],
-            "teacher": [row["teacher"] for row in rows],
-            "learnability": scores,
-            "num_tokens": [len(response) for _, response in kept],
-            "truncated": [len(prompt) + len(response) > student.max_length for prompt, response in encoded],
-        },
-        schema=LEARNABILITY,
-    ).drop_nulls("learnability")
+        _score_missing(load_causal_lm(*where), missing, method, store, batch_tokens, total=len(set(keys)))
+    table = {
+        "prompt_id": [row["prompt_id"] for row in rows],
+        "teacher": [row["teacher"] for row in rows],
+        "learnability": [(store.get(key) or {}).get("learnability") for key in keys],
+        "num_tokens": [len(response) for _, response in kept],
+        "truncated": [len(prompt) + len(response) > student.max_length for prompt, response in encoded],
+    }
+    return pl.DataFrame(table, schema=LEARNABILITY).drop_nulls("learnability")
 
 
 def _score_missing(
-    model: Any, rows: dict[str, tuple[list[int], list[int]]], store: Store, batch_tokens: int | None, total: int
+    model: Any,
+    rows: dict[str, tuple[list[int], list[int]]],
+    method: Method,
+    store: Store,
+    batch_tokens: int | None,
+    total: int,
 ) -> None:
     """Score `rows` in groups that share a prompt, and store each group's scores as they come."""
     batch_tokens = batch_tokens or (4096 if model.device.type == "cuda" else 512)
     by_prompt: dict[tuple[int, ...], list[str]] = {}
     for key, (prompt, _) in rows.items():
         by_prompt.setdefault(tuple(prompt), []).append(key)
-    tree = tree_is_exact(model, [rows[key] for key in max(by_prompt.values(), key=len)])
+    largest = max(by_prompt.items(), key=lambda item: len(item[1]))
+    if not tree_is_exact(model, list(largest[0]), [rows[key][1] for key in largest[1][:3]], method):
+        batch_tokens = 1
     with tqdm(total=total, initial=total - len(rows), desc="learnability", unit="response") as bar:
         for shared, keys in sorted(by_prompt.items(), key=lambda item: -len(item[0])):
-            lengths = [len(rows[key][1]) for key in keys]
-            for positions in split_group(len(shared), lengths, batch_tokens if tree else 1):
-                part = [keys[position] for position in positions]
-                scores = mean_logprobs(model, list(shared), [rows[key][1] for key in part])
-                finite = {key: score for key, score in zip(part, scores, strict=True) if math.isfinite(score)}
-                store.put({key: {"learnability": score} for key, score in finite.items()})
-                if len(finite) < len(part):
-                    logger.warning("%d scores are not finite and left out", len(part) - len(finite))
-                bar.update(len(part))
+            scores = score_group(model, list(shared), [rows[key][1] for key in keys], method, batch_tokens)
+            finite = {key: score for key, score in zip(keys, scores, strict=True) if math.isfinite(score)}
+            store.put({key: {"learnability": score} for key, score in finite.items()})
+            if len(finite) < len(keys):
+                logger.warning("%d scores are not finite and left out", len(keys) - len(finite))
+            bar.update(len(keys))
 
 
-def split_group(prompt_length: int, response_lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Positions of responses, longest first, in parts of at most `batch_tokens` tokens with their prompt."""
-    part: list[int] = []
-    size = prompt_length
-    for position in sorted(range(len(response_lengths)), key=lambda i: -response_lengths[i]):
-        if part and size + response_lengths[position] > batch_tokens:
-            yield part
-            part, size = [], prompt_length
-        part.append(position)
-        size += response_lengths[position]
-    if part:
-        yield part
-
-
-@torch.inference_mode()
-def mean_logprobs(model: Any, prompt: list[int], responses: Sequence[list[int]]) -> list[float]:
-    """Mean log p of each response's tokens given the prompt, in one forward pass.
-
-    Only the hidden states at response positions reach the LM head, LOGIT_CHUNK of them at a time; reduced in fp32.
+def score_group(
+    model: Any, prompt: list[int], responses: Sequence[list[int]], method: Method, batch_tokens: int
+) -> list[float]:
+    """The scores of responses to one prompt, in as few forward passes as `batch_tokens` allows.
 
     Args:
         model: a causal LM.
-        prompt: P token ids, at least one.
+        prompt: token ids, at least one.
         responses: N lists of token ids, none empty.
 
     Returns:
-        N floats, nats a token.
+        N floats.
     """
-    # Row: prompt[:-1], then per response its inputs: the prompt's last token and the response but for its end.
-    inputs = [[prompt[-1], *response[:-1]] for response in responses]
-    shared = len(prompt) - 1
-    ids = torch.tensor([prompt[:-1] + [token for tokens in inputs for token in tokens]])  # (1, T)
-    branch = torch.cat([torch.zeros(shared), *(torch.full((len(r),), n + 1.0) for n, r in enumerate(inputs))])
-    positions = torch.cat([torch.arange(shared), *(torch.arange(shared, shared + len(r)) for r in inputs)])
-    targets = torch.tensor([token for response in responses for token in response])  # (R,)
-    ids, branch, positions, targets = (t.to(model.device) for t in (ids, branch, positions, targets))
-    attention = None if len(responses) == 1 else tree_mask(model, branch, positions)
-    # The trunk is what the head's owner calls: `base_model` without its LM head.
-    output = model.base_model(input_ids=ids, attention_mask=attention, position_ids=positions[None], use_cache=False)
-    hidden = output.last_hidden_state[0, shared:]  # (R, H)
-    logprobs = torch.cat(
-        [
-            _logprobs(model, hidden[start : start + LOGIT_CHUNK], targets[start : start + LOGIT_CHUNK])
-            for start in range(0, len(targets), LOGIT_CHUNK)
-        ]
-    )
-    return [part.double().mean().item() for part in logprobs.split([len(response) for response in responses])]
+    shared, branches = method.branches(prompt, responses)
+    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for part in split_group(len(shared), [len(c) + len(t) - 1 for _, c, t in branches], batch_tokens):
+        scored = token_scores(model, shared, [branches[position] for position in part])
+        found |= dict(zip(part, scored, strict=True))
+    return [
+        method.reduce(
+            torch.cat([found[position][0] for position, (of, _, _) in enumerate(branches) if of == index]),
+            torch.cat([found[position][1] for position, (of, _, _) in enumerate(branches) if of == index]),
+        )
+        for index in range(len(responses))
+    ]
 
 
-def tree_mask(model: Any, branch: torch.Tensor, positions: torch.Tensor) -> Any:
-    """What each token may attend to: the shared prompt (branch 0) and the earlier tokens of its own branch.
-
-    Args:
-        branch: (T,) 0 for the prompt, n for the n-th response.
-        positions: (T,) position of each token in its own sequence.
-
-    Returns:
-        A (1, 1, T, T) mask, True where attention is allowed; for a model with sliding-window layers a mask for each
-        kind of layer, as transformers' models take them.
-    """
-    same = (branch[:, None] == branch[None]) | (branch[None] == 0)
-    distance = positions[:, None] - positions[None]
-    full = (same & (distance >= 0))[None, None]
-    config = model.config.get_text_config()
-    window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or [])
-    sliding = full & (distance < window)[None, None] if window else full
-    if "sliding_attention" in kinds:
-        return {"full_attention": full, "sliding_attention": sliding}
-    return full if kinds else sliding
-
-
-def tree_is_exact(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> bool:
+def tree_is_exact(model: Any, prompt: list[int], responses: Sequence[list[int]], method: Method) -> bool:
     """Whether this model honours the tree mask: its scores of a group equal those of the rows one by one.
 
     A model whose layers do not attend by mask and position (state-space layers, say) does not; its rows are then
     scored one by one.
     """
-    prompt, responses = rows[0][0], [response for _, response in rows[:3]]
-    if len(responses) == 1:
-        return True
-    alone = [mean_logprobs(model, prompt, [response])[0] for response in responses]
-    together = mean_logprobs(model, prompt, responses)
-    error = max(abs(a - b) for a, b in zip(alone, together, strict=True))
-    exact = error <= TREE_TOLERANCE[model.dtype is torch.bfloat16]
+    alone = score_group(model, prompt, responses, method, batch_tokens=1)
+    together = score_group(model, prompt, responses, method, batch_tokens=1 << 20)
+    error = max(abs(a - b) / max(1.0, abs(a)) for a, b in zip(alone, together, strict=True))
+    exact = not error > TREE_TOLERANCE.get(model.dtype, 0.05)  # NaN is not this function's concern
     if not exact:
         logger.warning("%s: a shared prompt changes scores by %.2g; rows are scored alone", type(model).__name__, error)
     return exact
@@ -202,14 +201,6 @@ def tree_is_exact(model: Any, rows: Sequence[tuple[list[int], list[int]]]) -> bo
 
 def _precision() -> str:
     return "bfloat16" if torch.cuda.is_available() else "float32"
-
-
-def _logprobs(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    logits = model.get_output_embeddings()(hidden).float()  # (C, V)
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    if cap:  # Gemma-2 squashes its logits after the head
-        logits = cap * torch.tanh(logits / cap)
-    return logits.gather(1, targets[:, None]).squeeze(1) - logits.logsumexp(dim=1)
 
 
 def _check_lengths(rows: Sequence[dict[str, Any]], encoded: list[tuple[list[int], list[int]]], max_length: int) -> None:

@@ -7,12 +7,14 @@ import torch
 from conftest import prompts_table, responses_table
 
 from benchmarks.tiny import CHATML, build_model
-from persyn import learnability
+from persyn import learnability, logprobs
 from persyn.chat import encode_completion, with_chat_template
-from persyn.learnability import mean_logprobs, score_learnability, split_group
+from persyn.learnability import Method, score_group, score_learnability
+from persyn.logprobs import split_group
 from persyn.models import Student, load_causal_lm, load_tokenizer
 from persyn.schemas import LEARNABILITY, InputError, check_table
 
+MEAN = Method()
 TEXTS = ["Say hello.", "Tell a story about a clock in the hall of a house.", "Q?", "Count to ten."]
 RESPONSES = [
     "Hello there, friend.",
@@ -50,8 +52,10 @@ def test_equals_the_naive_loop_in_any_group_order_and_chunk(
     expected = {(row["prompt_id"], row["teacher"]): naive(folder, row["prompt"], row["response"], True) for row in rows}
     assert max(expected.values()) - min(expected.values()) > 0.1, "the rows must differ for this test to mean anything"
     for batch_tokens, chunk, order in ((1, 1024, responses), (10_000, 1024, responses.reverse()), (60, 3, responses)):
-        monkeypatch.setattr(learnability, "LOGIT_CHUNK", chunk)
-        table = score_learnability(prompts, order, student, tmp_path / str(batch_tokens), batch_tokens=batch_tokens)
+        monkeypatch.setattr(logprobs, "LOGIT_CHUNK", chunk)
+        table = score_learnability(
+            prompts, order, student, MEAN, tmp_path / str(batch_tokens), batch_tokens=batch_tokens
+        )
         check_table(table, LEARNABILITY, "learnability")
         scores = {row[:2]: row[2] for row in table.iter_rows()}
         assert scores == pytest.approx(expected, abs=1e-4)
@@ -61,27 +65,27 @@ def test_a_score_is_made_once(base_model: str, tmp_path: Path, monkeypatch: pyte
     prompts, student = prompts_table(TEXTS), Student(model=base_model, license="x")
     responses, scored = several_teachers(prompts), []
 
-    def counting(model: Any, prompt: list[int], responses: list[list[int]]) -> list[float]:
+    def counting(model: Any, prompt: list[int], responses: list[list[int]], *how: Any) -> list[float]:
         scored.extend(responses)
-        return mean_logprobs(model, prompt, responses)
+        return score_group(model, prompt, responses, *how)
 
-    first = score_learnability(prompts, responses.filter(teacher="t0"), student, tmp_path)
-    monkeypatch.setattr(learnability, "mean_logprobs", counting)
+    first = score_learnability(prompts, responses.filter(teacher="t0"), student, MEAN, tmp_path)
+    monkeypatch.setattr(learnability, "score_group", counting)
     monkeypatch.setattr(learnability, "tree_is_exact", lambda *_: True)
-    both = score_learnability(prompts, responses.filter(pl.col("teacher") != "t2"), student, tmp_path)
+    both = score_learnability(prompts, responses.filter(pl.col("teacher") != "t2"), student, MEAN, tmp_path)
     assert len(scored) == len(TEXTS), "only the new teacher's"
     assert both.filter(teacher="t0").equals(first)
     monkeypatch.setattr(learnability, "load_causal_lm", lambda *_: pytest.fail("nothing is left to score"))
-    assert score_learnability(prompts, responses.filter(teacher="t0"), student, tmp_path).equals(first)
+    assert score_learnability(prompts, responses.filter(teacher="t0"), student, MEAN, tmp_path).equals(first)
 
 
 def test_a_model_that_ignores_the_tree_is_scored_row_by_row(
     base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     prompts, student = prompts_table(TEXTS), Student(model=base_model, license="x")
-    expected = score_learnability(prompts, several_teachers(prompts), student, tmp_path / "a")
-    monkeypatch.setattr(learnability, "tree_mask", lambda *_: None)
-    table = score_learnability(prompts, several_teachers(prompts), student, tmp_path / "b")
+    expected = score_learnability(prompts, several_teachers(prompts), student, MEAN, tmp_path / "a")
+    monkeypatch.setattr(logprobs, "tree_mask", lambda *_: None)
+    table = score_learnability(prompts, several_teachers(prompts), student, MEAN, tmp_path / "b")
     assert "a shared prompt changes scores" in caplog.text
     assert table["learnability"].to_list() == pytest.approx(expected["learnability"].to_list(), abs=1e-5)
 
@@ -94,9 +98,57 @@ def test_an_error_and_a_score_that_is_no_number_are_left_out(
         responses_table(prompts[2:], "t", [""], "error")
     )
     scores = iter([float("nan"), -1.0])
-    monkeypatch.setattr(learnability, "mean_logprobs", lambda *_: [next(scores)])
-    assert score_learnability(prompts, responses, student, tmp_path)["learnability"].to_list() == [-1.0]
+    monkeypatch.setattr(learnability, "score_group", lambda *_: [next(scores)])
+    monkeypatch.setattr(learnability, "tree_is_exact", lambda *_: True)
+    assert score_learnability(prompts, responses, student, MEAN, tmp_path)["learnability"].to_list() == [-1.0]
     assert "1 scores are not finite and left out" in caplog.text
+
+
+def slow_reference(folder: str, prompt: str, response: str, method: Method) -> float:
+    """The variants as they are defined: whole log-probability rows, ranks by sorting, windows by fresh passes."""
+    model, tokenizer = load_causal_lm(folder), with_chat_template(load_tokenizer(folder))
+    prompt_ids, response_ids = encode_completion(tokenizer, prompt, response, True)
+    whole, first = prompt_ids + response_ids, len(prompt_ids)
+    surprisal, ranks = 0.0, 0
+    for t in range(first, len(whole)):
+        begin = max(0, t - (t - first) % method.step - method.window) if method.method == "local" else 0
+        with torch.no_grad():
+            row = torch.log_softmax(model(torch.tensor([whole[begin:t]])).logits[0, -1].float(), dim=-1)
+        surprisal -= row[whole[t]].item()
+        ranks += min(row.argsort(descending=True).tolist().index(whole[t]) + 1, method.max_rank)
+    return -ranks / surprisal if method.method == "rank_surprisal" else -surprisal / len(response_ids)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+@pytest.mark.parametrize(
+    "method", [Method("rank_surprisal", max_rank=50), Method("local", step=3, window=5), Method("local", step=4)]
+)
+def test_the_variants_equal_their_slow_references(family: str, method: Method, tmp_path: Path) -> None:
+    folder = build_model(tmp_path / "m", family)
+    prompts, student = prompts_table(TEXTS), Student(model=folder, license="x")
+    for batch_tokens in (1, 100, 10_000):
+        table = score_learnability(
+            prompts, several_teachers(prompts), student, method, tmp_path / str(batch_tokens), batch_tokens=batch_tokens
+        )
+        for row in table.join(prompts, on="prompt_id").filter(teacher="t1").iter_rows(named=True):
+            response = RESPONSES[(TEXTS.index(row["prompt"]) + 1) % 4]
+            assert row["learnability"] == pytest.approx(
+                slow_reference(folder, row["prompt"], response, method), abs=1e-4
+            )
+
+
+def test_methods_have_scores_of_their_own_and_wrong_ones_are_named(base_model: str, tmp_path: Path) -> None:
+    prompts, student = prompts_table(TEXTS), Student(model=base_model, license="x")
+    methods = [MEAN, Method("rank_surprisal"), Method("rank_surprisal", max_rank=2), Method("local", step=2, window=3)]
+    scores = [
+        tuple(score_learnability(prompts, several_teachers(prompts), student, method, tmp_path)["learnability"])
+        for method in methods
+    ]
+    assert len(set(scores)) == 4, "one store, and no method is served another's scores"
+    with pytest.raises(InputError, match=r"learnability.method is 'mean'"):
+        Method("mean")
+    with pytest.raises(InputError, match="must be 1 or more"):
+        Method(window=0)
 
 
 @pytest.mark.parametrize("budget", [1, 20, 35, 1000])
@@ -111,7 +163,7 @@ def test_a_cut_response_is_scored_without_the_end_of_turn(base_model: str, tmp_p
     prompts = prompts_table(TEXTS[:1])
     student = Student(model=base_model, license="x")
     answers = [responses_table(prompts, "t", RESPONSES[:1], finish) for finish in ("stop", "length")]
-    stop, length = (score_learnability(prompts, answer, student, tmp_path) for answer in answers)
+    stop, length = (score_learnability(prompts, answer, student, MEAN, tmp_path) for answer in answers)
     assert stop["num_tokens"].item() == length["num_tokens"].item() + 1
     assert length["learnability"].item() == pytest.approx(naive(base_model, TEXTS[0], RESPONSES[0], False), abs=1e-4)
 
@@ -121,12 +173,12 @@ def test_too_long_is_scored_on_its_first_tokens_and_flagged(base_model: str, tmp
     tokenizer = with_chat_template(load_tokenizer(base_model))
     prompt_ids, response_ids = encode_completion(tokenizer, TEXTS[0], RESPONSES[0], True)
     student = Student(model=base_model, license="x", max_length=len(prompt_ids) + 3)
-    row = score_learnability(prompts, responses_table(prompts, "t", RESPONSES[:1]), student, tmp_path).row(
+    row = score_learnability(prompts, responses_table(prompts, "t", RESPONSES[:1]), student, MEAN, tmp_path).row(
         0, named=True
     )
     assert row["truncated"]
     assert row["num_tokens"] == 3
-    [expected] = mean_logprobs(load_causal_lm(base_model), prompt_ids, [response_ids[:3]])
+    [expected] = score_group(load_causal_lm(base_model), prompt_ids, [response_ids[:3]], MEAN, 1)
     assert row["learnability"] == pytest.approx(expected, abs=1e-6)
 
 
@@ -134,18 +186,13 @@ def test_what_cannot_be_scored_is_named(base_model: str, tmp_path: Path) -> None
     prompts = prompts_table(TEXTS[:1])
     student = Student(model=base_model, license="x", max_length=4)
     with pytest.raises(InputError, match=r"of t: the prompt alone has \d+ tokens .* student.max_length is 4"):
-        score_learnability(
-            prompts,
-            responses_table(prompts, "t", ["x"]),
-            Student(model=base_model, license="x", max_length=4),
-            tmp_path,
-        )
+        score_learnability(prompts, responses_table(prompts, "t", ["x"]), student, MEAN, tmp_path)
 
 
 def test_an_empty_response_is_its_end_of_turn_however_it_ended(base_model: str, tmp_path: Path) -> None:
     prompts, student = prompts_table(TEXTS[:1]), Student(model=base_model, license="x")
     for finish in ("stop", "length"):
-        row = score_learnability(prompts, responses_table(prompts, "t", [""], finish), student, tmp_path).row(
+        row = score_learnability(prompts, responses_table(prompts, "t", [""], finish), student, MEAN, tmp_path).row(
             0, named=True
         )
         assert row["num_tokens"] == 1

@@ -15,6 +15,7 @@ from persyn.dataset import build_dataset
 from persyn.defects import Policies
 from persyn.evaluation import evaluate_student
 from persyn.generation import Sampling, Teacher, generate_responses
+from persyn.learnability import Method
 from persyn.models import Student
 from persyn.pairs import build_pairs
 from persyn.prompts import Source, build_prompts
@@ -29,6 +30,7 @@ SECTIONS: dict[str, Callable[..., Any]] = {
     "prompts": build_prompts,
     "quality": score_quality,
     "student": Student,
+    "learnability": Method,
     "responses": generate_responses,
     "defects": Policies,
     "rewards": build_rewards,

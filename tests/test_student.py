@@ -7,7 +7,7 @@ from conftest import prompts_table, responses_table
 
 from persyn.dataset import build_dataset
 from persyn.defects import Policies
-from persyn.learnability import score_learnability
+from persyn.learnability import Method, score_learnability
 from persyn.models import Student, load_causal_lm
 from persyn.student import train_student
 
@@ -29,8 +29,8 @@ def test_training_moves_the_weights_and_the_student_has_learned(
     assert len(moved) == len(before) if lora is None else moved
     assert not [path for path in (tmp_path / "out").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
     tuned = Student(model=str(tmp_path / "out"), license="x")
-    learned = score_learnability(PROMPTS, RESPONSES, tuned, tmp_path)["learnability"].mean()
-    assert learned > score_learnability(PROMPTS, RESPONSES, student, tmp_path)["learnability"].mean()  # type: ignore[operator]
+    learned = score_learnability(PROMPTS, RESPONSES, tuned, Method(), tmp_path)["learnability"].mean()
+    assert learned > score_learnability(PROMPTS, RESPONSES, student, Method(), tmp_path)["learnability"].mean()  # type: ignore[operator]
 
 
 def test_a_killed_training_goes_on_from_its_last_checkpoint(

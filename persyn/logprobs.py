@@ -1,0 +1,96 @@
+"""Log-probabilities of tokens under a causal LM, for many continuations of one context in one forward pass.
+
+The row is [shared | branch 1 | branch 2 ...]: the attention mask is a tree (each branch sees what is shared and itself)
+and positions restart after what is shared. So a shared prompt is read once, nothing is padded, and only the positions
+that predict a scored token reach the LM head.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+LOGIT_CHUNK = 512
+"""Positions whose logits exist at once: [chunk, vocabulary] is all that is ever materialised."""
+
+Branch = tuple[int, list[int], list[int]]
+"""Which response, the token ids it is read after (at least one), and those that are scored."""
+
+
+def split_group(shared: int, lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Positions of branches, longest first, in parts of at most `batch_tokens` tokens with what they share."""
+    part: list[int] = []
+    size = shared
+    for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if part and size + lengths[position] > batch_tokens:
+            yield part
+            part, size = [], shared
+        part.append(position)
+        size += lengths[position]
+    if part:
+        yield part
+
+
+@torch.inference_mode()
+def token_scores(model: Any, shared: list[int], branches: Sequence[Branch]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """log p and rank of every scored token of every branch, in one forward pass.
+
+    Only the hidden states that predict a scored token reach the LM head, LOGIT_CHUNK of them at a time; reduced in
+    fp32.
+
+    Returns:
+        A pair of (R,) tensors a branch, on the CPU: nats, and 1 for the likeliest token.
+    """
+    inputs = [[*context, *targets[:-1]] for _, context, targets in branches]
+    ids = torch.tensor(shared + [token for row in inputs for token in row])  # (T,)
+    start = len(shared)
+    positions = torch.cat([torch.arange(start), *(torch.arange(start, start + len(row)) for row in inputs)])
+    branch = torch.cat([torch.zeros(start), *(torch.full((len(row),), n + 1.0) for n, row in enumerate(inputs))])
+    predicts = [
+        torch.arange(len(row)) >= len(context) - 1 for row, (_, context, _) in zip(inputs, branches, strict=True)
+    ]
+    scored = torch.cat([torch.zeros(start, dtype=torch.bool), *predicts])
+    targets = torch.tensor([token for _, _, row in branches for token in row])  # (R,)
+    ids, positions, branch, scored, targets = (t.to(model.device) for t in (ids, positions, branch, scored, targets))
+    # One branch is plain causal attention, which needs no mask. The trunk is the model without its LM head.
+    mask = None if len(branches) == 1 else tree_mask(model, branch, positions)
+    trunk = model.base_model(input_ids=ids[None], attention_mask=mask, position_ids=positions[None], use_cache=False)
+    hidden = trunk.last_hidden_state[0][scored]  # (R, H)
+    chunks = [
+        _head(model, hidden[at : at + LOGIT_CHUNK], targets[at : at + LOGIT_CHUNK])
+        for at in range(0, len(targets), LOGIT_CHUNK)
+    ]
+    lengths = [len(row) for _, _, row in branches]
+    logprobs, ranks = (torch.cat(part).cpu().split(lengths) for part in zip(*chunks, strict=True))
+    return list(zip(logprobs, ranks, strict=True))
+
+
+def tree_mask(model: Any, branch: torch.Tensor, positions: torch.Tensor) -> Any:
+    """What each token may attend to: the shared tokens (branch 0) and the earlier ones of its own branch.
+
+    Args:
+        branch: (T,) 0 for what is shared, n for the n-th branch.
+        positions: (T,) position of each token in its own sequence.
+
+    Returns:
+        A (1, 1, T, T) mask, True where attention is allowed; for a model with sliding-window layers a mask for each
+        kind of layer, as transformers' models take them.
+    """
+    same = (branch[:, None] == branch[None]) | (branch[None] == 0)
+    distance = positions[:, None] - positions[None]
+    full = (same & (distance >= 0))[None, None]
+    config = model.config.get_text_config()
+    window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or [])
+    sliding = full & (distance < window)[None, None] if window else full
+    if "sliding_attention" in kinds:
+        return {"full_attention": full, "sliding_attention": sliding}
+    return full if kinds else sliding
+
+
+def _head(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    logits = model.get_output_embeddings()(hidden).float()  # (C, V)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if cap:  # Gemma-2 squashes its logits after the head
+        logits = cap * torch.tanh(logits / cap)
+    chosen = logits.gather(1, targets[:, None])
+    return chosen.squeeze(1) - logits.logsumexp(dim=1), 1 + (logits > chosen).sum(dim=1)
