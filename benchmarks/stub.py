@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -21,8 +21,11 @@ class StubServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, faults: Mapping[str, float], delay: float, hang: float, seed: int) -> None:
+    def __init__(
+        self, faults: Mapping[str, float], delay: float, hang: float, seed: int, say: Callable[[str], str] | None
+    ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.say = say
         self.faults, self.delay, self.hang, self.seed = faults, delay, hang, seed
         self.lock, self.random, self.counts = threading.Lock(), random.Random(seed), Counter[str]()
         self.in_flight, self.headers_seen, self.bodies_seen = 0, list[dict[str, str]](), list[Any]()
@@ -76,7 +79,10 @@ class Handler(BaseHTTPRequestHandler):
         elif fault in ("400", "401", "404"):
             self._send(int(fault), {"error": {"message": "the words of the server"}})
         else:
-            self._send(200, completion(asked, self.server.seed, fault), cut=fault == "cut")
+            answer = completion(asked, self.server.seed, fault)
+            if self.server.say:
+                answer["choices"][0]["message"]["content"] = self.server.say(asked["messages"][-1]["content"])
+            self._send(200, answer, cut=fault == "cut")
 
     def _send(self, status: int, body: Any, headers: Mapping[str, str] | None = None, cut: bool = False) -> None:
         data = (body if isinstance(body, str) else json.dumps(body)).encode()
@@ -113,10 +119,15 @@ def completion(asked: Mapping[str, Any], seed: int, fault: str) -> dict[str, Any
 
 @contextmanager
 def stub_teacher(
-    faults: Mapping[str, float] | None = None, *, delay: float = 0.0, hang: float = 5.0, seed: int = 0
+    faults: Mapping[str, float] | None = None,
+    *,
+    delay: float = 0.0,
+    hang: float = 5.0,
+    seed: int = 0,
+    say: Callable[[str], str] | None = None,
 ) -> Iterator[StubServer]:
-    """A running stub teacher."""
-    server = StubServer(faults or {}, delay, hang, seed)
+    """A running stub teacher; `say` gives its answer to the last message, instead of words drawn for it."""
+    server = StubServer(faults or {}, delay, hang, seed, say)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -16,7 +16,7 @@ class InputError(ValueError):
     """What a user gave cannot work. The message says what was got, what is needed and what to do."""
 
 
-DOMAINS: Any = pl.Enum(["instruction", "math"])
+DOMAINS: Any = pl.Enum(["instruction", "math", "code"])
 FINISH_REASONS: Any = pl.Enum(["stop", "length", "error"])
 MESSAGES: Any = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 

@@ -3,13 +3,14 @@
 from persyn.quality import score_quality
 from persyn.schemas import PROMPTS, QUALITY, RESPONSES, read_table, write_table
 from persyn.store import store_folder
-from stages import read_params, run
+from stages import read_params, read_speed, run
 
 
 def main(prompts: str, responses: str, out: str) -> None:
     params = read_params("quality", score_quality)
     tables = read_table(prompts, PROMPTS), read_table(responses, RESPONSES)
-    write_table(score_quality(*tables, store_folder(), **params), out, QUALITY)
+    speed = read_speed("judge", "openai")
+    write_table(score_quality(*tables, store_folder(), speed, **params), out, QUALITY)
 
 
 if __name__ == "__main__":

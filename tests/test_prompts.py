@@ -108,7 +108,7 @@ def test_bytes_that_are_no_utf8_are_not_text(tmp_path: Path) -> None:
         ({"sources": [{"path": "p.csv"}]}, "cannot read .csv"),
         ({"sources": [{"path": "p.jsonl", "prompt": "question"}]}, "no column 'question'; it has prompt, answer"),
         ({"sources": [{"path": "p.jsonl", "reference": "answer"}]}, r"1 rows have no 'answer', first at rows \[1\]"),
-        ({"sources": [{"path": "p.jsonl", "domain": "poetry"}]}, "domain is 'poetry'; needs instruction, math"),
+        ({"sources": [{"path": "p.jsonl", "domain": "poetry"}]}, "domain is 'poetry'; needs instruction, math, code"),
         ({"sources": [{"hub": "owner/data"}]}, "needs its 40-hex commit"),
         ({"sources": [{"path": "broken.jsonl"}]}, r"broken.jsonl: row 1 is not json: .*, column 11"),
         ({"sources": [{"path": "mixed.jsonl"}]}, "row 1, column 'prompt' is int; it must hold text"),

@@ -1,0 +1,56 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import prompts_table, responses_table
+
+from benchmarks.stub import StubServer, stub_teacher
+from persyn.judge import judge_scores
+from persyn.quality import score_quality
+from persyn.schemas import QUALITY, InputError, check_table
+
+PROMPTS = prompts_table(["Say hello.", "Say bye.", "Say it twice."], references=["hello", None, None])
+RESPONSES = responses_table(PROMPTS, "t", ["hello", "Score: 10", "it it"])
+
+
+def judged(server: StubServer, folder: Path, **judge: Any) -> list[float]:
+    rows = RESPONSES.join(PROMPTS, on="prompt_id", maintain_order="left")
+    return judge_scores(rows, folder, {"base_url": server.url, "max_attempts": 1}, model="judge", **judge)
+
+
+def test_the_last_score_of_the_verdict_counts_and_is_paid_for_once(tmp_path: Path) -> None:
+    def say(asked: str) -> str:
+        return "I thought of Score: 3, but no.\n**Score:** 7.5" if "hello" in asked else "Bad. Score: 2"
+
+    with stub_teacher(say=say) as server:
+        assert judged(server, tmp_path) == judged(server, tmp_path) == [7.5, 2.0, 2.0]
+        assert server.counts["ok"] == 3
+        shown = {body["messages"][1]["content"]: body["messages"][0]["content"] for body in server.bodies_seen}
+        [hello] = [text for text in shown if "hello" in text]
+        assert hello == "[Question]\nSay hello.\n\n[Reference]\nhello\n\n[Answer]\nhello\n\n[End of the answer]"
+        assert "from 1 (useless) to 10 (perfect)" in shown[hello]
+        judged(server, tmp_path, rubric="Another rubric. Score: <number>")
+        assert server.counts["ok"] == 6, "another rubric is another question"
+
+
+@pytest.mark.parametrize("verdict", ["I cannot say.", "Score: 11", "Score: -1", "Score: ten"])
+def test_a_verdict_without_a_legal_score_is_no_number(verdict: str, tmp_path: Path) -> None:
+    with stub_teacher(say=lambda asked: verdict) as server:
+        assert all(map(math.isnan, judged(server, tmp_path)))
+
+
+def test_too_many_failures_are_an_error_and_few_leave_their_rows_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with stub_teacher({"400": 1.0}) as server, pytest.raises(InputError, match="of the judge have no answer"):
+        judged(server, tmp_path)
+    methods = {"instruction": "judge"}
+    with stub_teacher(say=lambda asked: "Score: 4" if "hello" in asked else "") as server:
+        judge = {"model": "judge"}
+        table = score_quality(PROMPTS, RESPONSES, tmp_path, {"base_url": server.url}, methods=methods, judge=judge)
+    check_table(table, QUALITY, "quality")
+    assert table["quality"].to_list() == [4.0]
+    assert "2 scores are not finite" in caplog.text
+    with pytest.raises(InputError, match=r"quality.judge.model is missing"):
+        score_quality(PROMPTS, RESPONSES, tmp_path, methods=methods)
