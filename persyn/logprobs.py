@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
-LOGIT_CHUNK = 512
-"""Positions whose logits exist at once: [chunk, vocabulary] is all that is ever materialised."""
+VOCABULARY_TILE = {"cpu": 8192, "cuda": 65536}
+"""Tokens of the vocabulary whose logits exist at once: on a CPU they stay in its cache, which is worth threefold."""
+LOGIT_CHUNK = 2048
+"""Positions whose logits exist at once."""
 
 Branch = tuple[int, list[int], list[int]]
 """Which response, the token ids it is read after (at least one), and those that are scored."""
@@ -32,14 +34,16 @@ def split_group(shared: int, lengths: Sequence[int], batch_tokens: int) -> Itera
 
 
 @torch.inference_mode()
-def token_scores(model: Any, shared: list[int], branches: Sequence[Branch]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def token_scores(
+    model: Any, shared: list[int], branches: Sequence[Branch], with_ranks: bool = False
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """log p and rank of every scored token of every branch, in one forward pass.
 
-    Only the hidden states that predict a scored token reach the LM head, LOGIT_CHUNK of them at a time; reduced in
-    fp32.
+    Only the hidden states that predict a scored token reach the LM head, and never are more logits materialised than
+    [LOGIT_CHUNK, VOCABULARY_TILE]; reduced in fp32.
 
     Returns:
-        A pair of (R,) tensors a branch, on the CPU: nats, and 1 for the likeliest token.
+        A pair of (R,) tensors a branch, on the CPU: nats, and 1 for the likeliest token (0 without ranks).
     """
     inputs = [[*context, *targets[:-1]] for _, context, targets in branches]
     ids = torch.tensor(shared + [token for row in inputs for token in row])  # (T,)
@@ -57,7 +61,7 @@ def token_scores(model: Any, shared: list[int], branches: Sequence[Branch]) -> l
     trunk = model.base_model(input_ids=ids[None], attention_mask=mask, position_ids=positions[None], use_cache=False)
     hidden = trunk.last_hidden_state[0][scored]  # (R, H)
     chunks = [
-        _head(model, hidden[at : at + LOGIT_CHUNK], targets[at : at + LOGIT_CHUNK])
+        _head(model, hidden[at : at + LOGIT_CHUNK], targets[at : at + LOGIT_CHUNK], with_ranks)
         for at in range(0, len(targets), LOGIT_CHUNK)
     ]
     lengths = [len(row) for _, _, row in branches]
@@ -87,10 +91,28 @@ def tree_mask(model: Any, branch: torch.Tensor, positions: torch.Tensor) -> Any:
     return full if kinds else sliding
 
 
-def _head(model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    logits = model.get_output_embeddings()(hidden).float()  # (C, V)
+def _head(
+    model: Any, hidden: torch.Tensor, targets: torch.Tensor, with_ranks: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """log p and rank of `targets` (C,) given hidden states (C, H), one tile of the vocabulary after the other."""
+    head = model.get_output_embeddings()
+    tile = VOCABULARY_TILE.get(hidden.device.type, VOCABULARY_TILE["cuda"])
+    bias = getattr(head, "bias", None)
+    chosen = (hidden.float() * head.weight[targets].float()).sum(dim=1)  # (C,)
+    chosen = _capped(model, chosen if bias is None else chosen + bias[targets].float())
+    ranks, masses = torch.full_like(targets, with_ranks), []
+    for start in range(0, len(head.weight), tile):
+        part = slice(start, start + tile)
+        logits = torch.nn.functional.linear(hidden, head.weight[part], None if bias is None else bias[part])
+        logits = _capped(model, logits.float())  # (C, tile)
+        masses.append(logits.logsumexp(dim=1))
+        if with_ranks:
+            inside = (targets >= start) & (targets < start + tile)  # a target does not come before itself
+            logits[inside, targets[inside] - start] = float("-inf")
+            ranks += (logits > chosen[:, None]).sum(dim=1)
+    return chosen - torch.stack(masses).logsumexp(dim=0), ranks
+
+
+def _capped(model: Any, logits: torch.Tensor) -> torch.Tensor:
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    if cap:  # Gemma-2 squashes its logits after the head
-        logits = cap * torch.tanh(logits / cap)
-    chosen = logits.gather(1, targets[:, None])
-    return chosen.squeeze(1) - logits.logsumexp(dim=1), 1 + (logits > chosen).sum(dim=1)
+    return logits if not cap else cap * torch.tanh(logits / cap)  # Gemma-2 squashes its logits after the head

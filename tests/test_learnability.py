@@ -90,6 +90,27 @@ def test_a_model_that_ignores_the_tree_is_scored_row_by_row(
     assert table["learnability"].to_list() == pytest.approx(expected["learnability"].to_list(), abs=1e-5)
 
 
+def test_a_student_whose_head_does_more_is_refused(
+    base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scaled(*where: Any) -> Any:
+        model = load_causal_lm(*where)
+        forward = model.forward
+
+        def call(*arguments: Any, **named: Any) -> Any:
+            output = forward(*arguments, **named)
+            output.logits = output.logits * 0.1
+            return output
+
+        model.forward = call
+        return model
+
+    monkeypatch.setattr(learnability, "load_causal_lm", scaled)
+    prompts, student = prompts_table(TEXTS), Student(model=base_model, license="x")
+    with pytest.raises(InputError, match="this kind of model cannot be a student yet"):
+        score_learnability(prompts, several_teachers(prompts), student, MEAN, tmp_path)
+
+
 def test_an_error_and_a_score_that_is_no_number_are_left_out(
     base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
