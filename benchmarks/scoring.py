@@ -1,6 +1,8 @@
 """Scoring: learnability of the demo's rows, ours beside its peers, each in a process of its own.
 
     python -m benchmarks.scoring            after `make demo`; some minutes
+    python -m benchmarks.scoring --rate     ours as a share of this machine's matmul rate, on SmolLM2-135M
+    python -m benchmarks.scoring --long     memory for responses of 256, 1,024 and 2,048 tokens, one and three a prompt
     python -m benchmarks.scoring --curve    ours for 1, 3, 8 and 19 teachers, beside the ideal (P + R) / (P / n + R)
 
 CPU-seconds are of scoring alone, without loading. Memory is what the peak adds to the loaded model. Every method gets
@@ -35,12 +37,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=METHODS, help=argparse.SUPPRESS)
     parser.add_argument("--curve", action="store_true")
+    parser.add_argument("--rate", action="store_true")
+    parser.add_argument("--long", action="store_true")
+    parser.add_argument("--memory", type=int, nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--teachers", type=int, default=0, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.method:
         measure(asked.method, asked.teachers)
+    elif asked.memory:
+        memory(*asked.memory)
     elif asked.curve:
         curve()
+    elif asked.rate:
+        rate()
+    elif asked.long:
+        long()
     else:
         compare()
 
@@ -69,6 +80,50 @@ def curve() -> None:
         alone = alone or cost
         ideal = (prompt + response) / (prompt / teachers + response)
         print(f"| {teachers} | {1000 * cost:.0f} | {alone / cost:.2f} | {ideal:.2f} |")  # noqa: T201
+
+
+def rate() -> None:
+    """Useful FLOP a CPU-second of scoring, as a share of what a large matrix product reaches here."""
+    matrix = torch.randn(2048, 2048)
+    matrix @ matrix
+    cpu = time.process_time()
+    for _ in range(20):
+        matrix @ matrix
+    best = 20 * 2 * 2048**3 / (time.process_time() - cpu)
+    model = load_causal_lm("packaged:smollm2-135m-instruct")
+    head = model.get_output_embeddings().weight
+    trunk = sum(p.numel() for p in model.base_model.parameters() if p.dim() > 1 and p.shape != head.shape)
+    rows = read_rows()
+    groups: dict[tuple[int, ...], list[list[int]]] = {}
+    for prompt, response in rows:
+        ids = [token % len(head) for token in prompt], [token % len(head) for token in response]
+        groups.setdefault(tuple(ids[0]), []).append(ids[1])
+    responses = sum(len(response) for _, response in rows)
+    work = 2 * trunk * (sum(map(len, groups)) + responses) + 2 * head.numel() * responses
+    cpu = time.process_time()
+    for shared, group in groups.items():
+        score_group(model, list(shared), group, Method(), 512)
+    reached = work / (time.process_time() - cpu)
+    print(f"matmul {best / 1e9:.0f} GFLOP/CPU-s, scoring {reached / 1e9:.0f}: {reached / best:.0%}")  # noqa: T201
+
+
+def long() -> None:
+    """What the peak adds to the loaded model, each size in a process of its own."""
+    print("| response tokens | responses a prompt | added memory, GB |\n|--:|--:|--:|")  # noqa: T201
+    for tokens in (256, 1024, 2048):
+        for responses in (1, 3):
+            command = [sys.executable, "-m", "benchmarks.scoring", "--memory", str(tokens), str(responses)]
+            done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
+            print(f"| {tokens} | {responses} | {float(done.stdout.splitlines()[-1]):.2f} |")  # noqa: T201
+
+
+def memory(tokens: int, responses: int) -> None:
+    """Print what scoring responses of so many tokens adds to the peak."""
+    model, row = load_causal_lm(STUDENT), read_rows()[0]
+    score_group(model, row[0], [row[1]], Method(), 512)
+    before = peak()
+    score_group(model, row[0], [list(range(9, 9 + tokens))] * responses, Method(), 512)
+    print(peak() - before)  # noqa: T201
 
 
 def run(method: str, teachers: int = 0) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def _score_missing(
 def score_group(
     model: Any, prompt: list[int], responses: Sequence[list[int]], method: Method, batch_tokens: int
 ) -> list[float]:
-    """The scores of responses to one prompt, in as few forward passes as `batch_tokens` allows.
+    """The scores of responses to one prompt, in as few forward passes as `batch_tokens` and the memory allow.
 
     Args:
         model: a causal LM.
@@ -173,10 +173,19 @@ def score_group(
         N floats.
     """
     shared, branches = method.branches(prompt, responses)
+    lengths = [len(context) + len(targets) - 1 for _, context, targets in branches]
     found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    for part in split_group(len(shared), [len(c) + len(t) - 1 for _, c, t in branches], batch_tokens):
-        scored = token_scores(model, shared, [branches[i] for i in part], with_ranks=method.method == "rank_surprisal")
-        found |= dict(zip(part, scored, strict=True))
+    parts = list(split_group(len(shared), lengths, batch_tokens))
+    while parts:
+        part = parts.pop()
+        try:
+            scored = token_scores(model, shared, [branches[i] for i in part], method.method == "rank_surprisal")
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+            parts += [part[: len(part) // 2], part[len(part) // 2 :]]
+        else:
+            found |= dict(zip(part, scored, strict=True))
     return [
         method.reduce(
             torch.cat([found[position][0] for position, (of, _, _) in enumerate(branches) if of == index]),
@@ -194,7 +203,7 @@ def tree_is_exact(model: Any, prompt: list[int], responses: Sequence[list[int]])
     scored one by one.
 
     Raises:
-        InputError: not even one by one do the scores equal the model's own, so its head does more than a matrix product.
+        InputError: not even one by one do the scores equal the model's own: its head is more than a matrix product.
     """
     logits = model(torch.tensor([prompt + responses[0]], device=model.device)).logits[0, len(prompt) - 1 : -1].float()
     own = -torch.nn.functional.cross_entropy(logits, torch.tensor(responses[0], device=model.device)).item()

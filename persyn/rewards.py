@@ -1,5 +1,6 @@
 """Rewards: raw quality and learnability -> one reward a response, comparable within its prompt."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -36,8 +37,9 @@ def build_rewards(
         penalty: what a response with a defect loses; from 1 on, with min_max, it loses to every other.
 
     Returns:
-        REWARDS and the counts {prompts, kept, dropped: {incomplete}, penalised, ties}; a tie is a prompt on which all
-        rewards are equal.
+        REWARDS and what to know of them: {prompts, kept, dropped: {incomplete}, penalised, ties (prompts on which all
+        rewards are equal), length_correlation (Spearman, of reward and response tokens: near 1 or -1, the reward is
+        length in disguise; None where either is constant), teachers: {name: {quality, learnability, reward: mean}}}.
 
     Raises:
         InputError: a parameter is not legal, a score is of an unknown teacher, or no prompt is left.
@@ -61,6 +63,14 @@ def build_rewards(
         "dropped": {"incomplete": prompts - kept},
         "penalised": int(complete.select(penalised.sum()).item()),
         "ties": int((~spread["reward"]).sum()),
+        "length_correlation": _correlation(rewards),
+        "teachers": {
+            row.pop("teacher"): row
+            for row in rewards.group_by("teacher")
+            .agg(pl.col("quality", "learnability", "reward").mean())
+            .sort("teacher")
+            .to_dicts()
+        },
     }
     return rewards.select(REWARDS.names()), counts
 
@@ -75,6 +85,11 @@ def _normalised(column: str, normalization: str) -> pl.Expr:
     }[normalization]
     spread = value.max().over("prompt_id") > value.min().over("prompt_id")
     return pl.when(spread).then((value - shift.over("prompt_id")) / scale.over("prompt_id")).otherwise(0.0)
+
+
+def _correlation(rewards: pl.DataFrame) -> float | None:
+    found = rewards.select(pl.corr("reward", "num_tokens", method="spearman")).item()
+    return found if found is not None and math.isfinite(found) else None
 
 
 def _complete(scores: pl.DataFrame, teachers: Sequence[str]) -> pl.DataFrame:

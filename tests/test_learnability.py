@@ -172,6 +172,26 @@ def test_methods_have_scores_of_their_own_and_wrong_ones_are_named(base_model: s
         Method(window=0)
 
 
+def test_out_of_memory_halves_the_pass_and_goes_on(base_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = load_causal_lm(base_model), []
+    responses = [[7, 8, 9], [10, 11], [12], [13, 14]]
+    expected = score_group(model, [5, 6], responses, MEAN, 1000)
+
+    def small(model: Any, shared: list[int], branches: list[Any], *more: Any) -> Any:
+        sizes.append(len(branches))
+        if len(branches) > limit:
+            raise torch.OutOfMemoryError
+        return logprobs.token_scores(model, shared, branches, *more)
+
+    monkeypatch.setattr(learnability, "token_scores", small)
+    limit = 1
+    assert score_group(model, [5, 6], responses, MEAN, 1000) == pytest.approx(expected, abs=1e-5)
+    assert sizes == [4, 2, 1, 1, 2, 1, 1]
+    limit = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        score_group(model, [5, 6], responses, MEAN, 1000)
+
+
 @pytest.mark.parametrize("budget", [1, 20, 35, 1000])
 def test_a_group_is_split_by_its_tokens_and_every_response_is_in_one_part(budget: int) -> None:
     lengths = [5, 20, 1, 13, 8]

@@ -2,13 +2,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 from conftest import prompts_table, responses_table
-from transformers import LlamaConfig, LlamaForSequenceClassification
+from datasets import Dataset
+from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
+from trl import RewardConfig, RewardTrainer
 
 import persyn.quality
 from benchmarks.tiny import build_tokenizer
+from persyn.chat import assistant_message, user_message, with_chat_template
+from persyn.models import load_tokenizer
 from persyn.quality import score_quality
 from persyn.schemas import QUALITY, InputError, check_table
 from persyn.verifiers import is_right_answer, share_of_checks
@@ -101,6 +106,31 @@ def test_a_reward_model_scores_the_rendered_conversation_once(tmp_path: Path, mo
     assert table.filter(prompt_id=prompts["prompt_id"][0])["quality"].item() == pytest.approx(expected, abs=1e-6)
     monkeypatch.setattr(persyn.quality, "_reward_model", lambda *_: pytest.fail("a stored score is not made again"))
     assert score_quality(prompts, responses, tmp_path, **how).equals(table)
+
+
+def test_a_model_of_the_reward_trainer_scores_alike_alone_and_in_company(base_model: str, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": user_message(f"Say {word}."), "chosen": assistant_message(word), "rejected": assistant_message("no")}
+        for word in ("one", "two", "three", "four")
+    ]
+    trainer = RewardTrainer(
+        model=AutoModelForSequenceClassification.from_pretrained(base_model, num_labels=1, dtype=torch.float32),
+        processing_class=with_chat_template(load_tokenizer(base_model)),
+        train_dataset=Dataset.from_list(rows),
+        args=RewardConfig(output_dir=str(tmp_path / "run"), max_steps=2, use_cpu=True, bf16=False, report_to="none"),
+    )
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    prompts = prompts_table(["Say one.", "Say something long enough to differ from the others, please.", "Go."])
+    responses = responses_table(prompts, "t", ["one", "something", "no"])
+    how: dict[str, Any] = {
+        "methods": {"instruction": "reward_model"},
+        "reward_model": {"model": str(tmp_path / "model")},
+    }
+    together = score_quality(prompts, responses, tmp_path / "a", **how)
+    alone = [score_quality(prompts, responses[n : n + 1], tmp_path / f"b{n}", **how) for n in (2, 0, 1)]
+    assert pl.concat(alone).sort("prompt_id").equals(together)
+    assert together["quality"].n_unique() == 3
 
 
 def test_an_error_and_a_score_that_is_no_number_are_left_out(

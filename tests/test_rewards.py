@@ -73,7 +73,18 @@ def test_prompts_without_all_scores_are_left_out_and_counted() -> None:
         rewards, counts = build(broken, learned, NO_DEFECTS, TEACHERS, Policies(), alpha=0.4)
         check_table(rewards, REWARDS, "no NaN gets through")
         assert rewards["prompt_id"].unique().to_list() == ["q"]
-        assert counts == {"prompts": 2, "kept": 1, "dropped": {"incomplete": 1}, "penalised": 0, "ties": 0}
+        expected = {"prompts": 2, "kept": 1, "dropped": {"incomplete": 1}, "penalised": 0, "ties": 0}
+        assert {name: counts[name] for name in expected} == expected
+
+
+def test_what_to_know_of_the_rewards() -> None:
+    """Tokens grow from a to c; on p and q the rewards by learnability alone are 1, 0, 0.5: Spearman -0.5."""
+    quality, learned = tables(QUALITIES, LEARNED)
+    longer = learned.with_columns(num_tokens=pl.col("teacher").replace_strict({"a": 5, "b": 6, "c": 7}))
+    _, known = build(quality, longer, NO_DEFECTS, TEACHERS, Policies(), alpha=1)
+    assert known["length_correlation"] == pytest.approx(-0.5)
+    assert known["teachers"]["c"] == {"quality": 5.5, "learnability": -2.5, "reward": 0.5}
+    assert build(quality, learned, NO_DEFECTS, TEACHERS, Policies(), alpha=1)[1]["length_correlation"] is None
 
 
 def test_constant_scores_are_a_tie_that_makes_no_pair() -> None:
