@@ -19,6 +19,7 @@ STORY = (
         ("Tell a story.", " \n\t", {"empty"}),
         ("Do it.", "I'm sorry, but I can't help with that.", {"refusal"}),
         ("Do it.", "As an AI language model, I cannot provide medical advice.", {"refusal"}),
+        ("Do it.", "Sorry, but as an AI model trained by us, I won't write that.", {"refusal"}),
         ("Do it.", "I’m unable to assist with this request.", {"refusal"}),  # noqa: RUF001
         ("Do it.", "Unfortunately, I will not write that.", {"refusal"}),
         ("Tell a story.", "I can't believe it is morning already, said the cat.", set()),
@@ -43,7 +44,15 @@ def test_each_defect_is_found_and_sound_text_is_not(prompt: str, response: str, 
 
 
 def test_a_megabyte_is_looked_at_in_no_time() -> None:
-    for text in ("a" * 1_000_000, STORY * 5000, "I am sorry " * 100_000, "<think>" * 100_000, '{"name": ' * 100_000):
+    forks = ["As an as an , " * 99, "but as a x, " * 99, "sorry, but as a b, " * 99]  # what a careless pattern explores
+    for text in (
+        *forks,
+        "a" * 1_000_000,
+        STORY * 5000,
+        "I am sorry " * 100_000,
+        "<think>" * 100_000,
+        '{"name": ' * 100_000,
+    ):
         for detect in DETECTORS.values():
             detect(text, text)
 
