@@ -44,7 +44,7 @@ def test_each_defect_is_found_and_sound_text_is_not(prompt: str, response: str, 
 
 
 def test_a_megabyte_is_looked_at_in_no_time() -> None:
-    forks = ["As an as an , " * 99, "but as a x, " * 99, "sorry, but as a b, " * 99]  # what a careless pattern explores
+    forks = ["As an as an , " * 99, "but as a x, " * 99, "sorry, but as a b, " * 99]  # many ways to match, or to fail
     for text in (
         *forks,
         "a" * 1_000_000,
