@@ -17,7 +17,8 @@ TAIL = 1000
 WINDOW = 16
 """Characters of the windows that are compared; a loop of period p has at most p different ones."""
 REFUSAL = re.compile(
-    r"\W*(?:(?:(?:i'm|i am) (?:\w+ )?sorry|sorry|i apologi[sz]e|unfortunately)\W+)?(?:but\W+)?(?:as an? [\w ]{1,60}\W+)?"
+    r"\W*(?:(?:(?:i'm|i am) (?:\w+ )?sorry|sorry|i apologi[sz]e|unfortunately)\W+)?(?:but\W+)?"
+    r"(?:as an? [\w ]{1,60}\W+)?"
     r"i(?: can ?not| can't| won't| will not|(?: am|'m) (?:unable|not able) to| must decline to)(?! wait)(?: \w+){0,2}? "
     r"(?:answer|assist|comply|complete|create|discuss|do|engage|fulfill?|generate|give|help|offer|provide|respond|share|"
     r"support|write)\b",
