@@ -10,7 +10,9 @@ the same tokens; `error` is the largest difference from the naive loop, in nats 
 """
 
 import argparse
+import importlib.util
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -258,6 +260,27 @@ def lm_eval(batch_size: int = 1) -> Callable[[list[Row]], list[float]]:
     return score
 
 
+def vllm() -> Callable[[list[Row]], list[float]]:
+    """vLLM's prompt_logprobs, offline; only where vLLM is installed."""
+    os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+    from vllm import LLM, SamplingParams
+
+    folder = locate_model(STUDENT, None)["pretrained_model_name_or_path"]
+    engine = LLM(model=folder, dtype="float32", enforce_eager=True, max_model_len=1024, enable_prefix_caching=False)
+
+    def score(rows: list[Row]) -> list[float]:
+        asked: Any = [{"prompt_token_ids": prompt + response} for prompt, response in rows]
+        found = engine.generate(asked, SamplingParams(max_tokens=1, prompt_logprobs=0), use_tqdm=False)
+        scores = []
+        for (prompt, response), output in zip(rows, found, strict=True):
+            steps = output.prompt_logprobs[len(prompt) :]
+            chosen = [step[token].logprob for step, token in zip(steps, response, strict=True)]
+            scores.append(sum(chosen) / len(chosen))
+        return scores
+
+    return score
+
+
 def pad(batch: list[Row]) -> Iterator[torch.Tensor]:
     """Token ids and mask (B, T), padded on the right."""
     longest = max(len(prompt) + len(response) for prompt, response in batch)
@@ -271,6 +294,7 @@ METHODS: dict[str, Callable[[], Callable[[list[Row]], list[float]]]] = {
     "padded": padded,
     "lm-eval": lm_eval,
     "TRL": trl,
+    **({"vLLM": vllm} if importlib.util.find_spec("vllm") else {}),
     "ours": ours,
 }
 
