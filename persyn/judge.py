@@ -3,7 +3,6 @@ once: it goes through the response store as any teacher's answer does.
 """
 
 import hashlib
-import logging
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,6 @@ RUBRIC = (
     "`Score: <number>` from {lowest} (useless) to {highest} (perfect)."
 )
 VERDICT = re.compile(r"score[\s:=*_`]{0,6}(-?\d+(?:\.\d+)?)", re.IGNORECASE)
-logger = logging.getLogger(__name__)
 
 
 def judge_scores(
