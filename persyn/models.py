@@ -61,6 +61,8 @@ class Student:
     revision: str | None = None
     max_length: int = 4096
     """Tokens of prompt and response at most, in scoring and in training."""
+    family: str | None = None
+    """Family of models, as the teachers' own: what the strategy family_strong goes by."""
     trust_remote_code: bool = False
 
 
@@ -150,6 +152,16 @@ def load_model(auto_class: Any, model: str, revision: str | None = None, **kwarg
     with _named(model):
         loaded = auto_class.from_pretrained(**locate_model(model, revision), use_safetensors=True, **kwargs)
     return loaded.to(device).eval()
+
+
+def lora_config(
+    task: str, trained_tokens: list[int] | None = None, *, r: int = 16, alpha: int = 32, dropout: float = 0.0
+) -> Any:
+    """LoRA of rank `r` on every linear layer; the embeddings of `trained_tokens` are trained whole."""
+    from peft import LoraConfig
+
+    shape: dict[str, Any] = {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": "all-linear"}
+    return LoraConfig(**shape, task_type=task, trainable_token_indices=trained_tokens)
 
 
 @contextmanager

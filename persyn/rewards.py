@@ -20,6 +20,7 @@ def build_rewards(
     policies: Policies,
     *,
     alpha: float,
+    alpha_slope: float = 0.0,
     normalization: Literal["min_max", "z_score", "none"] = "min_max",
     penalty: float = 1.0,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
@@ -33,6 +34,9 @@ def build_rewards(
             not finite) is left out and counted: no comparison on it would be fair.
         policies: which defects cost `penalty`.
         alpha: weight of learnability, 0 to 1.
+        alpha_slope: how much the weight follows the prompt (ours, not the paper's): it is alpha + alpha_slope * (e - 1/2),
+            clipped to 0 to 1, e being the rank of the prompt's mean quality among all prompts, 0 to 1. Above 0, prompts
+            that most teachers answer well are decided by learnability, hard ones by quality.
         normalization: min_max to [0, 1]; z_score; none. Scores that are all equal normalise to 0.
         penalty: what a response with a defect loses; from 1 on, with min_max, it loses to every other.
 
@@ -53,15 +57,18 @@ def build_rewards(
     scores = quality.join(learnability, on=KEYS, how="full", coalesce=True, validate="1:1").sort(KEYS)
     complete = _complete(scores, teachers).join(defects, on=KEYS, how="left", validate="1:1").sort(KEYS)
     penalised = pl.any_horizontal(pl.lit(False), *policies.kinds("penalise", "drop")).fill_null(False)
-    mixed = (1 - alpha) * _normalised("quality", normalization) + alpha * _normalised("learnability", normalization)
-    rewards = complete.with_columns(reward=mixed - pl.when(penalised).then(float(penalty)).otherwise(0.0))
+    normalised = complete.with_columns(r_q=_normalised("quality", normalization), penalised=penalised)
+    normalised = normalised.with_columns(r_l=_normalised("learnability", normalization))
+    weight = pl.lit(alpha) if not alpha_slope else (alpha + alpha_slope * (_ease() - 0.5)).clip(0, 1)
+    mixed = (1 - weight) * pl.col("r_q") + weight * pl.col("r_l")
+    rewards = normalised.with_columns(reward=mixed - pl.when("penalised").then(float(penalty)).otherwise(0.0))
     prompts, kept = scores["prompt_id"].n_unique(), complete["prompt_id"].n_unique()
     spread = rewards.group_by("prompt_id").agg(pl.col("reward").max() > pl.col("reward").min())
     counts = {
         "prompts": prompts,
         "kept": kept,
         "dropped": {"incomplete": prompts - kept},
-        "penalised": int(complete.select(penalised.sum()).item()),
+        "penalised": int(normalised["penalised"].sum()),
         "ties": int((~spread["reward"]).sum()),
         "length_correlation": _correlation(rewards),
         "teachers": {
@@ -85,6 +92,12 @@ def _normalised(column: str, normalization: str) -> pl.Expr:
     }[normalization]
     spread = value.max().over("prompt_id") > value.min().over("prompt_id")
     return pl.when(spread).then((value - shift.over("prompt_id")) / scale.over("prompt_id")).otherwise(0.0)
+
+
+def _ease() -> pl.Expr:
+    """Rank of the prompt's mean quality among all prompts, 0 to 1; every prompt has equally many rows."""
+    mean = pl.col("quality").mean().over("prompt_id")
+    return (mean.rank() - 0.5) / pl.len()
 
 
 def _correlation(rewards: pl.DataFrame) -> float | None:

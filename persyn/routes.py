@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,22 +13,34 @@ from persyn.schemas import ROUTES, InputError, check_keys
 Predict = Callable[[list[str]], np.ndarray]
 
 
-def build_routes(
-    prompts: pl.DataFrame, teachers: Sequence[str], predict: Predict, strategy: Mapping[str, Any]
-) -> pl.DataFrame:
+@dataclass(frozen=True)
+class Pool:
+    """What a rule may look at, beside the prompts."""
+
+    teachers: Sequence[str]
+    """Their names, in the order of the router's strengths."""
+    rewards: pl.DataFrame
+    """REWARDS of the parallel set."""
+    predict: Predict
+    """Prompt texts -> strengths (N, M); loads the router, so only a rule that needs it calls it."""
+    families: Mapping[str, str | None]
+    """Teacher -> the family of models it is of."""
+    student_family: str | None = None
+
+
+def build_routes(prompts: pl.DataFrame, pool: Pool, strategy: Mapping[str, Any]) -> pl.DataFrame:
     """Give every prompt its teacher.
 
     Args:
         prompts: PROMPTS.
-        teachers: the teachers' names, in the order of the router's strengths.
-        predict: prompt texts -> strengths (N, M); called only by a rule that needs the router.
+        pool: the teachers and what is known of them.
         strategy: `rule`, a key of RULES, and that rule's own arguments.
 
     Returns:
         ROUTES.
 
     Raises:
-        InputError: the rule, one of its arguments or the teacher it names is wrong.
+        InputError: the rule, one of its arguments or a teacher it names is wrong, or what it needs is not there.
     """
     arguments = dict(strategy)
     rule = arguments.pop("rule", None)
@@ -35,34 +48,104 @@ def build_routes(
         raise InputError(f"strategy rule {rule!r} is not one of {', '.join(RULES)}")
     check_keys(f"rule {rule}", arguments, RULES[rule])
     ordered = prompts.sort("prompt_id")
-    chosen = RULES[rule](ordered, teachers, predict, **arguments)
-    unknown = set(chosen["teacher"]) - set(teachers)
-    if unknown:
-        raise InputError(f"strategy rule {rule} chose {', '.join(sorted(unknown))}; known: {', '.join(teachers)}")
+    chosen = RULES[rule](ordered, pool, **arguments)
+    _known(chosen["teacher"].to_list(), pool, rule)
     return ordered.select("prompt_id").hstack(chosen).select(ROUTES.names())
 
 
-def persyn(prompts: pl.DataFrame, teachers: Sequence[str], predict: Predict) -> pl.DataFrame:
-    """The router's choice: m* = argmax_m o_m."""
-    strengths = predict(prompts["prompt"].to_list())
+def persyn(prompts: pl.DataFrame, pool: Pool, *, exclude: Sequence[str] = ()) -> pl.DataFrame:
+    """The router's choice: m* = argmax_m o_m, over the teachers that are not excluded. The router stays as it was
+    trained, so the prompts of an excluded teacher go to the next best one.
+    """
+    _known(exclude, pool, "persyn")
+    kept = [position for position, name in enumerate(pool.teachers) if name not in exclude]
+    if not kept:
+        raise InputError(f"rule persyn.exclude names all {len(pool.teachers)} teachers; leave at least one")
+    strengths = pool.predict(prompts["prompt"].to_list())[:, kept]
     ranked = np.sort(strengths, axis=1)[:, ::-1]
-    chosen = [teachers[position] for position in strengths.argmax(axis=1)]
-    margin = ranked[:, 0] - ranked[:, 1] if len(teachers) > 1 else None
+    chosen = [pool.teachers[kept[position]] for position in strengths.argmax(axis=1)]
+    margin = ranked[:, 0] - ranked[:, 1] if len(kept) > 1 else None
     return _routes(chosen, ranked[:, 0], margin)
 
 
-def strong(prompts: pl.DataFrame, teachers: Sequence[str], predict: Predict, *, teacher: str) -> pl.DataFrame:
-    """One named teacher, the strongest, answers everything."""
-    return _routes([teacher] * prompts.height)
+def strong(prompts: pl.DataFrame, pool: Pool, *, teacher: str | None = None) -> pl.DataFrame:
+    """The strongest teacher answers everything: the named one, else that of the highest mean quality."""
+    return _routes([teacher or _best(pool.rewards, pl.col("quality").mean())] * prompts.height)
 
 
-def random(prompts: pl.DataFrame, teachers: Sequence[str], predict: Predict, *, seed: int = 0) -> pl.DataFrame:
+def family_strong(prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+    """The teacher of the highest mean quality among the student's own family answers everything."""
+    members = [name for name in pool.teachers if pool.families[name] == pool.student_family is not None]
+    if not members:
+        raise InputError(
+            f"rule family_strong: student.family is {pool.student_family!r}, the teachers' families are "
+            f"{sorted({str(family) for family in pool.families.values()})}; name one of them as student.family"
+        )
+    own = pool.rewards.filter(pl.col("teacher").is_in(members))
+    return _routes([_best(own, pl.col("quality").mean())] * prompts.height)
+
+
+def mix(
+    prompts: pl.DataFrame,
+    pool: Pool,
+    *,
+    strong: str | None = None,
+    weak: str | None = None,
+    strong_share: float = 0.2,
+    seed: int = 0,
+) -> pl.DataFrame:
+    """A random mixture of a strong and a weak teacher, 1:4 (arXiv 2502.12143): exactly that share of the prompts.
+
+    Who is not named is the teacher of the highest, or of the lowest, mean quality.
+    """
+    if not 0 <= strong_share <= 1:
+        raise InputError(f"rule mix.strong_share is {strong_share}; it must be from 0 to 1")
+    strong = strong or _best(pool.rewards, pl.col("quality").mean())
+    weak = weak or _best(pool.rewards, -pl.col("quality").mean())
+    lots = np.random.default_rng(seed).permutation(prompts.height)
+    return _routes([strong if lot < round(strong_share * prompts.height) else weak for lot in lots])
+
+
+def car(prompts: pl.DataFrame, pool: Pool, *, beta: float = 3.0) -> pl.DataFrame:
+    """ONE teacher for all: argmax of mean quality / (1 + beta * mean student loss), the Compatibility-Adjusted Reward
+    (arXiv 2411.07133; its beta could not be verified). The loss is minus the learnability, so learnability.method must
+    be mean_logprob. Where a quality is negative, all are shifted so that the lowest is 0.
+    """
+    lowest = min(pool.rewards["quality"].min(), 0.0)  # type: ignore[type-var]
+    adjusted = (pl.col("quality") - lowest).mean() / (1 - beta * pl.col("learnability").mean())
+    return _routes([_best(pool.rewards, adjusted)] * prompts.height)
+
+
+def best_single(prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+    """The one teacher of the highest mean reward answers everything: the control of any routing."""
+    return _routes([_best(pool.rewards, pl.col("reward").mean())] * prompts.height)
+
+
+def oracle(prompts: pl.DataFrame, pool: Pool, *, seed: int = 0) -> pl.DataFrame:
+    """Generate then select: per prompt the response of the highest reward (Eq. 2)."""
+    return _select(prompts, pool, "reward", seed)
+
+
+def grape(prompts: pl.DataFrame, pool: Pool, *, seed: int = 0) -> pl.DataFrame:
+    """Generate then select: per prompt the response likeliest under the student (arXiv 2502.04194): alpha = 1."""
+    return _select(prompts, pool, "learnability", seed)
+
+
+def best_quality(prompts: pl.DataFrame, pool: Pool, *, seed: int = 0) -> pl.DataFrame:
+    """Generate then select: per prompt the response of the highest quality: alpha = 0."""
+    return _select(prompts, pool, "quality", seed)
+
+
+def random(prompts: pl.DataFrame, pool: Pool, *, seed: int = 0) -> pl.DataFrame:
     """A teacher drawn uniformly for each prompt: the control."""
-    drawn = np.random.default_rng(seed).integers(len(teachers), size=prompts.height)
-    return _routes([teachers[position] for position in drawn])
+    drawn = np.random.default_rng(seed).integers(len(pool.teachers), size=prompts.height)
+    return _routes([pool.teachers[position] for position in drawn])
 
 
-RULES: dict[str, Callable[..., pl.DataFrame]] = {"persyn": persyn, "strong": strong, "random": random}
+RULES: dict[str, Callable[..., pl.DataFrame]] = {
+    rule.__name__: rule
+    for rule in (persyn, strong, family_strong, mix, car, best_single, oracle, grape, best_quality, random)
+}
 
 
 def allocation(routes: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Any]:
@@ -71,6 +154,37 @@ def allocation(routes: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Any]:
     shares = {teacher: counts[teacher] / routes.height for teacher in teachers}
     entropy = -sum(share * np.log(share) for share in shares.values() if share)
     return {"prompts": routes.height, "entropy": float(entropy) + 0.0, "share": shares}
+
+
+def _best(rewards: pl.DataFrame, score: pl.Expr) -> str:
+    """The teacher of the highest score; of equals the first by name."""
+    scores = rewards.group_by("teacher").agg(score=score)
+    return scores.sort("score", "teacher", descending=[True, False])["teacher"][0]
+
+
+def _select(prompts: pl.DataFrame, pool: Pool, column: str, seed: int) -> pl.DataFrame:
+    """Per prompt the teacher of the largest value; equals are drawn by lot, or the order of names would choose.
+
+    A parallel prompt that has no rewards (a score was missing) goes to the best single teacher.
+    """
+    not_parallel = prompts.filter(~pl.col("parallel")).height
+    if not_parallel:
+        raise InputError(
+            f"generate-then-select needs every teacher's answer to every prompt, {not_parallel} of {prompts.height} "
+            f"are not parallel; set prompts.num_parallel to {prompts.height}, or leave this strategy out"
+        )
+    rows = pool.rewards.sort("prompt_id", "teacher")
+    rows = rows.with_columns(lot=np.random.default_rng(seed).random(rows.height))
+    best = rows.sort("prompt_id", column, "lot").group_by("prompt_id").last().select("prompt_id", "teacher")
+    chosen = prompts.select("prompt_id").join(best, on="prompt_id", how="left", validate="1:1", maintain_order="left")
+    fallback = _best(pool.rewards, pl.col("reward").mean())
+    return _routes(chosen["teacher"].fill_null(fallback).to_list())
+
+
+def _known(names: Sequence[str], pool: Pool, rule: str) -> None:
+    unknown = set(names) - set(pool.teachers)
+    if unknown:
+        raise InputError(f"strategy rule {rule} chose {', '.join(sorted(unknown))}; known: {', '.join(pool.teachers)}")
 
 
 def _routes(teacher: list[str], strength: np.ndarray | None = None, margin: np.ndarray | None = None) -> pl.DataFrame:

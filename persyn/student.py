@@ -11,7 +11,7 @@ import polars as pl
 import torch
 
 from persyn.chat import encode_completion, with_chat_template
-from persyn.models import Student, cache_folder, load_causal_lm, load_tokenizer
+from persyn.models import Student, cache_folder, load_causal_lm, load_tokenizer, lora_config
 from persyn.schemas import DATASET, check_keys
 
 
@@ -58,7 +58,7 @@ def train_student(
         model=load_causal_lm(*where, dtype=torch.float32),
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(encode_dataset(tokenizer, dataset)),
-        peft_config=lora_config(**lora) if lora is not None else None,
+        peft_config=lora_config("CAUSAL_LM", **lora) if lora is not None else None,
         args=SFTConfig(
             output_dir=str(checkpoints),
             max_length=student.max_length,
@@ -98,13 +98,6 @@ def encode_dataset(tokenizer: Any, dataset: pl.DataFrame) -> list[dict[str, list
         for prompt, completion in dataset.select("prompt", "completion").iter_rows()
     ]
     return [{"input_ids": prompt + response, "labels": [-100] * len(prompt) + response} for prompt, response in encoded]
-
-
-def lora_config(*, r: int = 16, alpha: int = 32, dropout: float = 0.0) -> Any:
-    """LoRA of rank `r` on every linear layer."""
-    from peft import LoraConfig
-
-    return LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def _checkpoint_folder(dataset: pl.DataFrame, student: Student, settings: dict[str, Any]) -> Path:

@@ -2,19 +2,20 @@
 
 import polars as pl
 
-from persyn.router import fit_router, save_router
-from persyn.schemas import PAIRS, PROMPTS, REWARDS, read_table, write_json
+from persyn.router import fit_router
+from persyn.router.settings import Settings
+from persyn.schemas import PAIRS, PROMPTS, REWARDS, read_table, write_json, write_text
 from stages import read_params, run
 
 
-def main(prompts: str, rewards: str, pairs: str, out: str, metrics: str) -> None:
+def main(prompts: str, rewards: str, pairs: str, out: str, metrics: str, reliability: str) -> None:
     parallel = read_table(prompts, PROMPTS).filter(pl.col("parallel"))
     tables = parallel, read_table(rewards, REWARDS), read_table(pairs, PAIRS)
-    router, tokenizer, measured = fit_router(
-        *tables, list(read_params("teachers")), **read_params("router", fit_router)
-    )
-    save_router(router, tokenizer, out)
-    write_json(measured, metrics)
+    settings = Settings(**read_params("router", Settings))
+    router, card, bins = fit_router(*tables, list(read_params("teachers")), settings)
+    router.save(out)
+    write_json(card, metrics)
+    write_text(bins.write_csv(), reliability)
 
 
 if __name__ == "__main__":

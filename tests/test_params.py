@@ -21,7 +21,7 @@ from persyn.pairs import build_pairs
 from persyn.prompts import Source, build_prompts
 from persyn.quality import score_quality
 from persyn.rewards import build_rewards
-from persyn.router import fit_router
+from persyn.router.settings import Settings
 from persyn.schemas import InputError
 from persyn.student import train_student
 from stages import read_params, run
@@ -35,7 +35,7 @@ SECTIONS: dict[str, Callable[..., Any]] = {
     "defects": Policies,
     "rewards": build_rewards,
     "pairs": build_pairs,
-    "router": fit_router,
+    "router": Settings,
     "dataset": build_dataset,
     "sft": train_student,
     "evaluation": evaluate_student,

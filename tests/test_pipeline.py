@@ -87,7 +87,8 @@ def faults(pipeline: Any) -> list[str]:
         if words[:3] != ["python", "-m", f"stages.{name}"]:
             wrong.append(f"{name}: runs {words[:3]}, not its own script")
             continue
-        deps, code = set(stage["deps"]), {d for d in stage["deps"] if d.endswith(".py")}
+        packages = {d for d in stage["deps"] if (ROOT / d / "__init__.py").is_file()}
+        deps, code = set(stage["deps"]), {d for d in stage["deps"] if d.endswith(".py")} | packages
         needed = {str(path.relative_to(ROOT)) for path in imported(script, set())}
         if name == "evaluation":  # the task files import it
             needed |= {str(path.relative_to(ROOT)) for path in imported(ROOT / "tasks" / "boxed.py", set())}
@@ -97,6 +98,7 @@ def faults(pipeline: Any) -> list[str]:
         if name == "quality":  # a judge is behind a server
             needed -= {"persyn/generation/transformers.py"}
         needed = needed - {"persyn/schemas.py"} | {f"stages/{name}.py"}
+        needed = {next((p for p in packages if file.startswith(f"{p}/")), file) for file in needed}
         if code != needed:
             wrong.append(f"{name}: module deps differ by {sorted(code ^ needed)}")
         reads = {name for name in sections(script) if name.split(".")[0] not in UNTRACKED}

@@ -50,6 +50,15 @@ def test_z_score_and_none() -> None:
     assert rewards(table, "p") == pytest.approx([-0.5, 1.0, 4.0])
 
 
+def test_the_weight_follows_the_ease_of_the_prompt() -> None:
+    """Mean quality p 5, q 1: q is the harder of two, of ranks 1/4 and 3/4, so its weight is 0.4 - 0.8 / 4 = 0.2."""
+    table = build_rewards(*tables(QUALITIES, LEARNED), TEACHERS, alpha=0.4, alpha_slope=0.8)
+    assert rewards(table, "q") == pytest.approx([0.2, 0.0, 0.1])
+    assert rewards(table, "p") == pytest.approx([0.6, 0.4 * 0.5, 0.4 + 0.6 * 0.5])
+    steep = build_rewards(*tables(QUALITIES, LEARNED), TEACHERS, alpha=0.4, alpha_slope=40.0)
+    assert rewards(steep, "p") == [1.0, 0.0, 0.5], "clipped to 1"
+
+
 def test_row_order_changes_nothing() -> None:
     quality, learned = tables(QUALITIES, LEARNED)
     straight = build_rewards(quality, learned, TEACHERS, alpha=0.4)

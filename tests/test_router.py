@@ -1,6 +1,9 @@
 """The router recovers what is planted, and nothing when there is nothing to find."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -9,18 +12,27 @@ import torch
 from conftest import prompts_table
 
 from persyn.pairs import build_pairs
-from persyn.router import bradley_terry_loss, fit_router, load_router, predict_strengths, save_router, train_router
-from persyn.router_metrics import (
+from persyn.router import fit_router, load_router, train_router
+from persyn.router.anchors import place_teacher
+from persyn.router.finetuned import CLASS_TOKEN, FinetunedRouter, encode_prompts
+from persyn.router.losses import bradley_terry_loss, plackett_luce_loss, win_matrices
+from persyn.router.metrics import (
+    allocation_metrics,
+    health_card,
     knn_strengths,
     majority_strengths,
     pair_metrics,
+    reliability,
     routing_metrics,
-    shuffle_prompts,
+    shuffle_targets,
+    source_strengths,
     split_prompts,
 )
+from persyn.router.settings import Settings
 from persyn.schemas import REWARDS, InputError
 
 TEACHERS = ["low", "middle", "high"]
+SUM, POEM = "12 + 34 + 5 99", "poem story tale 99"
 
 
 def planted(number: int = 24) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -35,34 +47,95 @@ def planted(number: int = 24) -> tuple[pl.DataFrame, pl.DataFrame]:
     return prompts, pl.DataFrame(rows, schema=REWARDS, orient="row")
 
 
-def test_planted_strengths_are_recovered_in_order_and_shuffled_labels_are_not(base_model: str, tmp_path: Path) -> None:
-    prompts, rewards = planted(32)
-    params = {"model": base_model, "learning_rate": 3e-3, "epochs": 20, "batch_size": 8, "holdout": 0.25}
-    router, tokenizer, metrics = fit_router(prompts, rewards, build_pairs(rewards), TEACHERS, **params)  # type: ignore[arg-type]
-    strengths = predict_strengths(router, tokenizer, ["12 + 34 + 5 99", "poem story tale 99"])
-    assert strengths[0].argsort().tolist() == [0, 1, 2]
-    assert strengths[1].argsort().tolist() == [2, 1, 0]
-    assert metrics["hit_at_1"] == 1.0
-    assert metrics["regret"] == 0.0
-    assert metrics["pair_accuracy"] == 1.0
-    assert metrics["num_train"] + metrics["num_held_out"] == 32
-    assert metrics["controls"]["shuffled"]["hit_at_1"] < 1.0, "labels of other prompts must not route"
-    assert metrics["controls"]["majority"]["hit_at_1"] < 1.0
+def settings(model: str, **changes: Any) -> Settings:
+    shape: dict[str, Any] = {"learning_rate": 3e-3, "epochs": 20, "batch_size": 8, "holdout": 0.25, "max_length": 64}
+    return Settings(model=model, **{**shape, **changes})
 
-    save_router(router, tokenizer, tmp_path)
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"by_margin": True},
+        {"loss": "listwise"},
+        {"lora": {"r": 8, "alpha": 16}, "learning_rate": 1e-2},
+        {"validation": 0.25, "patience": 20},
+        {"light": {}},
+        {"light": {"layers": 1}, "loss": "listwise"},
+    ],
+)
+def test_planted_strengths_are_recovered_in_order_and_shuffled_labels_are_not(
+    changes: dict[str, Any], base_model: str, tmp_path: Path
+) -> None:
+    prompts, rewards = planted(32)
+    router, card, bins = fit_router(prompts, rewards, build_pairs(rewards), TEACHERS, settings(base_model, **changes))
+    strengths = router.strengths([SUM, POEM])
+    assert strengths.argmax(axis=1).tolist() == [2, 0]
+    assert card["hit_at_1"] == 1.0
+    assert card["regret"] == 0.0
+    if "validation" not in changes:  # which stops once the best are right, before the order of the others is
+        assert strengths.argsort(axis=1).tolist() == [[0, 1, 2], [2, 1, 0]]
+        assert card["pair_accuracy"] == 1.0
+    assert bins["pairs"].sum() == card["num_pairs"] == 24
+    assert card["num_train"] + card["num_validation"] + card["num_held_out"] == 32
+    assert card["num_validation"] == (6 if "validation" in changes else 0)
+    assert card["over_majority"]["difference"] > 0
+    assert card["controls"]["shuffled"]["hit_at_1"] < 1.0, "labels of other prompts must not route"
+    assert card["controls"]["majority"]["hit_at_1"] < 1.0
+
+    router.save(tmp_path)
+    assert list(tmp_path.glob("*.safetensors"))
     assert not list(tmp_path.glob("*.bin"))
-    loaded = predict_strengths(*load_router(tmp_path, TEACHERS), ["12 + 34 + 5 99", "poem story tale 99"])
-    assert np.allclose(loaded, strengths, atol=1e-5)
+    assert np.allclose(load_router(tmp_path, TEACHERS).strengths([SUM, POEM]), strengths, atol=1e-5)
     with pytest.raises(InputError, match="dvc repro router"):
         load_router(tmp_path, ["low", "high"])
 
 
-def test_losing_pairs_reversed_reverse_the_router(base_model: str) -> None:
+@pytest.mark.parametrize("changes", [{}, {"light": {}}])
+def test_losing_pairs_reversed_reverse_the_router(changes: dict[str, Any], base_model: str) -> None:
     """The sign is right: handing winners over as losers turns the ranking round."""
     prompts, rewards = planted(16)
     pairs = build_pairs(rewards).rename({"winner": "loser", "loser": "winner"})
-    trained = train_router(prompts, pairs, TEACHERS, model=base_model, learning_rate=3e-3, epochs=20, batch_size=8)
-    assert predict_strengths(*trained, ["12 + 34 + 5 99"])[0].argsort().tolist() == [2, 1, 0]
+    router = train_router(prompts, rewards, pairs, TEACHERS, settings(base_model, **changes))
+    assert router.strengths([SUM])[0].argsort().tolist() == [2, 1, 0]
+
+
+def test_the_number_of_training_prompts_changes_nothing_of_what_measures(base_model: str) -> None:
+    prompts, rewards = planted(32)
+    tables = prompts, rewards, build_pairs(rewards), TEACHERS
+    _, few, _ = fit_router(*tables, settings(base_model, num_train=4, light={}))
+    _, many, _ = fit_router(*tables, settings(base_model, light={}))
+    assert (few["num_train"], many["num_train"]) == (4, 24)
+    assert few["num_held_out"] == many["num_held_out"] == 8
+    assert few["oracle_share"] == many["oracle_share"]
+    with pytest.raises(InputError, match=r"router.num_train is 25; it must be 1 to 24"):
+        fit_router(*tables, settings(base_model, num_train=25, light={}))
+
+
+def test_early_stopping_keeps_the_best_epoch(base_model: str) -> None:
+    """With a learning rate that destroys the router, the first epochs are better than the last."""
+    prompts, rewards = planted(32)
+    wild = settings(base_model, learning_rate=3.0, validation=0.25, epochs=12, patience=2)
+    router, card, _ = fit_router(prompts, rewards, build_pairs(rewards), TEACHERS, wild)
+    assert np.isfinite(router.strengths([SUM])).all()
+    assert card["num_validation"] == 6
+
+
+def test_a_decoder_gets_a_class_token_that_text_cannot_spell(base_model: str) -> None:
+    prompts, rewards = planted(8)
+    router = train_router(
+        prompts, rewards, build_pairs(rewards), TEACHERS, settings(base_model, epochs=1, max_length=6)
+    )
+    assert isinstance(router, FinetunedRouter)
+    token = router.tokenizer.convert_tokens_to_ids(CLASS_TOKEN)
+    encoded = encode_prompts(
+        router.tokenizer, ["short", "a prompt that is longer than six tokens", f"x {CLASS_TOKEN} y"]
+    )
+    assert [ids[-1] for ids in encoded] == [token] * 3
+    assert [ids.count(token) for ids in encoded] == [1, 1, 1]
+    assert max(map(len, encoded)) == 6
+    alone = router.strengths(["short"])[0]
+    assert np.allclose(router.strengths(["short", "a much longer prompt"])[0], alone, atol=1e-5), "padding is not read"
 
 
 def test_the_loss_is_binary_cross_entropy_over_the_pairs() -> None:
@@ -80,6 +153,29 @@ def test_the_loss_is_binary_cross_entropy_over_the_pairs() -> None:
     assert ours.item() == pytest.approx(torch.stack(terms).mean().item())
 
 
+def test_the_listwise_loss_by_hand() -> None:
+    """P(2, 0, 1) = e^o2 / (e^o0 + e^o1 + e^o2) * e^o0 / (e^o0 + e^o1)."""
+    o = torch.tensor([[0.3, -0.2, 1.0]])
+    e = o.exp()[0]
+    expected = -torch.log(e[2] / e.sum() * e[0] / (e[0] + e[1])) / 2
+    ours = plackett_luce_loss({"logits": o}, torch.tensor([[0.5, 0.1, 0.9]]))
+    assert ours.item() == pytest.approx(expected.item())
+    two = torch.tensor([[0.4, 1.1]])
+    pair = bradley_terry_loss({"logits": two}, torch.tensor([[[0.0, 0.0], [1.0, 0.0]]]))
+    assert plackett_luce_loss({"logits": two}, torch.tensor([[0.0, 1.0]])).item() == pytest.approx(pair.item())
+
+
+def test_margins_weigh_pairs() -> None:
+    pairs = pl.DataFrame({"prompt_id": ["p", "p"], "winner": ["low", "high"], "loser": ["high", "middle"]})
+    pairs = pairs.with_columns(margin=pl.Series([0.1, 0.3]))
+    assert win_matrices(pairs, TEACHERS)["p"].tolist() == [[0, 0, 1], [0, 0, 0], [0, 1, 0]]
+    assert win_matrices(pairs, TEACHERS, by_margin=True)["p"] == pytest.approx(
+        np.array([[0, 0, 0.5], [0, 0, 0], [0, 1.5, 0]])
+    )
+    with pytest.raises(InputError, match="pair low over high: both must be among the teachers low, middle"):
+        win_matrices(pairs, ["low", "middle"])
+
+
 def test_metrics_by_hand() -> None:
     rewards = np.array([[0.0, 1.0, 0.5, 0.9], [1.0, 0.0, 0.2, 0.1]])
     strengths = np.array([[0.1, 0.2, 0.9, 0.3], [0.9, 0.1, 0.2, 0.3]])
@@ -95,25 +191,137 @@ def test_metrics_by_hand() -> None:
     assert pair_metrics(rewards, np.zeros((2, 4))) == {"pair_accuracy": None, "calibration": None, "num_pairs": 0}
 
 
+def test_reliability_of_a_calibrated_router_is_the_diagonal() -> None:
+    """Rewards drawn from the router's own probabilities."""
+    rng = np.random.default_rng(0)
+    strengths = rng.normal(scale=2, size=(20_000, 2))
+    wins = rng.random(20_000) < 1 / (1 + np.exp(strengths[:, 1] - strengths[:, 0]))
+    rewards = np.stack([wins, ~wins], axis=1).astype(float)
+    bins = reliability(strengths, rewards)
+    assert bins.height == 10
+    assert (bins["confidence"] - bins["accuracy"]).abs().max() < 0.04  # type: ignore[operator]
+    assert pair_metrics(strengths, rewards)["calibration"] < 0.02
+
+
+def test_a_collapse_is_called_one_only_where_the_oracle_does_otherwise() -> None:
+    rewards = np.eye(3)[np.arange(30) % 3]
+    first = np.tile([1.0, 0.0, 0.0], (30, 1))
+    assert allocation_metrics(first, rewards, TEACHERS) == {
+        "share": {"low": 1.0, "middle": 0.0, "high": 0.0},
+        "oracle_share": dict.fromkeys(TEACHERS, 1 / 3),
+        "entropy": 0.0,
+        "oracle_entropy": pytest.approx(np.log(3)),
+        "collapsed": True,
+    }
+    assert not allocation_metrics(first, first, TEACHERS)["collapsed"]
+    assert not allocation_metrics(rewards, rewards, TEACHERS)["collapsed"]
+
+
+def test_the_health_card_says_when_routing_is_not_worth_it(caplog: pytest.LogCaptureFixture) -> None:
+    rng = np.random.default_rng(0)
+    rewards = rng.random((200, 3))
+    majority = np.tile(rewards.mean(axis=0), (200, 1))
+    card = health_card(rng.random((200, 3)), rewards, TEACHERS, {"majority": majority})
+    assert card["over_majority"]["verdict"] == "within noise"
+    assert "no better than one teacher for everything (within noise)" in caplog.text
+    caplog.clear()
+    best = health_card(rewards, rewards, TEACHERS, {"majority": majority})
+    assert best["over_majority"]["verdict"] == "differs"
+    assert not caplog.text
+    json.dumps(best)
+
+
 def test_controls_and_splits() -> None:
     rewards = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
     vectors = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
     assert majority_strengths(rewards, 2).argmax(axis=1).tolist() == [0, 0]
     assert knn_strengths(vectors, rewards, np.array([[0.1, 1.0]]), neighbours=1).argmax() == 1
-    prompts, table = planted()
+    by_source = source_strengths(["a", "a", "b"], rewards, ["b", "a", "new"])
+    assert by_source == pytest.approx(np.array([[0.0, 1.0], [0.95, 0.05], [1.9 / 3, 1.1 / 3]]))
+    prompts, _ = planted()
     train, held_out = split_prompts(prompts, 0.25)
     assert (train.height, held_out.height) == (18, 6)
     assert set(train["prompt_id"]).isdisjoint(held_out["prompt_id"])
     assert split_prompts(prompts.reverse(), 0.25)[1].sort("prompt_id").equals(held_out.sort("prompt_id"))
-    with pytest.raises(InputError, match="holds out 0"):
+    with pytest.raises(InputError, match=r"router.holdout 0.0 of 24 .* holds out 0"):
         split_prompts(prompts, 0.0)
-    shuffled = shuffle_prompts(build_pairs(table), seed=0)
-    assert sorted(shuffled["prompt_id"]) == sorted(build_pairs(table)["prompt_id"])
-    assert not shuffled.sort("prompt_id", "winner").equals(build_pairs(table).sort("prompt_id", "winner"))
+    targets = [np.array([n]) for n in range(50)]
+    shuffled = shuffle_targets(targets, seed=0)
+    assert sorted(int(t[0]) for t in shuffled) == list(range(50))
+    assert sum(int(t[0]) == n for n, t in enumerate(shuffled)) < 10
+
+
+class Known:
+    """A router of two teachers: strengths by the prompt's number, -1 to 1, and its opposite."""
+
+    teachers = ("rising", "falling")
+
+    def strengths(self, prompts: list[str]) -> np.ndarray:
+        x = np.array([float(text) for text in prompts], dtype=np.float32)
+        return np.stack([3 * x, -3 * x], axis=1)
+
+    def save(self, folder: Path) -> None:
+        """Not needed here."""
+
+
+def test_a_new_teacher_is_placed_from_anchors() -> None:
+    """It is planted as a copy of `rising`, a little better: found from 24 anchors, and ranked right elsewhere."""
+    rng = np.random.default_rng(0)
+    xs = rng.uniform(-1, 1, size=24)
+    truth = np.stack([3 * xs, -3 * xs], axis=1)
+    placed = place_teacher(Known(), "new", [str(x) for x in xs], 3 * xs[:, None] + 0.5 - truth)
+    assert placed.teachers == ["rising", "falling", "new"]
+    strengths = placed.strengths(["-0.9", "0.9"])
+    assert strengths[0].argmax() == 1, "where `falling` is best, the new one is not"
+    assert strengths[1].argmax() == 2
+    blend = placed.placed["new"]["blend"]
+    assert blend["rising"] > blend["falling"]
+    assert placed.placed["new"]["offset"] > 0
+    worse = place_teacher(Known(), "new", [str(x) for x in xs], 3 * xs[:, None] - 0.5 - truth)
+    assert worse.strengths(["0.9"])[0].argmax() == 0
+
+
+def test_a_placed_teacher_is_saved_with_its_router(base_model: str, tmp_path: Path) -> None:
+    prompts, rewards = planted(16)
+    router = train_router(prompts, rewards, build_pairs(rewards), TEACHERS, settings(base_model, light={}))
+    texts = prompts["prompt"].to_list()
+    placed = place_teacher(router, "new", texts, np.tile([1.0, -1.0, -1.0], (16, 1)))
+    placed.save(tmp_path)
+    loaded = load_router(tmp_path, [*TEACHERS, "new"])
+    assert np.allclose(loaded.strengths(texts), placed.strengths(texts), atol=1e-5)
+    with pytest.raises(InputError, match="low is already among"):
+        place_teacher(router, "low", texts, np.ones((16, 3)))
+    with pytest.raises(InputError, match="ties with every teacher on all 16 anchors"):
+        place_teacher(router, "new", texts, np.zeros((16, 3)))
+
+
+def test_the_slope_of_the_placement_is_its_gradient() -> None:
+    """Another penalty or more anchors move the place continuously; no anchors at all would leave the average."""
+    xs = np.linspace(-1, 1, 9)
+    gaps = np.where(xs > 0, 1.0, -1.0)[:, None] * np.ones((1, 2))
+    strict = place_teacher(Known(), "new", [str(x) for x in xs], gaps, penalty=1e6)
+    assert list(strict.placed["new"]["blend"].values()) == pytest.approx([0.5, 0.5], abs=1e-3)
+    assert strict.placed["new"]["offset"] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loss": "hinge"}, "router.loss is 'hinge'; it must be pairwise or listwise"),
+        ({"loss": "listwise", "by_margin": True}, "router.by_margin weighs pairs"),
+        ({"light": {}, "validation": 0.1}, "leave router.lora and router.validation out"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        replace(Settings(model="m"), **changes)
 
 
 def test_a_router_without_pairs_is_refused(base_model: str) -> None:
     _, rewards = planted(4)
     other = prompts_table(["nothing of that"])
     with pytest.raises(InputError, match="none of the 4 prompts with pairs is among the 1"):
-        train_router(other, build_pairs(rewards), TEACHERS, model=base_model)
+        train_router(other, rewards, build_pairs(rewards), TEACHERS, settings(base_model))
+    prompts, _ = planted(4)
+    with pytest.raises(InputError, match=r"router.light.layer is not a parameter; did you mean layers\?"):
+        train_router(prompts, rewards, build_pairs(rewards), TEACHERS, settings(base_model, light={"layer": 1}))

@@ -43,10 +43,11 @@ def run_up_to_routed(teachers: list[str], strategies: list[str]) -> None:
     scored = "data/quality", "data/learnability", "data/defects.parquet"
     run_stage("rewards", *scored, "data/rewards.parquet", "metrics/rewards.json")
     run_stage("pairs", "data/rewards.parquet", "data/pairs.parquet")
-    run_stage("router", PROMPTS, "data/rewards.parquet", "data/pairs.parquet", "models/router", "metrics/router.json")
+    trained = "models/router", "metrics/router.json", "metrics/reports/reliability.csv"
+    run_stage("router", PROMPTS, "data/rewards.parquet", "data/pairs.parquet", *trained)
     for name in strategies:
         routes, routed = f"data/routes/{name}.parquet", f"data/routed/{name}.parquet"
-        run_stage("routes", name, PROMPTS, "models/router", routes, f"metrics/allocation/{name}.json")
+        run_stage("routes", name, PROMPTS, "data/rewards.parquet", "models/router", routes, f"metrics/a-{name}.json")
         run_stage("routed", PROMPTS, routes, "data/responses", routed)
     run_stage("cost", PROMPTS, "data/responses", "data/routed", "metrics/cost.json")
 

@@ -57,6 +57,8 @@ class Teacher:
     examples: Sequence[Mapping[str, str]] = field(default_factory=list)
     """Worked examples {prompt, response} shown before each prompt: how a base model is told what to do."""
     trust_remote_code: bool = False
+    family: str | None = None
+    """Family of models, where the strategy family_strong is used."""
 
     def messages(self, prompt: str) -> list[Message]:
         """What the teacher is shown for `prompt`."""

@@ -1,0 +1,145 @@
+"""Router: a prompt -> one Bradley-Terry strength a teacher, trained on part of the parallel prompts, measured on the
+rest. `finetuned` is the paper's (a language model with a coefficient head), `light` a frozen encoder with one linear
+layer, `anchors` adds a teacher to a trained router.
+
+Legend: N prompts, M teachers.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import polars as pl
+
+from persyn.router.anchors import PLACED, PlacedRouter
+from persyn.router.finetuned import FinetunedRouter, finetune_router
+from persyn.router.light import CONFIG, LightRouter, embed, fit_light_router
+from persyn.router.losses import win_matrices
+from persyn.router.metrics import (
+    health_card,
+    knn_strengths,
+    majority_strengths,
+    reliability,
+    reward_matrix,
+    shuffle_targets,
+    source_strengths,
+    split_prompts,
+)
+from persyn.router.settings import Settings
+from persyn.schemas import InputError, check_keys
+
+
+class Router(Protocol):
+    """What routes."""
+
+    teachers: list[str]
+
+    def strengths(self, prompts: Sequence[str]) -> np.ndarray:
+        """Strengths (N, M), in the order of the prompts and of `teachers`."""
+
+    def save(self, folder: str | Path) -> None:
+        """Write it to a folder, as load_router reads it."""
+
+
+def fit_router(
+    prompts: pl.DataFrame, rewards: pl.DataFrame, pairs: pl.DataFrame, teachers: Sequence[str], settings: Settings
+) -> tuple[Router, dict[str, Any], pl.DataFrame]:
+    """Train a router on part of the parallel prompts and measure it on the rest, beside its controls.
+
+    Args:
+        prompts: PROMPTS of the parallel set; those without rewards are ignored.
+        rewards: REWARDS of the parallel set.
+        pairs: PAIRS of the parallel set.
+        teachers: the order of the strengths.
+
+    Returns:
+        The router, the metrics of metrics/router.json (metrics.health_card), and its metrics.reliability.
+
+    Raises:
+        InputError: a parameter is wrong, or no pair belongs to a prompt.
+    """
+    train, held_out = split_prompts(prompts.join(rewards, on="prompt_id", how="semi"), settings.holdout)
+    if settings.num_train is not None:
+        if not 0 < settings.num_train <= train.height:
+            raise InputError(
+                f"router.num_train is {settings.num_train}; it must be 1 to {train.height}, what router.holdout leaves"
+            )
+        train = train[: settings.num_train]
+    checked = None
+    if settings.validation:
+        train, checked = split_prompts(train, settings.validation, "router.validation")
+    tables = train, rewards, pairs, teachers, settings, checked
+    router, shuffled = train_router(*tables), train_router(*tables, shuffled=True)
+    texts, known = held_out["prompt"].to_list(), train["prompt"].to_list()
+    seen, unseen = (reward_matrix(rewards, part["prompt_id"].to_list(), teachers) for part in (train, held_out))
+    vectors = embed(known + texts, settings.model, settings.revision, settings.max_length)
+    strengths = router.strengths(texts)
+    controls = {
+        "majority": majority_strengths(seen, len(texts)),
+        "source": source_strengths(train["source"].to_list(), seen, held_out["source"].to_list()),
+        "knn": knn_strengths(vectors[: len(known)], seen, vectors[len(known) :], settings.neighbours),
+        "shuffled": shuffled.strengths(texts),
+    }
+    card = health_card(strengths, unseen, teachers, controls)
+    num_validation = checked.height if checked is not None else 0
+    counts = {"num_train": train.height, "num_validation": num_validation, "num_held_out": held_out.height}
+    return router, card | counts, reliability(strengths, unseen)
+
+
+def train_router(
+    prompts: pl.DataFrame,
+    rewards: pl.DataFrame,
+    pairs: pl.DataFrame,
+    teachers: Sequence[str],
+    settings: Settings,
+    validation: pl.DataFrame | None = None,
+    shuffled: bool = False,
+) -> Router:
+    """Train one router. One forward pass a prompt serves all of the prompt's pairs.
+
+    Args:
+        prompts: columns prompt_id and prompt; those without a pair are ignored.
+        rewards: REWARDS of these prompts, and of those of `validation`.
+        pairs: PAIRS of these prompts.
+        validation: as `prompts`: training stops early on their regret.
+        shuffled: whether each prompt is given another one's pairs: the control. Such a router can learn who wins, not
+            where.
+
+    Raises:
+        InputError: no pair belongs to a prompt.
+    """
+    targets: Mapping[str, np.ndarray] = win_matrices(pairs, teachers, settings.by_margin)
+    with_pairs = prompts.sort("prompt_id").filter(pl.col("prompt_id").is_in(list(targets)))
+    if with_pairs.is_empty():
+        raise InputError(f"none of the {len(targets)} prompts with pairs is among the {prompts.height} to train on")
+    identities, texts = with_pairs["prompt_id"].to_list(), with_pairs["prompt"].to_list()
+    if settings.loss == "listwise":
+        targets = dict(zip(identities, reward_matrix(rewards, identities, teachers), strict=True))
+    labels = [targets[identity] for identity in identities]
+    labels = shuffle_targets(labels, settings.seed) if shuffled else labels
+    if settings.light is not None:
+        check_keys("router.light", settings.light, fit_light_router)
+        return fit_light_router(texts, labels, teachers, settings, **settings.light)
+    checked = None
+    if validation is not None:
+        checked = validation["prompt"].to_list(), reward_matrix(rewards, validation["prompt_id"].to_list(), teachers)
+    return finetune_router(texts, labels, teachers, settings, checked)
+
+
+def load_router(folder: str | Path, teachers: Sequence[str]) -> Router:
+    """Read a saved router.
+
+    Raises:
+        InputError: it was trained for other teachers than `teachers`.
+    """
+    placed = Path(folder) / PLACED
+    router: Router = LightRouter.load(folder) if (Path(folder) / CONFIG).is_file() else FinetunedRouter.load(folder)
+    if placed.is_file():
+        router = PlacedRouter(router, json.loads(placed.read_text()))
+    if router.teachers != list(teachers):
+        raise InputError(
+            f"{folder} routes to {router.teachers}, params.yaml names {list(teachers)}; run `dvc repro router`"
+        )
+    return router

@@ -1,0 +1,63 @@
+"""Losses of the router: what the strengths of a prompt should be, given its pairs or its rewards.
+
+Legend: B prompts, M teachers.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from persyn.schemas import InputError
+
+
+def bradley_terry_loss(outputs: Any, wins: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Weighted mean over the pairs of -log sigmoid(o_winner - o_loser): P(B beats A | x) = sigmoid(z^T pi(x)), z being
+    +1 at B and -1 at A (PerSyn, Eq. 3); binary cross-entropy with the winner as the label (Eq. 4).
+
+    Args:
+        outputs: `logits` (B, M) are the strengths o.
+        wins: (B, M, M), the weight of the pair where the row's teacher beats the column's, else 0.
+        num_items_in_batch: not used; the Trainer passes it.
+    """
+    strengths = outputs["logits"].float()
+    gaps = strengths.unsqueeze(2) - strengths.unsqueeze(1)  # (B, M, M): o_row - o_column
+    wins = wins.to(gaps)
+    return -(wins * torch.nn.functional.logsigmoid(gaps)).sum() / wins.sum().clamp(min=1e-9)
+
+
+def plackett_luce_loss(outputs: Any, rewards: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
+    """Mean over the prompts of -log P(ranking by reward) / (M - 1), each next teacher being drawn by the softmax of the
+    strengths of those that are left: Plackett-Luce, Bradley-Terry's form for whole rankings (ListMLE, Xia et al. 2008).
+
+    Args:
+        outputs: `logits` (B, M).
+        rewards: (B, M); equal ones rank in the order of the teachers.
+    """
+    strengths = outputs["logits"].float()
+    order = rewards.to(strengths.device).argsort(dim=1, descending=True, stable=True)
+    ranked = strengths.gather(1, order)  # (B, M), the best first
+    left = ranked.flip(1).logcumsumexp(1).flip(1)  # log of the sum over those not drawn yet
+    return (left - ranked).sum(dim=1).mean() / max(1, ranked.shape[1] - 1)
+
+
+LOSSES = {"pairwise": bradley_terry_loss, "listwise": plackett_luce_loss}
+
+
+def win_matrices(pairs: pl.DataFrame, teachers: Sequence[str], by_margin: bool = False) -> dict[str, np.ndarray]:
+    """prompt_id -> (M, M), positive where the row's teacher beats the column's on that prompt.
+
+    Args:
+        by_margin: whether a pair weighs as much as its margin, on average 1; else every pair weighs 1.
+    """
+    index = {teacher: position for position, teacher in enumerate(teachers)}
+    weight = pl.col("margin") / pl.col("margin").mean() if by_margin else pl.lit(1.0)
+    wins: dict[str, np.ndarray] = {}
+    for identity, winner, loser, weighs in pairs.select("prompt_id", "winner", "loser", weight=weight).iter_rows():
+        if winner not in index or loser not in index:
+            raise InputError(f"pair {winner} over {loser}: both must be among the teachers {', '.join(teachers)}")
+        matrix = wins.setdefault(identity, np.zeros((len(teachers), len(teachers)), dtype=np.float32))
+        matrix[index[winner], index[loser]] = weighs
+    return wins

@@ -1,0 +1,183 @@
+"""Router metrics: how well strengths choose teachers on held-out parallel prompts, beside controls.
+
+Legend: N prompts, M teachers.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from scipy.special import expit
+from scipy.stats import entropy
+
+from persyn.comparison import paired_difference
+from persyn.schemas import InputError
+
+logger = logging.getLogger(__name__)
+
+
+def split_prompts(
+    prompts: pl.DataFrame, holdout: float, name: str = "router.holdout"
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Split parallel prompts into (train, held out) by a hash of their id: the same rows on every machine.
+
+    Raises:
+        InputError: `holdout` leaves either part empty.
+    """
+    lots = [hashlib.sha256(f"holdout:{identity}".encode()).hexdigest() for identity in prompts["prompt_id"]]
+    order = prompts.with_columns(lot=pl.Series(lots, dtype=pl.String)).sort("lot").drop("lot")
+    num_held_out = round(holdout * prompts.height)
+    if not 0 < num_held_out < prompts.height:
+        raise InputError(
+            f"{name} {holdout} of {prompts.height} parallel prompts holds out {num_held_out}; "
+            f"it must leave at least one on either side"
+        )
+    return order[num_held_out:], order[:num_held_out]
+
+
+def reward_matrix(rewards: pl.DataFrame, prompt_ids: Sequence[str], teachers: Sequence[str]) -> np.ndarray:
+    """REWARDS as an (N, M) array in the order of `prompt_ids` and `teachers`."""
+    wide = rewards.pivot(on="teacher", index="prompt_id", values="reward")
+    order = pl.DataFrame({"prompt_id": list(prompt_ids)}, schema={"prompt_id": pl.String})
+    return (
+        order.join(wide, on="prompt_id", how="left", validate="1:1", maintain_order="left").select(teachers).to_numpy()
+    )
+
+
+def routing_metrics(strengths: np.ndarray, rewards: np.ndarray) -> dict[str, float]:
+    """Hit@1, Hit@3 in both readings and regret of routing by the largest strength.
+
+    Args:
+        strengths: (N, M) of the router or a control.
+        rewards: (N, M), Eq. 2.
+
+    Returns:
+        hit_at_1; hit_at_3 (a best teacher is in the router's top 3); hit_at_3_oracle (fewer than 3 teachers beat the
+        router's choice); regret (mean reward lost against the best teacher, reward units).
+    """
+    got, best = _got(strengths, rewards), rewards.max(axis=1)
+    top = np.argsort(-strengths, axis=1, kind="stable")[:, :3]
+    beaten_by = (rewards > got[:, None]).sum(axis=1)
+    return {
+        "hit_at_1": float((got == best).mean()),
+        "hit_at_3": float((np.take_along_axis(rewards, top, axis=1).max(axis=1) == best).mean()),
+        "hit_at_3_oracle": float((beaten_by < 3).mean()),
+        "regret": float((best - got).mean()),
+    }
+
+
+def health_card(
+    strengths: np.ndarray, rewards: np.ndarray, teachers: Sequence[str], controls: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Everything metrics/router.json says of a router on held-out prompts.
+
+    Args:
+        strengths: (N, M) of the router.
+        rewards: (N, M), Eq. 2.
+        teachers: M names.
+        controls: name -> strengths (N, M); `majority` must be there.
+
+    Returns:
+        routing_metrics, pair_metrics and allocation_metrics; controls: name -> routing_metrics; over_majority: the
+        paired difference in reward (comparison.paired_difference) of routing and of sending everything to the majority
+        teacher. Where that is within noise, routing is not worth its trouble.
+    """
+    card: dict[str, Any] = routing_metrics(strengths, rewards) | pair_metrics(strengths, rewards)
+    card |= allocation_metrics(strengths, rewards, teachers)
+    card["controls"] = {name: routing_metrics(control, rewards) for name, control in controls.items()}
+    card["over_majority"] = paired_difference(_got(strengths, rewards), _got(controls["majority"], rewards))
+    if card["collapsed"]:
+        logger.warning("the router gives almost everything to one teacher, the oracle does not: %s", card["share"])
+    if card["over_majority"]["verdict"] != "differs" or card["over_majority"]["difference"] <= 0:
+        logger.warning("on held-out prompts the router is no better than one teacher for everything (within noise)")
+    return card
+
+
+def allocation_metrics(strengths: np.ndarray, rewards: np.ndarray, teachers: Sequence[str]) -> dict[str, Any]:
+    """Who gets how much, by the router and by the oracle (the first of equally good teachers).
+
+    Returns:
+        share, oracle_share: teacher -> share of the prompts; entropy, oracle_entropy in nats; collapsed: whether one
+        teacher gets at least 0.9 of the prompts where the oracle gives it 0.2 less.
+    """
+    shares = [np.bincount(m.argmax(axis=1), minlength=len(teachers)) / len(m) for m in (strengths, rewards)]
+    largest = shares[0].argmax()
+    return {
+        "share": dict(zip(teachers, shares[0].tolist(), strict=True)),
+        "oracle_share": dict(zip(teachers, shares[1].tolist(), strict=True)),
+        "entropy": float(entropy(shares[0])),
+        "oracle_entropy": float(entropy(shares[1])),
+        "collapsed": bool(shares[0][largest] >= 0.9 and shares[0][largest] - shares[1][largest] >= 0.2),
+    }
+
+
+def pair_metrics(strengths: np.ndarray, rewards: np.ndarray) -> dict[str, Any]:
+    """Accuracy and calibration of P(B beats A) on every held-out pair whose rewards differ.
+
+    Returns:
+        pair_accuracy; calibration: the expected calibration error over the bins of `reliability`; num_pairs. The first
+        two are None where there is no pair.
+    """
+    bins = reliability(strengths, rewards)
+    num_pairs = int(bins["pairs"].sum())
+    if not num_pairs:
+        return {"pair_accuracy": None, "calibration": None, "num_pairs": 0}
+    share = bins["pairs"] / num_pairs
+    return {
+        "pair_accuracy": float((bins["accuracy"] * share).sum()),
+        "calibration": float(((bins["accuracy"] - bins["confidence"]).abs() * share).sum()),
+        "num_pairs": num_pairs,
+    }
+
+
+def reliability(strengths: np.ndarray, rewards: np.ndarray, bins: int = 10) -> pl.DataFrame:
+    """How often the router is right about a pair, by how sure it is: columns confidence (mean, 0.5 to 1), accuracy and
+    pairs, a row for each of `bins` equal bins of the confidence that is not empty. Calibrated, both are equal.
+    """
+    won_by = (strengths[:, :, None] - strengths[:, None, :])[rewards[:, :, None] > rewards[:, None, :]]
+    confidence = expit(np.abs(won_by.astype(float)))
+    rows = pl.DataFrame(
+        {
+            "bin": np.minimum(((confidence - 0.5) * 2 * bins).astype(int), bins - 1),
+            "confidence": confidence,
+            "accuracy": np.where(won_by == 0, 0.5, won_by > 0),
+        }
+    )
+    means = rows.group_by("bin").agg(pl.col("confidence", "accuracy").mean(), pairs=pl.len()).sort("bin")
+    return means.select("confidence", "accuracy", "pairs")
+
+
+def majority_strengths(train_rewards: np.ndarray, num_prompts: int) -> np.ndarray:
+    """Control: the teacher with the highest mean reward on the training prompts, for everything."""
+    return np.tile(train_rewards.mean(axis=0), (num_prompts, 1))
+
+
+def knn_strengths(
+    train_vectors: np.ndarray, train_rewards: np.ndarray, vectors: np.ndarray, neighbours: int = 5
+) -> np.ndarray:
+    """Control: mean rewards of the most similar training prompts, by cosine of their embeddings."""
+    unit_train, unit = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (train_vectors, vectors))
+    nearest = np.argsort(-(unit @ unit_train.T), axis=1, kind="stable")[:, :neighbours]
+    return train_rewards[nearest].mean(axis=1)
+
+
+def source_strengths(train_sources: Sequence[str], train_rewards: np.ndarray, sources: Sequence[str]) -> np.ndarray:
+    """Control: the mean rewards of the training prompts of the same source; of all of them, for a new source. What a
+    table of who is best at what would do; where sources are kinds of task, the best that knowing the kind can do.
+    """
+    of = np.array(train_sources)
+    means = {source: train_rewards[of == source].mean(axis=0) for source in set(train_sources)}
+    return np.stack([means.get(source, train_rewards.mean(axis=0)) for source in sources])
+
+
+def shuffle_targets(targets: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
+    """Control: each prompt gets what another one should have."""
+    return [targets[position] for position in np.random.default_rng(seed).permutation(len(targets))]
+
+
+def _got(strengths: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+    """The reward (N,) of each prompt's strongest teacher."""
+    return rewards[np.arange(len(rewards)), strengths.argmax(axis=1)]
