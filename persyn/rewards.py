@@ -34,9 +34,10 @@ def build_rewards(
             not finite) is left out and counted: no comparison on it would be fair.
         policies: which defects cost `penalty`.
         alpha: weight of learnability, 0 to 1.
-        alpha_slope: how much the weight follows the prompt (ours, not the paper's): it is alpha + alpha_slope * (e - 1/2),
-            clipped to 0 to 1, e being the rank of the prompt's mean quality among all prompts, 0 to 1. Above 0, prompts
-            that most teachers answer well are decided by learnability, hard ones by quality.
+        alpha_slope: how much the weight follows the prompt (ours, not the paper's): it is
+            alpha + alpha_slope * (e - 1/2), clipped to 0 to 1, e being the rank of the prompt's mean quality among all
+            prompts, 0 to 1. Above 0, prompts that most teachers answer well are decided by learnability, hard ones by
+            quality.
         normalization: min_max to [0, 1]; z_score; none. Scores that are all equal normalise to 0.
         penalty: what a response with a defect loses; from 1 on, with min_max, it loses to every other.
 
