@@ -1,15 +1,24 @@
-"""Comparison: every strategy against `persyn`, item by item, with the uncertainty said out loud."""
+"""Comparison: every strategy against one of them, item by item, with the uncertainty said out loud.
 
-from collections.abc import Mapping
+Legend: N items of one task and metric, S seeds (students trained anew).
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy import stats
+from scipy import optimize, stats
 
-from persyn.schemas import InputError
+from persyn.schemas import InputError, nearest
 
 REFERENCE = "persyn"
+LEVEL = 0.05  # of every test; intervals are of 1 - LEVEL
+POWER = 0.8
+KEYS = ["task", "metric", "sample_id"]
+Seeds = Mapping[str, Sequence[pl.DataFrame]]  # strategy -> S SAMPLES
+Values = dict[tuple[str, str], dict[str, np.ndarray]]  # (task, metric) -> strategy -> (N,), items in the same order
 
 
 def compare_strategies(samples: Mapping[str, pl.DataFrame], seed: int = 0) -> dict[str, Any]:
@@ -17,49 +26,95 @@ def compare_strategies(samples: Mapping[str, pl.DataFrame], seed: int = 0) -> di
 
     Args:
         samples: strategy -> SAMPLES.
-        seed: of the bootstrap.
+        seed: of the bootstrap and the permutations.
 
     Returns:
-        strategy -> task -> metric -> the fields of paired_difference.
+        strategy -> task -> metric -> the fields of paired_difference, p_holm (p corrected by `holm` for the number of
+        strategies compared on this task and metric, not for the number of tasks) and verdict: "differs" where
+        p_holm < 0.05, else "within noise". Intervals and mde are not corrected.
 
     Raises:
-        InputError: `persyn` is missing, or two strategies were evaluated on different items.
+        InputError: `persyn` is missing, an item occurs twice, or two strategies were evaluated on different items.
     """
     if REFERENCE not in samples:
         raise InputError(f"strategies are {', '.join(samples)}; the comparison needs one called {REFERENCE}")
-    keys = ["task", "sample_id", "metric"]
-    comparison: dict[str, Any] = {}
-    for strategy, table in samples.items():
-        if strategy == REFERENCE:
-            continue
-        paired = samples[REFERENCE].join(table, on=keys, how="full", suffix="_other", validate="1:1", coalesce=True)
-        if paired.select("value", "value_other").null_count().sum_horizontal().item():
-            raise InputError(f"{strategy} and {REFERENCE} were evaluated on different items; run `dvc repro` for both")
-        for (task, metric), rows in paired.sort(keys).group_by("task", "metric", maintain_order=True):
-            values = rows["value"].to_numpy(), rows["value_other"].to_numpy()
-            task_scores = comparison.setdefault(strategy, {}).setdefault(str(task), {})
-            task_scores[str(metric)] = paired_difference(*values, seed=seed)
+    comparison: dict[str, Any] = {strategy: {} for strategy in samples if strategy != REFERENCE}
+    for (task, metric), values in _aligned(samples, REFERENCE).items():
+        found = {name: paired_difference(values[REFERENCE], values[name], seed) for name in comparison}
+        _decide(found.values())
+        for strategy, fields in found.items():
+            comparison[strategy].setdefault(task, {})[metric] = fields
+    return comparison
+
+
+def compare_seeds(samples: Seeds, reference: str = REFERENCE, seed: int = 0) -> dict[str, Any]:
+    """Strategies over S seeds: what is claimed holds for students trained anew, not only for those at hand.
+
+    Args:
+        samples: strategy -> S SAMPLES; the i-th of every strategy are of the same seed and on the same items, which
+            may be others for the next seed.
+        reference: the strategy that all others are compared with.
+        seed: of the permutations.
+
+    Returns:
+        strategy -> task -> metric -> mean (over seeds, of the means over items), interval (95 % of it, Student's t with
+        S - 1 degrees of freedom), seeds (the S means), n_seeds, n_items (over all seeds); for all but the reference
+        also the fields of seed_difference, p_holm and verdict as in compare_strategies. What one seed, or seeds
+        that are all equal, cannot say is None, and the verdict "within noise"; in the correction such a p counts as 1.
+
+    Raises:
+        InputError: `reference` is missing, strategies have no or unequally many seeds, an item occurs twice, or
+            strategies of a seed were evaluated on different items, or seeds on different tasks or metrics.
+    """
+    by_seed = _aligned_seeds(samples, reference)
+    comparison: dict[str, Any] = {strategy: {} for strategy in samples}
+    for task, metric in by_seed[0]:
+        values = {name: [aligned[task, metric][name] for aligned in by_seed] for name in samples}
+        for strategy in samples:
+            means = np.array([each.mean() for each in values[strategy]])
+            scores = {"mean": float(means.mean()), "interval": _t_test(means)[0], "seeds": means.tolist()}
+            counts = {"n_seeds": len(means), "n_items": sum(map(len, values[strategy]))}
+            comparison[strategy].setdefault(task, {})[metric] = scores | counts
+        others = {name: comparison[name][task][metric] for name in samples if name != reference}
+        for strategy, fields in others.items():
+            fields |= seed_difference(values[reference], values[strategy], seed)
+        _decide(others.values())
     return comparison
 
 
 def comparison_table(samples: Mapping[str, pl.DataFrame], comparison: Mapping[str, Any]) -> str:
     """The comparison as a markdown table: one row a strategy, task and metric; the value is the mean over the items."""
     means = pl.concat([table.with_columns(strategy=pl.lit(name)) for name, table in samples.items()])
-    keys = ["task", "metric", "strategy"]
-    rows = []
+    keys, rows = ["task", "metric", "strategy"], []
     for task, metric, strategy, value in means.group_by(keys).agg(pl.col("value").mean()).sort(keys).rows():
         found = comparison.get(strategy, {}).get(task, {}).get(metric)
-        interval = found and found["interval"] and "[{:+.3f}, {:+.3f}]".format(*found["interval"])
-        gap = (
-            (f"{found['difference']:+.3f}", interval or "-", f"{found['p']:.3f}", found["verdict"])
-            if found
-            else ("-",) * 4
-        )
+        gap = ("-",) * 4
+        if found:
+            interval = "[{:+z.3f}, {:+z.3f}]".format(*found["interval"]) if found["interval"] else "-"
+            gap = (f"{found['difference']:+z.3f}", interval, _shown(found["p_holm"]), found["verdict"])
         rows.append((task, metric, strategy, f"{value:.3f}", *gap))
-    columns = [*keys, "value", f"{REFERENCE} minus it", "95 %", "p", "verdict"]
-    with pl.Config(tbl_formatting="ASCII_MARKDOWN", tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True,
-                   tbl_rows=-1, tbl_cols=-1, tbl_width_chars=1000, fmt_str_lengths=100):  # fmt: skip
-        return str(pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row"))
+    return _markdown(rows, [*keys, "value", f"{REFERENCE} minus it", "95 %", "p (Holm)", "verdict"])
+
+
+def seeds_table(comparison: Mapping[str, Any]) -> str:
+    """What compare_seeds returned as a markdown table: on each task and metric, one row a strategy, the best first."""
+    cells = [
+        (task, metric, -fields["mean"], strategy, fields)
+        for strategy, tasks in comparison.items()
+        for task, metrics in tasks.items()
+        for metric, fields in metrics.items()
+    ]
+    reference, rows = "reference", []
+    for task, metric, _, strategy, fields in sorted(cells, key=lambda cell: cell[:4]):
+        gap = ("-",) * 4
+        if "difference" in fields:
+            shown = _with_interval(fields["difference"], fields["difference_interval"], "+z.3f")
+            gap = (shown, _shown(fields["p_holm"]), _shown(fields["mde"]), fields["verdict"])
+        else:
+            reference = strategy
+        rows.append((task, metric, strategy, _with_interval(fields["mean"], fields["interval"], "z.3f"), *gap))
+    measured = ["mean [95 % over seeds]", f"{reference} minus it [95 %]", "p (Holm)", "smallest detectable", "verdict"]
+    return _markdown(rows, ["task", "metric", "strategy", *measured])
 
 
 def paired_difference(reference: np.ndarray, other: np.ndarray, seed: int = 0) -> dict[str, Any]:
@@ -68,26 +123,128 @@ def paired_difference(reference: np.ndarray, other: np.ndarray, seed: int = 0) -
     Returns:
         difference: mean of the paired differences; interval: its 95 % percentile bootstrap interval;
         p: exact McNemar where all values are 0 or 1, else a paired sign-flip permutation test; mde: the smallest true
-        difference found with 80 % power at 5 %; n; verdict. Where no item differs, interval and mde are None: such a
+        difference found with 80 % power at 5 %; n. Where no item differs, interval and mde are None: such a
         sample says nothing about their size.
     """
     gaps = reference - other
-    n, differing = len(gaps), int(np.count_nonzero(gaps))
-    result: dict[str, Any] = {"difference": float(gaps.mean()), "interval": None, "p": 1.0, "mde": None, "n": n}
-    if differing:
+    n, p = len(gaps), _p_value(reference, other, seed)
+    result: dict[str, Any] = {"difference": float(gaps.mean()), "interval": None, "p": p, "mde": None, "n": n}
+    if gaps.any():
         bootstrap = stats.bootstrap((gaps,), np.mean, n_resamples=2000, method="percentile", rng=seed)
         result["interval"] = [float(bound) for bound in bootstrap.confidence_interval]
-        result["p"] = _p_value(gaps, binary=bool(np.isin([reference, other], (0, 1)).all()), seed=seed)
         if n > 1:
-            power = stats.norm.ppf(0.975) + stats.norm.ppf(0.8)
-            result["mde"] = float(power * gaps.std(ddof=1) / np.sqrt(n))
-    result["verdict"] = "differs" if result["p"] < 0.05 else "within noise"
+            result["mde"] = float((stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)) * stats.sem(gaps))
     return result
 
 
-def _p_value(gaps: np.ndarray, binary: bool, seed: int) -> float:
-    if binary:
-        wins, losses = int((gaps > 0).sum()), int((gaps < 0).sum())
+def seed_difference(reference: Sequence[np.ndarray], other: Sequence[np.ndarray], seed: int = 0) -> dict[str, Any]:
+    """`reference` minus `other`, for each of S seeds (N,) over the same items.
+
+    Returns:
+        difference: mean over seeds of the mean paired differences; difference_interval (95 %), p (two-sided), mde: of
+        the paired t test over the S of them; p_items: the test of paired_difference over the items of all seeds.
+        It knows no noise of training and takes an item met in two seeds for two, so it may be far too small.
+    """
+    gaps = np.array([(one - two).mean() for one, two in zip(reference, other, strict=True)])
+    interval, p, mde = _t_test(gaps)
+    p_items = _p_value(np.concatenate(reference), np.concatenate(other), seed)
+    return {"difference": float(gaps.mean()), "difference_interval": interval, "p": p, "p_items": p_items, "mde": mde}
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values corrected for their number M, in the order given (Holm 1979, step-down).
+
+    The k-th smallest (k from 0) becomes the largest of (M - j) * p_j over j <= k, 1 at most. If nothing differs, one or
+    more of the M are below 0.05 with a probability of 5 % at most, however the tests depend on each other.
+    """
+    p, order = np.asarray(p_values, dtype=float), np.argsort(p_values, kind="stable")
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(1.0, np.maximum.accumulate(np.arange(len(p), 0, -1) * p[order]))
+    return corrected.tolist()
+
+
+@cache
+def detectable_shift(n: int) -> float:
+    """True mean over its standard error that a two-sided t test of `n` >= 2 values finds with 80 % power at 5 %.
+
+    The root d of P(T > t(0.975, n - 1)) = 0.8, T noncentral t about d (n - 1 degrees); P(T < -t) is 1e-6 at most.
+    """
+    critical = stats.t.ppf(1 - LEVEL / 2, n - 1)
+    return float(optimize.brentq(lambda shift: POWER - stats.nct.sf(critical, n - 1, shift), 0.0, 30.0))
+
+
+def _t_test(values: np.ndarray) -> tuple[list[float] | None, float | None, float | None]:
+    """Interval, p and mde of the mean of (S,) values against 0; all None where t is not defined.
+
+    That is with one value, and where all are equal but for rounding. Their deviation is 0, and t infinite or 0/0; yet
+    scores of few items coincide by chance, and a seed that changes nothing is no repetition: no noise was measured.
+    """
+    if len(values) < 2 or np.ptp(values) <= max(1e-9 * np.abs(values).max(), 1e-12):
+        return None, None, None
+    test = stats.ttest_1samp(values, 0.0)
+    interval = [float(bound) for bound in test.confidence_interval(1 - LEVEL)]
+    return interval, float(test.pvalue), float(detectable_shift(len(values)) * stats.sem(values))
+
+
+def _p_value(reference: np.ndarray, other: np.ndarray, seed: int) -> float:
+    gaps = reference - other
+    wins, losses = int((gaps > 0).sum()), int((gaps < 0).sum())
+    if not wins + losses:
+        return 1.0
+    if np.isin([reference, other], (0, 1)).all():
         return float(stats.binomtest(wins, wins + losses).pvalue)
-    test = stats.permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=5000, rng=seed)
+    test = stats.permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=5000, rng=seed, batch=500)
     return float(test.pvalue)
+
+
+def _decide(family: Collection[dict[str, Any]]) -> None:
+    """Add p_holm and verdict to the fields of all strategies compared on one task and metric."""
+    corrected = holm([1.0 if fields["p"] is None else fields["p"] for fields in family])
+    for fields, p in zip(family, corrected, strict=True):
+        fields["p_holm"] = None if fields["p"] is None else p
+        fields["verdict"] = "differs" if p < LEVEL else "within noise"
+
+
+def _aligned(samples: Mapping[str, pl.DataFrame], reference: str, where: str = "") -> Values:
+    items = samples[reference].select(KEYS).sort(KEYS)
+    found: Values = {}
+    for strategy in sorted(samples, key=lambda name: name != reference):  # the reference's own faults first
+        ordered = samples[strategy].sort(KEYS)
+        twice = ordered.filter(ordered.select(KEYS).is_duplicated())
+        if twice.height:
+            raise InputError(f"{where}{strategy}: {twice.row(0)[:3]} occurs twice; an item has one value a metric")
+        if not ordered.select(KEYS).equals(items):
+            alone = pl.concat([ordered.select(KEYS), items]).unique(keep="none", maintain_order=True)
+            got = f"evaluated on different items ({alone.height} are in one alone, first {alone.row(0)})"
+            raise InputError(f"{where}{strategy} and {reference} were {got}; run `dvc repro` for both")
+        for (task, metric), rows in ordered.group_by("task", "metric", maintain_order=True):
+            found.setdefault((str(task), str(metric)), {})[strategy] = rows["value"].to_numpy()
+    return found
+
+
+def _aligned_seeds(samples: Seeds, reference: str) -> list[Values]:
+    if reference not in samples:
+        raise InputError(f"reference {reference!r} is not among the strategies{nearest(reference, samples)}")
+    counts = {strategy: len(tables) for strategy, tables in samples.items()}
+    if set(counts.values()) != {counts[reference]} or not counts[reference]:
+        raise InputError(f"seeds by strategy are {counts}; evaluate every strategy with the same seeds, one at least")
+    by_seed: list[Values] = []
+    for i in range(counts[reference]):
+        by_seed.append(_aligned({name: tables[i] for name, tables in samples.items()}, reference, f"seed {i}: "))
+        if odd := sorted(by_seed[i].keys() ^ by_seed[0].keys()):
+            raise InputError(f"seeds 0 and {i} do not both have (task, metric) {odd}; evaluate all seeds on the same")
+    return by_seed
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _with_interval(value: float, interval: Sequence[float] | None, form: str) -> str:
+    return f"{value:{form}}" + (f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "")
+
+
+def _markdown(rows: Sequence[tuple[str, ...]], columns: Sequence[str]) -> str:
+    with pl.Config(tbl_formatting="ASCII_MARKDOWN", tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True,
+                   tbl_rows=-1, tbl_cols=-1, tbl_width_chars=1000, fmt_str_lengths=100):  # fmt: skip
+        return str(pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row"))
