@@ -13,7 +13,7 @@ import polars as pl
 from scipy.special import expit
 from scipy.stats import entropy
 
-from persyn.comparison import paired_difference
+from persyn.comparison import LEVEL, paired_difference
 from persyn.schemas import InputError
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def health_card(
 
     Returns:
         routing_metrics, pair_metrics and allocation_metrics; controls: name -> routing_metrics; over_majority: the
-        paired difference in reward (comparison.paired_difference) of routing and of sending everything to the majority
+        paired difference in reward (comparison.paired_difference, and its verdict at 5 %) of routing and of sending everything to the majority
         teacher. Where that is within noise, routing is not worth its trouble.
     """
     card: dict[str, Any] = routing_metrics(strengths, rewards) | pair_metrics(strengths, rewards)
@@ -91,7 +91,9 @@ def health_card(
     card["over_majority"] = paired_difference(_got(strengths, rewards), _got(controls["majority"], rewards))
     if card["collapsed"]:
         logger.warning("the router gives almost everything to one teacher, the oracle does not: %s", card["share"])
-    if card["over_majority"]["verdict"] != "differs" or card["over_majority"]["difference"] <= 0:
+    over = card["over_majority"]
+    over["verdict"] = "differs" if over["p"] < LEVEL else "within noise"
+    if over["verdict"] == "within noise" or over["difference"] < 0:
         logger.warning("on held-out prompts the router is no better than one teacher for everything (within noise)")
     return card
 
