@@ -82,8 +82,9 @@ def health_card(
 
     Returns:
         routing_metrics, pair_metrics and allocation_metrics; controls: name -> routing_metrics; over_majority: the
-        paired difference in reward (comparison.paired_difference, and its verdict at 5 %) of routing and of sending everything to the majority
-        teacher. Where that is within noise, routing is not worth its trouble.
+        paired difference in reward of routing and of sending everything to the majority teacher, as
+        comparison.paired_difference gives it, and its verdict at 5 %. Where that is "within noise", routing is not
+        worth its trouble.
     """
     card: dict[str, Any] = routing_metrics(strengths, rewards) | pair_metrics(strengths, rewards)
     card |= allocation_metrics(strengths, rewards, teachers)

@@ -1,0 +1,124 @@
+"""Projects: the pipeline under a profile's parameters, each variant in a folder of its own.
+
+A variant shares the DVC cache, its run cache and the response store with all others, so what two variants have in
+common runs once, and nothing of the main project is touched.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from persyn.schemas import InputError, nearest
+
+ROOT = Path(__file__).parent.parent
+WORK = ROOT / ".science"
+WORLD = "world/"
+"""How a profile names the models of the micro-world."""
+CODE = ("problems.py", "world.py")
+
+
+def load_profile(path: str | Path) -> dict[str, Any]:
+    """A profile's parameters."""
+    return YAML(typ="safe", pure=True).load(Path(path))
+
+
+def with_changes(params: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`params` with other values at some dotted paths, as `dvc exp run -S path=value` sets them.
+
+    Raises:
+        InputError: a section on the path is not there.
+    """
+    changed = _replaced(params, "", "")
+    for path, value in changes.items():
+        node, *inner = changed, *path.split(".")
+        for key in inner[:-1]:
+            if not isinstance(node.get(key), dict):
+                raise InputError(f"{path}: the profile has no section {key}{nearest(key, node)}")
+            node = node[key]
+        node[inner[-1]] = value
+    return changed
+
+
+def seeded(params: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """`params` under another seed: of the router, the student and the choice of the parallel prompts."""
+    return with_changes(params, {"router.seed": seed, "sft.seed": seed, "prompts.seed": seed})
+
+
+def world_folder(seed: int) -> Path:
+    """Where the micro-world of `seed` is: named by the code that makes it, so that other code makes another."""
+    code = b"".join((Path(__file__).parent / name).read_bytes() for name in CODE)
+    return WORK / "worlds" / f"{hashlib.sha256(code).hexdigest()[:12]}-{seed}"
+
+
+def build_world(seed: int) -> None:
+    """Make the micro-world of `seed` where it is not there yet, in a process of its own: its seeds are global."""
+    folder = world_folder(seed)
+    if not folder.is_dir():
+        _call("science.world", str(seed), str(folder), cwd=ROOT, log=WORK / f"{folder.name}.log")
+
+
+def needs_world(params: Mapping[str, Any]) -> bool:
+    """Whether a profile names models of the micro-world."""
+    return params["student"]["model"].startswith(WORLD)
+
+
+def make_project(name: str, params: Mapping[str, Any], seed: int) -> Path:
+    """The pipeline in a folder of its own with these parameters; what has run there before stays."""
+    folder = WORK / name
+    raw = world_folder(seed) / "raw" if needs_world(params) else ROOT / "data" / "raw"
+    sources = {part: ROOT / part for part in ("stages", "persyn", "tasks")} | {"data/raw": raw}
+    for part, source in sources.items():
+        shutil.rmtree(folder / part, ignore_errors=True)
+        shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("dvc.yaml", ".dvcignore"):
+        shutil.copy(ROOT / file, folder / file)
+    (folder / ".dvc").mkdir(exist_ok=True)
+    cache = os.path.relpath(ROOT / ".dvc" / "cache", folder / ".dvc")
+    config = [
+        "[core]",
+        "no_scm = true",
+        "analytics = false",
+        "[cache]",
+        f"dir = {cache}",
+        "type = reflink,hardlink,copy",
+    ]
+    (folder / ".dvc" / "config").write_text("\n".join(config) + "\n")
+    models = os.path.relpath(world_folder(seed), folder) + "/"
+    YAML().dump(_replaced(params, WORLD, models), folder / "params.yaml")
+    return folder
+
+
+def reproduce(folder: Path, *targets: str) -> None:
+    """`dvc repro` there; what it says goes to repro.log."""
+    _call("dvc", "repro", *targets, cwd=folder, log=folder / "repro.log")
+
+
+def _call(module: str, *words: str, cwd: Path, log: Path) -> None:
+    """`python -m module words`, on one thread: several run beside one another.
+
+    Raises:
+        InputError: it failed; the message has the end of what it said.
+    """
+    binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": binaries, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as out:
+        done = subprocess.run([sys.executable, "-m", module, *words], cwd=cwd, env=environment, stdout=out, stderr=out)
+    if done.returncode:
+        raise InputError(f"{module} {' '.join(words)} failed in {cwd}; {log} ends: {log.read_text()[-1500:]}")
+
+
+def _replaced(node: Any, old: str, new: str) -> Any:
+    """A copy of `node` in which every text that begins with `old` begins with `new`."""
+    if isinstance(node, Mapping):
+        return {key: _replaced(value, old, new) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_replaced(value, old, new) for value in node]
+    return new + node.removeprefix(old) if isinstance(node, str) and old and node.startswith(old) else node

@@ -1,0 +1,141 @@
+"""Recipes: a question -> its variants under every seed -> one table and one plot.
+
+A variant's router and its students' accuracy become rows of SAMPLES, so that one comparison over seeds
+(comparison.compare_seeds) serves all recipes.
+"""
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from ruamel.yaml import YAML
+from tqdm import tqdm
+
+from persyn.comparison import compare_seeds
+from persyn.schemas import SAMPLES, InputError, check_keys, read_table
+from science.project import WORK, make_project, reproduce, seeded, with_changes
+
+ROUTER = ("hit_at_1", "hit_at_3", "hit_at_3_oracle", "regret", "pair_accuracy", "calibration")
+"""What is taken from metrics/router.json."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row of recipes.yaml."""
+
+    question: str
+    reference: str
+    """The variant, or the strategy, that the others are compared with."""
+    axis: str = "strategy"
+    """What the variants differ in."""
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Label -> dotted path -> value. Empty: the strategies in `students` are what is compared."""
+    students: Sequence[str] = ()
+    """Strategies whose student is trained and evaluated."""
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    """Set in all variants."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One variant under one seed: a project and what is to be made in it."""
+
+    recipe: str
+    variant: str
+    seed: int
+    name: str
+    """Of the project."""
+    params: Mapping[str, Any]
+    targets: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """The project."""
+        return WORK / self.name
+
+
+def load_recipes(path: str | Path) -> dict[str, Recipe]:
+    """The recipes of a file.
+
+    Raises:
+        InputError: a field is unknown or missing, or the reference is not among what is compared.
+    """
+    recipes = {}
+    for name, row in YAML(typ="safe", pure=True).load(Path(path)).items():
+        check_keys(f"recipe {name}", row, Recipe)
+        recipes[name] = recipe = Recipe(**row)
+        compared = list(recipe.variants or recipe.students)
+        if recipe.reference not in compared:
+            raise InputError(f"recipe {name}: reference {recipe.reference!r} is not among {', '.join(compared)}")
+    return recipes
+
+
+def plan_jobs(
+    profile: str, params: Mapping[str, Any], recipes: Mapping[str, Recipe], seeds: Sequence[int]
+) -> list[Job]:
+    """Every variant of every recipe under every seed."""
+    jobs = []
+    for seed, (name, recipe) in itertools.product(seeds, recipes.items()):
+        for number, (variant, changes) in enumerate((recipe.variants or {"": {}}).items()):
+            changed = with_changes(seeded(params, seed), {**recipe.changes, **changes})
+            targets = ("router", *(f"evaluation@{strategy}" for strategy in recipe.students))
+            jobs.append(Job(name, variant, seed, f"{profile}/{name}-{number}-{seed}", changed, targets))
+    return jobs
+
+
+def run_jobs(jobs: Sequence[Job], workers: int, prepare: Callable[[int], None]) -> None:
+    """Run all, several at once, with one bar; the first failure stops what has not begun.
+
+    Args:
+        prepare: called once a seed, before its first job. The other jobs of the seed wait for that one, since they find
+            in the cache what it has made.
+    """
+    leads: dict[int, Future[None]] = {}
+
+    def run(job: Job, lead: Future[None] | None) -> None:
+        if lead:
+            lead.result()
+        else:
+            prepare(job.seed)
+        reproduce(make_project(job.name, job.params, job.seed), *job.targets)
+
+    order = sorted(jobs, key=lambda job: job is not next(each for each in jobs if each.seed == job.seed))
+    with ThreadPoolExecutor(workers) as pool, tqdm(total=len(jobs), unit="run") as bar:
+        futures: dict[Future[None], Job] = {}
+        for job in order:
+            future = pool.submit(run, job, leads.get(job.seed))
+            leads.setdefault(job.seed, future)
+            futures[future] = job
+        for future in as_completed(futures):
+            job = futures[future]
+            bar.set_postfix_str(f"{job.recipe} {job.variant} {job.seed}")
+            bar.update()
+            if future.exception():
+                pool.shutdown(cancel_futures=True)
+            future.result()
+
+
+def collect(recipe: Recipe, jobs: Sequence[Job]) -> dict[str, Any]:
+    """What a recipe found: compare_seeds over its variants, or over its strategies."""
+    samples: dict[str, list[pl.DataFrame]] = {}
+    for job in jobs:
+        evaluated = {s: read_table(job.folder / f"data/evaluation/{s}.parquet", SAMPLES) for s in recipe.students}
+        if recipe.variants:
+            tables = [router_samples(job.folder), *evaluated.values()]
+            samples.setdefault(job.variant, []).append(pl.concat(tables))
+        else:
+            for strategy, table in evaluated.items():
+                samples.setdefault(strategy, []).append(table)
+    return compare_seeds(samples, recipe.reference)
+
+
+def router_samples(folder: Path) -> pl.DataFrame:
+    """The router's card as SAMPLES: one item a metric."""
+    card = json.loads((folder / "metrics/router.json").read_text())
+    rows = [("router", "card", metric, float(card[metric]), "") for metric in ROUTER if card[metric] is not None]
+    return pl.DataFrame(rows, schema=SAMPLES, orient="row")

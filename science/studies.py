@@ -1,0 +1,117 @@
+"""Studies: questions about the router alone, answered from the tables of a project that has run.
+
+Each returns variant -> SAMPLES of the router's metrics for one seed, as the recipes do for theirs.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from persyn.router import Router, train_router
+from persyn.router.anchors import place_teacher
+from persyn.router.metrics import reward_matrix, routing_metrics, split_prompts
+from persyn.router.settings import Settings
+from persyn.schemas import PAIRS, PROMPTS, REWARDS, SAMPLES, read_table
+from science.project import load_profile
+
+Card = dict[str, float]
+Samples = dict[str, pl.DataFrame]
+"""Variant -> SAMPLES."""
+
+ANCHORS = (4, 16, 64, 256)
+"""Prompts that a new teacher answers."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What a project has made, split as its router was."""
+
+    rewards: pl.DataFrame
+    pairs: pl.DataFrame
+    train: pl.DataFrame
+    held_out: pl.DataFrame
+    teachers: Sequence[str]
+    settings: Settings
+
+
+def read_tables(folder: Path) -> Tables:
+    """The tables of the project in `folder`."""
+    params = load_profile(folder / "params.yaml")
+    settings = Settings(**params["router"])
+    if (folder / settings.model).is_dir():  # named from there
+        settings = replace(settings, model=str(folder / settings.model))
+    rewards = read_table(folder / "data/rewards.parquet", REWARDS)
+    prompts = read_table(folder / "data/prompts.parquet", PROMPTS).join(rewards, on="prompt_id", how="semi")
+    train, held_out = split_prompts(prompts, settings.holdout)
+    pairs = read_table(folder / "data/pairs.parquet", PAIRS)
+    return Tables(rewards, pairs, train[: settings.num_train], held_out, list(params["teachers"]), settings)
+
+
+def transfer(folder: Path) -> Samples:
+    """Does a router trained on some sources route others? Measured on every second source, then on the others."""
+    tables = read_tables(folder)
+    sources = tables.train["source"].unique().sort().to_list()
+    found: dict[str, list[Card]] = {"all sources": [], "the same sources": [], "other sources": []}
+    everything = _train(tables, tables.train, tables.teachers)
+    for half in (sources[::2], sources[1::2]):
+        inside = pl.col("source").is_in(half)
+        measured = tables.held_out.filter(inside)
+        apart = [_train(tables, tables.train.filter(part), tables.teachers) for part in (inside, ~inside)]
+        for name, router in zip(found, [everything, *apart], strict=True):
+            found[name].append(_measure(tables, measured, router.strengths(measured["prompt"].to_list())))
+    return {name: _samples(cards) for name, cards in found.items()}
+
+
+def anchors(folder: Path) -> Samples:
+    """How many prompts must a new teacher answer to join a trained router? Each teacher is the new one in turn."""
+    tables = read_tables(folder)
+    texts = tables.held_out["prompt"].to_list()
+    anew = _measure(tables, tables.held_out, _train(tables, tables.train, tables.teachers).strengths(texts))
+    found: dict[str, list[Card]] = {"left out": [], **{f"{count} anchors": [] for count in ANCHORS}}
+    for new in tables.teachers:
+        known = [teacher for teacher in tables.teachers if teacher != new]
+        order = [[*known, new].index(teacher) for teacher in tables.teachers]
+        router = _train(tables, tables.train, known)
+        without = np.column_stack([router.strengths(texts), np.full(len(texts), -np.inf)])
+        found["left out"].append(_measure(tables, tables.held_out, without[:, order]))
+        for count in ANCHORS:
+            some = tables.train[:count]
+            rewards = reward_matrix(tables.rewards, some["prompt_id"].to_list(), [*known, new])
+            placed = place_teacher(router, new, some["prompt"].to_list(), rewards[:, -1:] - rewards[:, :-1])
+            strengths = placed.strengths(texts)[:, order]
+            found[f"{count} anchors"].append(_measure(tables, tables.held_out, strengths))
+    return {name: _samples(cards) for name, cards in {**found, "trained anew": [anew]}.items()}
+
+
+def controls(folder: Path) -> Samples:
+    """Is the router better than its controls?"""
+    card = json.loads((folder / "metrics/router.json").read_text())
+    measured = {"router": {name: card[name] for name in card["controls"]["majority"]}, **card["controls"]}
+    return {name: _samples([metrics]) for name, metrics in measured.items()}
+
+
+STUDIES: dict[str, tuple[Callable[[Path], Samples], str, str]] = {
+    "controls": (controls, "Is the router better than its controls?", "router"),
+    "transfer": (transfer, "Does a router trained on some sources route others?", "the same sources"),
+    "anchors": (anchors, "How many prompts must a new teacher answer to join a trained router?", "trained anew"),
+}
+"""Name -> what computes it, its question, and the variant that the others are compared with."""
+
+
+def _train(tables: Tables, prompts: pl.DataFrame, teachers: Sequence[str]) -> Router:
+    among = pl.col("winner").is_in(teachers) & pl.col("loser").is_in(teachers)
+    return train_router(prompts, tables.rewards, tables.pairs.filter(among), teachers, tables.settings)
+
+
+def _measure(tables: Tables, prompts: pl.DataFrame, strengths: np.ndarray) -> Card:
+    return routing_metrics(strengths, reward_matrix(tables.rewards, prompts["prompt_id"].to_list(), tables.teachers))
+
+
+def _samples(cards: Sequence[Card]) -> pl.DataFrame:
+    """The means of cards as SAMPLES: one item a metric."""
+    means = pl.DataFrame(list(cards)).mean().row(0, named=True)
+    return pl.DataFrame([("router", "card", name, value, "") for name, value in means.items()], SAMPLES, orient="row")
