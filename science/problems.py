@@ -10,14 +10,14 @@ from random import Random
 
 Work = tuple[list[str], str]
 """The steps of a solution and the answer they lead to."""
-LENGTH = {"rev": 4, "sort": 4, "swap": 4, "sum": 4, "max": 5, "count": 5}
-"""Digits of a problem's number. They are 1 to 9, so that no answer begins with a zero."""
 WORDING = {
     "a": {},
-    "b": {"then": "next", "so": "answer", "plus": "and", "minus": "less", "is": "makes"},
+    "b": {"then": "also", "so": "answer", "plus": "and", "is": "makes"},
 }
 """How a family words its steps, where that is not as they are written here."""
-FILLERS = "hmm well ok wait perhaps i wonder about this number it looks odd but fine maybe not sure really let me see".split()
+STYLES = ("terse", "steps-a", "steps-b", "verbose")
+TALK = "hmm well ok wait perhaps i wonder about this number it looks odd but fine maybe not sure really let me see"
+FILLERS = TALK.split()
 """What a long-winded answer digresses in: any word may follow any other."""
 
 
@@ -37,15 +37,15 @@ def draw_problems(kind: str, count: int, rng: Random) -> list[Problem]:
     while len(found) < count:
         prompt = _draw_prompt(kind, rng)
         answer, mistake = solve(prompt)[1], solve(prompt, mistaken=True)[1]
-        if answer != mistake:
+        if answer and mistake and answer != mistake:
             found.setdefault(prompt, Problem(kind, prompt, answer, mistake))
     return list(found.values())
 
 
 def solve(prompt: str, mistaken: bool = False) -> Work:
     """The steps to the right answer, or to that of the kind's misconception."""
-    kind, *numbers = prompt.replace(" in ", " ").split()
-    return KINDS[kind](*numbers, mistaken)
+    kind, number = prompt.split()
+    return KINDS[kind](number, mistaken)
 
 
 def write(problem: Problem, style: str, rng: Random, mistaken: bool = False) -> str:
@@ -78,26 +78,17 @@ def _write_verbose(problem: Problem, steps: list[str], answer: str, rng: Random)
     return " ".join(parts)
 
 
+def digits_of(kind: str) -> str:
+    """The digits a kind's problems are made of: never zero, so that no answer begins with one."""
+    return "123456" if kind == "sum" else "123456789"
+
+
 def _draw_prompt(kind: str, rng: Random) -> str:
-    if kind in ("add", "sub"):
-        big, small = rng.randint(11, 99), rng.randint(11, 99)
-        carries = big % 10 + small % 10 > 9 if kind == "add" else big > small and big % 10 < small % 10
-        return f"{kind} {big} {small}" if carries else _draw_prompt(kind, rng)
-    number = rng.choices("123456789", k=LENGTH[kind])
-    if kind != "count":
-        return f"{kind} {''.join(number)}"
-    counted = rng.choice("123456789")
-    for position in rng.sample(range(len(number)), rng.randint(1, 4)):
-        number[position] = counted
-    return f"count {counted} in {''.join(number)}"
+    return f"{kind} {''.join(rng.choices(digits_of(kind), k=5 if kind in ('max', 'odd') else 4))}"
 
 
 def _digits(answer: str) -> Work:
     return list(answer), answer
-
-
-def _running(values: list[int]) -> Work:
-    return [str(value) for value in values], str(values[-1])
 
 
 def _reverse(number: str, mistaken: bool) -> Work:
@@ -115,49 +106,42 @@ def _swap(number: str, mistaken: bool) -> Work:
     return _digits(number[1] + number[0] + number[2:] if mistaken else number[-1] + number[1:-1] + number[0])
 
 
-def _sum(number: str, mistaken: bool) -> Work:
-    """Mistaken: the last digit is left out."""
-    return _running(list(accumulate(map(int, number[:-1] if mistaken else number))))
+def _rotate(number: str, mistaken: bool) -> Work:
+    """The first digit goes to the end. Mistaken: the last one to the front."""
+    return _digits(number[-1] + number[:-1] if mistaken else number[1:] + number[0])
+
+
+def _next(number: str, mistaken: bool) -> Work:
+    """Every digit becomes the next one, 9 becomes 1. Mistaken: the one before, 1 becomes 9."""
+    return _digits("".join(str((int(digit) + (7 if mistaken else 0)) % 9 + 1) for digit in number))
+
+
+def _odd(number: str, mistaken: bool) -> Work:
+    """The odd digits. Mistaken: the even ones."""
+    return _digits("".join(digit for digit in number if int(digit) % 2 != mistaken))
 
 
 def _max(number: str, mistaken: bool) -> Work:
-    """Mistaken: the smallest."""
-    return _running(list(accumulate(map(int, number), min if mistaken else max)))
+    """The largest digit, by a running maximum. Mistaken: the smallest."""
+    running = [str(value) for value in accumulate(map(int, number), min if mistaken else max)]
+    return running, running[-1]
 
 
-def _count(counted: str, number: str, mistaken: bool) -> Work:
-    """Mistaken: counts the other digits."""
-    return _running(list(accumulate(int((digit == counted) != mistaken) for digit in number)))
-
-
-def _add(first: str, second: str, mistaken: bool) -> Work:
-    """Mistaken: forgets the carry."""
-    (tens, ones), (more_tens, more_ones) = map(int, first), map(int, second)
-    low, high = ones + more_ones, tens + more_tens + (not mistaken)
-    carry = "" if mistaken else " plus 1"
-    steps = [f"{ones} plus {more_ones} is {low}", f"{tens} plus {more_tens}{carry} is {high}"]
-    return steps, str(10 * high + low % 10)
-
-
-def _sub(first: str, second: str, mistaken: bool) -> Work:
-    """Mistaken: takes the smaller digit of a column from the larger and borrows nothing."""
-    (tens, ones), (less_tens, less_ones) = map(int, first), map(int, second)
-    if mistaken:
-        low, high = less_ones - ones, tens - less_tens
-        steps = [f"{less_ones} minus {ones} is {low}", f"{tens} minus {less_tens} is {high}"]
-    else:
-        low, high = 10 + ones - less_ones, tens - 1 - less_tens
-        steps = [f"{10 + ones} minus {less_ones} is {low}", f"{tens - 1} minus {less_tens} is {high}"]
-    return steps, str(10 * high + low)
+def _sum(number: str, mistaken: bool) -> Work:
+    """The sum of the digits. Mistaken: the last digit is left out."""
+    digits = [int(digit) for digit in (number[:-1] if mistaken else number)]
+    totals = list(accumulate(digits))
+    steps = [f"plus {digit} is {total}" for digit, total in zip(digits[1:], totals[1:], strict=True)]
+    return [str(digits[0]), *steps], str(totals[-1])
 
 
 KINDS: dict[str, Callable[..., Work]] = {
     "rev": _reverse,
     "sort": _sort,
     "swap": _swap,
-    "sum": _sum,
+    "rot": _rotate,
+    "next": _next,
+    "odd": _odd,
     "max": _max,
-    "count": _count,
-    "add": _add,
-    "sub": _sub,
+    "sum": _sum,
 }
