@@ -1,0 +1,147 @@
+"""Problems of the micro-world: small integer tasks, one misconception a task, and the styles an answer is written in.
+
+Every text ends in the answer, and a misconception never gives the right one: quality is decided by the last number.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import accumulate
+from random import Random
+
+Work = tuple[list[str], str]
+"""The steps of a solution and the answer they lead to."""
+WORDING = {
+    "a": {},
+    "b": {"then": "also", "so": "answer", "plus": "and", "is": "makes"},
+}
+"""How a family words its steps, where that is not as they are written here."""
+STYLES = ("terse", "steps-a", "steps-b", "verbose")
+TALK = "hmm well ok wait perhaps i wonder about this number it looks odd but fine maybe not sure really let me see"
+FILLERS = TALK.split()
+"""What a long-winded answer digresses in: any word may follow any other."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One prompt, its right answer, and the answer of who holds the kind's misconception."""
+
+    kind: str
+    prompt: str
+    answer: str
+    mistake: str
+
+
+def draw_problems(kind: str, count: int, rng: Random) -> list[Problem]:
+    """`count` different problems whose misconception shows, in the order they were drawn."""
+    found: dict[str, Problem] = {}
+    while len(found) < count:
+        prompt = _draw_prompt(kind, rng)
+        answer, mistake = solve(prompt)[1], solve(prompt, mistaken=True)[1]
+        if answer and mistake and answer != mistake:
+            found.setdefault(prompt, Problem(kind, prompt, answer, mistake))
+    return list(found.values())
+
+
+def solve(prompt: str, mistaken: bool = False) -> Work:
+    """The steps to the right answer, or to that of the kind's misconception."""
+    kind, number = prompt.split()
+    return KINDS[kind](number, mistaken)
+
+
+def write(problem: Problem, style: str, rng: Random, mistaken: bool = False) -> str:
+    """A solution of `problem` as text.
+
+    Args:
+        style: terse (the answer alone), steps-a or steps-b (a short scratchpad in a family's words), or verbose
+            (restates, digresses between any two steps, doubts, proposes another answer and returns to the first).
+        rng: draws the digressions; the other styles take nothing from it.
+    """
+    steps, answer = solve(problem.prompt, mistaken)
+    if style == "terse":
+        return answer
+    if style == "verbose":
+        return _write_verbose(problem, steps, answer, rng)
+    wording = WORDING[style.removeprefix("steps-")]
+    text = f"{' then '.join(steps)} so {answer}"
+    return " ".join(wording.get(word, word) for word in text.split())
+
+
+def _write_verbose(problem: Problem, steps: list[str], answer: str, rng: Random) -> str:
+    def digress(least: int, most: int) -> list[str]:
+        return rng.choices(FILLERS, k=rng.randint(least, most))
+
+    guess = rng.choice([problem.mistake, "".join(rng.choices("123456789", k=len(answer)))])
+    parts = ["they", "say", problem.prompt, *digress(4, 10)]
+    for number, step in enumerate(steps):
+        parts += ["then"] * (number > 0) + [step, *digress(0, 3)]
+    parts += ["so", answer, "?", *digress(4, 10), "or", guess, "?", *digress(4, 10), "no", "it", "must", "be", answer]
+    return " ".join(parts)
+
+
+def digits_of(kind: str) -> str:
+    """The digits a kind's problems are made of: never zero, so that no answer begins with one."""
+    return "123456" if kind == "sum" else "123456789"
+
+
+def _draw_prompt(kind: str, rng: Random) -> str:
+    return f"{kind} {''.join(rng.choices(digits_of(kind), k=5 if kind in ('max', 'odd') else 4))}"
+
+
+def _digits(answer: str) -> Work:
+    return list(answer), answer
+
+
+def _reverse(number: str, mistaken: bool) -> Work:
+    """Mistaken: the first digit stays."""
+    return _digits(number[0] + number[:0:-1] if mistaken else number[::-1])
+
+
+def _sort(number: str, mistaken: bool) -> Work:
+    """Mistaken: the largest digit first."""
+    return _digits("".join(sorted(number, reverse=mistaken)))
+
+
+def _swap(number: str, mistaken: bool) -> Work:
+    """First and last digit change places. Mistaken: the first two do."""
+    return _digits(number[1] + number[0] + number[2:] if mistaken else number[-1] + number[1:-1] + number[0])
+
+
+def _rotate(number: str, mistaken: bool) -> Work:
+    """The first digit goes to the end. Mistaken: the last one to the front."""
+    return _digits(number[-1] + number[:-1] if mistaken else number[1:] + number[0])
+
+
+def _next(number: str, mistaken: bool) -> Work:
+    """Every digit becomes the next one, 9 becomes 1. Mistaken: the one before, 1 becomes 9."""
+    return _digits("".join(str((int(digit) + (7 if mistaken else 0)) % 9 + 1) for digit in number))
+
+
+def _odd(number: str, mistaken: bool) -> Work:
+    """The odd digits. Mistaken: the even ones."""
+    return _digits("".join(digit for digit in number if int(digit) % 2 != mistaken))
+
+
+def _max(number: str, mistaken: bool) -> Work:
+    """The largest digit, by a running maximum. Mistaken: the smallest."""
+    running = [str(value) for value in accumulate(map(int, number), min if mistaken else max)]
+    return running, running[-1]
+
+
+def _sum(number: str, mistaken: bool) -> Work:
+    """The sum of the digits. Mistaken: the last digit is left out."""
+    digits = [int(digit) for digit in (number[:-1] if mistaken else number)]
+    totals = list(accumulate(digits))
+    steps = [f"plus {digit} is {total}" for digit, total in zip(digits[1:], totals[1:], strict=True)]
+    return [str(digits[0]), *steps], str(totals[-1])
+
+
+KINDS: dict[str, Callable[..., Work]] = {
+    "rev": _reverse,
+    "sort": _sort,
+    "swap": _swap,
+    "rot": _rotate,
+    "next": _next,
+    "odd": _odd,
+    "max": _max,
+    "sum": _sum,
+}

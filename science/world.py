@@ -1,0 +1,175 @@
+"""The micro-world: teachers, students and prompts made from nothing, small enough for the whole pipeline on a CPU.
+
+`python -m science.world SEED FOLDER` writes `raw/` (prompts and evaluation items) and `models/`. The problems that the
+models are trained on, the prompts and the evaluation items are disjoint, for every kind. Teachers differ in skill and
+in style (TEACHERS); the two students in the style of the text they were pre-trained on. A student was taught the right
+way and the misconception of every kind, more often the misconception: fine-tuning tells it which to follow.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from transformers import LlamaForCausalLM
+
+from science.problems import KINDS, STYLES, Problem, digits_of, draw_problems, write
+from science.training import BATCH, RATES, Text, build_tokenizer, new_model, train
+
+EVALUATION, PROMPTS, TRAINING = 75, 375, 2600
+"""Problems of a kind: evaluation items, prompts, and at most so many that the models are trained on."""
+NUM_SUMS = 1250
+"""Of four digits from 1 to 6 there are 1,296."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A teacher: right on its `best` kinds, on 5 of 9 of the `fair`, on 2 of 9 of the others.
+
+    Where it is not right on all, it follows the misconception wherever the prompt's last digit is one of some that are
+    its own for each kind: what it gets wrong can be told from the prompt.
+    """
+
+    family: str
+    style: str
+    best: tuple[str, ...] = ()
+    fair: tuple[str, ...] = ()
+    steps: int = 120
+    """Updates from the family's base."""
+
+
+TEACHERS = {
+    "strong": Spec("a", "verbose", best=tuple(KINDS), steps=150),
+    "steps-a1": Spec("a", "steps-a", best=("rev", "odd", "sum"), fair=("swap", "max")),
+    "steps-a2": Spec("a", "steps-a", best=("swap", "next", "sum"), fair=("rot", "sort")),
+    "steps-b1": Spec("b", "steps-b", best=("rot", "max", "sum"), fair=("rev", "odd")),
+    "steps-b2": Spec("b", "steps-b", best=("sort", "next", "odd"), fair=("rev", "sum")),
+    "terse-a": Spec("a", "terse", best=("rev", "sort", "max"), fair=("next", "swap")),
+    "terse-b": Spec("b", "terse", best=("swap", "rot", "odd"), fair=("next", "max")),
+    "weak-a": Spec("a", "terse", fair=tuple(KINDS)),
+    "weak-b": Spec("b", "terse", fair=tuple(KINDS)),
+}
+BASES: dict[str, tuple[dict[str, float], int]] = {
+    "a": ({"terse": 0.4, "steps-a": 0.6}, 650),
+    "b": ({"terse": 0.4, "steps-b": 0.6}, 650),
+}
+"""The share of each style in what a family was pre-trained on, and the updates."""
+STUDENTS: dict[str, tuple[dict[str, float], int]] = {
+    "student-terse": ({"terse": 0.8, "steps-a": 0.1, "steps-b": 0.1}, 900),
+    "student-steps": ({"terse": 0.15, "steps-a": 0.85}, 700),
+}
+RIGHT = {"base": 0.6, "student": 0.35}
+"""The share of right answers in what a base, or a student, was pre-trained on."""
+
+
+def build_world(seed: int, folder: Path, *, scale: float = 1.0, teachers: Sequence[str] = tuple(TEACHERS)) -> None:
+    """Write the world of `seed` to `folder`, whole or not at all; a folder that exists is left as it is.
+
+    Args:
+        scale: multiplies the updates of every model (two at least): a small one makes a world for a test.
+        teachers: which of TEACHERS to train.
+    """
+    if folder.exists():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        whole = Path(scratch) / "world"
+        problems = all_problems(seed)
+        write_raw(problems, whole / "raw")
+        _build_models(seed, problems, whole / "models", scale, teachers)
+        whole.rename(folder)
+
+
+def all_problems(seed: int) -> dict[str, dict[str, list[Problem]]]:
+    """evaluation, prompts, training -> kind -> problems. No problem is in two of them."""
+    parts: dict[str, dict[str, list[Problem]]] = {"evaluation": {}, "prompts": {}, "training": {}}
+    for kind in KINDS:
+        count = NUM_SUMS if kind == "sum" else EVALUATION + PROMPTS + TRAINING
+        drawn = draw_problems(kind, count, Random(f"{seed} {kind}"))
+        parts["evaluation"][kind] = drawn[:EVALUATION]
+        parts["prompts"][kind] = drawn[EVALUATION : EVALUATION + PROMPTS]
+        parts["training"][kind] = drawn[EVALUATION + PROMPTS :]
+    return parts
+
+
+def write_raw(problems: Mapping[str, Mapping[str, list[Problem]]], folder: Path) -> None:
+    """A file of prompts a kind, and one of all evaluation items."""
+    (folder / "evaluation").mkdir(parents=True)
+    for kind, members in problems["prompts"].items():
+        rows = [{"prompt": problem.prompt, "reference": problem.answer} for problem in members]
+        _write_jsonl(rows, folder / f"{kind}.jsonl")
+    items = [
+        {"prompt": problem.prompt, "answer": problem.answer, "kind": kind}
+        for kind, members in problems["evaluation"].items()
+        for problem in members
+    ]
+    _write_jsonl(items, folder / "evaluation" / "micro.jsonl")
+
+
+def teacher_texts(name: str, seed: int, training: Mapping[str, list[Problem]], count: int) -> list[Text]:
+    """What a teacher is fine-tuned on: its own style, its own mistakes."""
+    spec, rng = TEACHERS[name], Random(f"{seed} {name}")
+    wrong = {}
+    for kind in KINDS:
+        share = 0 if kind in spec.best else 0.45 if kind in spec.fair else 0.78
+        wrong[kind] = set(rng.sample(digits_of(kind), round(share * len(digits_of(kind)))))
+    texts = []
+    for _ in range(count):
+        problem = rng.choice(training[rng.choice(list(KINDS))])
+        mistaken = problem.prompt[-1] in wrong[problem.kind]
+        texts.append((problem.prompt, write(problem, spec.style, rng, mistaken)))
+    return texts
+
+
+def mixed_texts(
+    name: str, seed: int, training: Mapping[str, list[Problem]], styles: Mapping[str, float], right: float, count: int
+) -> list[Text]:
+    """What a base or a student is pre-trained on: styles by their shares, `right` of the answers right."""
+    rng = Random(f"{seed} {name}")
+    texts = []
+    for style in rng.choices(list(styles), list(styles.values()), k=count):
+        problem = rng.choice(training[rng.choice(list(KINDS))])
+        texts.append((problem.prompt, write(problem, style, rng, mistaken=rng.random() >= right)))
+    return texts
+
+
+def _build_models(
+    seed: int, problems: Mapping[str, Mapping[str, list[Problem]]], folder: Path, scale: float, teachers: Sequence[str]
+) -> None:
+    training = problems["training"]
+    sample = mixed_texts("words", seed, training, dict.fromkeys(STYLES, 1.0), 0.5, 4000)
+    tokenizer = build_tokenizer(sample)
+
+    def save(model: LlamaForCausalLM, name: str) -> None:
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+
+    def pretrained(name: str, size: str, styles: Mapping[str, float], updates: int) -> LlamaForCausalLM:
+        model = new_model(size, tokenizer, seed)
+        texts = mixed_texts(name, seed, training, styles, RIGHT[size], BATCH * max(2, round(scale * updates)))
+        train(model, tokenizer, texts, RATES[size], name)
+        return model
+
+    for family, (styles, updates) in BASES.items():
+        base = pretrained(family, "base", styles, updates)
+        weights = {key: value.clone() for key, value in base.state_dict().items()}
+        if family == "b":
+            save(base, "router")
+        for name in (name for name in teachers if TEACHERS[name].family == family):
+            base.load_state_dict(weights)
+            texts = teacher_texts(name, seed, training, BATCH * max(2, round(scale * TEACHERS[name].steps)))
+            train(base, tokenizer, texts, RATES["teacher"], name)
+            save(base, name)
+    for name, (styles, updates) in STUDENTS.items():
+        save(pretrained(name, "student", styles, updates), name)
+
+
+def _write_jsonl(rows: Sequence[Mapping[str, str]], file: Path) -> None:
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+if __name__ == "__main__":
+    build_world(int(sys.argv[1]), Path(sys.argv[2]))

@@ -1,0 +1,96 @@
+"""The micro-world: right answers, texts that verify, disjoint problems, the same text for a seed, models that load."""
+
+from itertools import combinations
+from pathlib import Path
+from random import Random
+
+import pytest
+from conftest import prompts_table
+from ruamel.yaml import YAML
+
+from persyn.generation import Teacher, generate_responses
+from persyn.models import load_causal_lm, load_model
+from persyn.prompts import build_prompts
+from persyn.verifiers import is_right_answer
+from science.problems import KINDS, STYLES, draw_problems, solve, write
+from science.training import build_tokenizer
+from science.world import TEACHERS, all_problems, build_world, mixed_texts, write_raw
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "mistake"),
+    [
+        ("rev 4821", "1284", "4128"),
+        ("sort 4821", "1248", "8421"),
+        ("swap 4821", "1824", "8421"),
+        ("rot 4821", "8214", "1482"),
+        ("next 4891", "5912", "3789"),
+        ("odd 48213", "13", "482"),
+        ("max 48213", "8", "1"),
+        ("sum 4621", "13", "12"),
+    ],
+)
+def test_every_kind_has_its_answer_and_its_misconception(prompt: str, answer: str, mistake: str) -> None:
+    assert solve(prompt)[1] == answer
+    assert solve(prompt, mistaken=True)[1] == mistake
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_right_text_verifies_and_a_misconception_does_not(kind: str, style: str) -> None:
+    for problem in draw_problems(kind, 10, Random(1)):
+        right, wrong = (write(problem, style, Random(0), mistaken) for mistaken in (False, True))
+        assert is_right_answer(problem.prompt, right, problem.answer) == 1
+        assert is_right_answer(problem.prompt, wrong, problem.answer) == 0
+
+
+def test_evaluation_prompts_and_training_are_disjoint() -> None:
+    parts = [{p.prompt for group in part.values() for p in group} for part in all_problems(0).values()]
+    assert all(a.isdisjoint(b) for a, b in combinations(parts, 2))
+
+
+def test_the_raw_files_are_those_of_the_seed_and_make_the_profile_s_prompts(tmp_path: Path) -> None:
+    for name, seed in (("one", 0), ("again", 0), ("other", 1)):
+        write_raw(all_problems(seed), tmp_path / name)
+    for file in (tmp_path / "one").rglob("*.jsonl"):
+        path = file.relative_to(tmp_path / "one")
+        assert file.read_bytes() == (tmp_path / "again" / path).read_bytes()
+        assert file.read_bytes() != (tmp_path / "other" / path).read_bytes()
+    params = YAML(typ="safe", pure=True).load(ROOT / "profiles" / "micro.yaml")
+    prompts, counts = build_prompts(tmp_path / "one", **params["prompts"])
+    assert prompts["parallel"].all()
+    assert counts["dropped"] == {}
+    assert set(params["teachers"]) == set(TEACHERS)
+
+
+def test_a_word_is_one_token_and_a_digit_is_one() -> None:
+    training = all_problems(0)["training"]
+    texts = mixed_texts("words", 0, training, dict.fromkeys(STYLES, 1.0), 0.5, 2000)
+    tokenizer = build_tokenizer(texts)
+    assert len(tokenizer) <= 300
+    for word in {word for _, response in texts for word in response.split()[1:] if word.isalpha()}:
+        assert len(tokenizer.tokenize(f" {word}")) == 1, word
+    assert len(tokenizer.tokenize("they")) == 1  # where a long-winded answer begins
+    assert len(tokenizer.tokenize("4821")) == 4
+
+
+def test_a_tiny_world_loads_and_its_teacher_answers(tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    world = tmp_path / "world"
+    build_world(0, world, scale=0.0, teachers=["weak-b"])
+    names = {folder.name for folder in (world / "models").iterdir()}
+    assert names == {"weak-b", "router", "student-terse", "student-steps"}
+    prompts = prompts_table(["rev 4821", "sum 4621"], "math", ["1284", "13"])
+    teacher = Teacher(str(world / "models/weak-b"), {"max_tokens": 8}, "Apache-2.0", "transformers")
+    answers = generate_responses(prompts, "weak-b", teacher, tmp_path / "store", {"batch_size": 2})
+    assert (answers["num_response_tokens"] <= 8).all()
+    assert load_model(AutoModelForSequenceClassification, str(world / "models/router"), num_labels=3)
+    before = (world / "models/weak-b/model.safetensors").read_bytes()
+    build_world(1, world)
+    assert (world / "models/weak-b/model.safetensors").read_bytes() == before
+    build_world(0, tmp_path / "again", scale=0.0, teachers=["weak-b"])
+    assert (tmp_path / "again/models/weak-b/model.safetensors").read_bytes() == before
+    assert load_causal_lm(str(world / "models/student-terse")).num_parameters() < 200_000
