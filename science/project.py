@@ -19,6 +19,7 @@ from persyn.schemas import InputError, nearest
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / ".science"
+CACHE = ROOT / ".dvc" / "cache"
 WORLD = "world/"
 """How a profile names the models of the micro-world."""
 CODE = ("problems.py", "world.py")
@@ -80,7 +81,7 @@ def make_project(name: str, params: Mapping[str, Any], seed: int) -> Path:
     for file in ("dvc.yaml", ".dvcignore"):
         shutil.copy(ROOT / file, folder / file)
     (folder / ".dvc").mkdir(exist_ok=True)
-    cache = os.path.relpath(ROOT / ".dvc" / "cache", folder / ".dvc")
+    cache = os.path.relpath(CACHE, folder / ".dvc")
     config = [
         "[core]",
         "no_scm = true",

@@ -1,0 +1,99 @@
+"""Recipes: every shipped one fits its profile, runs in a project of its own and ends in one table and one plot."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_params import SECTIONS
+
+from benchmarks.tiny import build_model, tiny_params
+from persyn.router.settings import Settings
+from persyn.routes import RULES
+from persyn.schemas import InputError, check_keys
+from science import project
+from science.project import load_profile, make_project, reproduce, seeded, with_changes
+from science.recipes import Recipe, collect, load_recipes, plan_jobs, run_jobs
+from science.report import write_report
+from science.studies import STUDIES
+
+ROOT = Path(__file__).parent.parent
+MICRO = load_profile(ROOT / "profiles/micro.yaml")
+RECIPES = load_recipes(ROOT / "science/recipes.yaml")
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(project, "WORK", tmp_path / "work")
+    monkeypatch.setattr("science.recipes.WORK", tmp_path / "work")
+    monkeypatch.setattr(project, "CACHE", tmp_path / "cache")
+    return tmp_path / "work"
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_every_variant_of_every_recipe_binds_to_the_code(name: str) -> None:
+    jobs = plan_jobs("micro", MICRO, {name: RECIPES[name]}, [0, 1])
+    assert len({job.name for job in jobs}) == len(jobs) == 2 * max(1, len(RECIPES[name].variants))
+    for job in jobs:
+        for section, accepts in SECTIONS.items():
+            check_keys(section, job.params[section], accepts)
+        Settings(**job.params["router"])
+        for strategy in job.params["strategies"].values():
+            rule = dict(strategy)
+            check_keys("strategy", rule, RULES[rule.pop("rule")])
+        assert {target.removeprefix("evaluation@") for target in job.targets[1:]} <= set(job.params["strategies"])
+        assert job.params["router"]["seed"] == job.params["sft"]["seed"] == job.seed
+
+
+def test_changes_reach_deep_and_leave_the_profile_alone() -> None:
+    params = {"router": {"seed": 0}, "quality": {"methods": {"math": "a"}}}
+    changed = with_changes(params, {"quality.methods.math": "b", "router.light": {"layers": 0}})
+    assert changed == {"router": {"seed": 0, "light": {"layers": 0}}, "quality": {"methods": {"math": "b"}}}
+    assert params["quality"] == {"methods": {"math": "a"}}
+    with pytest.raises(InputError, match=r"ruoter.seed: the profile has no section ruoter; did you mean router\?"):
+        with_changes(params, {"ruoter.seed": 1})
+
+
+def test_recipes_that_cannot_work_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "recipes.yaml"
+    file.write_text("alpha: {question: why, reference: '3', variants: {'1': {}, '2': {}}}")
+    with pytest.raises(InputError, match="recipe alpha: reference '3' is not among 1, 2"):
+        load_recipes(file)
+    file.write_text("alpha: {question: why, reference: '1', varants: {'1': {}}}")
+    with pytest.raises(InputError, match=r"recipe alpha.varants is not a parameter; did you mean variants\?"):
+        load_recipes(file)
+
+
+def test_a_recipe_runs_its_variants_and_ends_in_a_table_and_a_plot(work: Path, tmp_path: Path) -> None:
+    """The real pipeline on a tiny random model, two values of alpha: what both share runs once."""
+    params = tiny_params(build_model(tmp_path / "tiny"))
+    params["teachers"] = dict(list(params["teachers"].items())[:2])
+    params["strategies"] = {"persyn": {"rule": "persyn"}}
+    params["evaluation"]["tasks"] = ["persyn_math"]
+    variants = {"0.5": {"rewards.alpha": 0.5}, "1": {"rewards.alpha": 1.0}}
+    recipe = Recipe("Does alpha matter?", "1", "rewards.alpha", variants)
+    jobs = plan_jobs("tiny", params, {"alpha": recipe}, [0])
+    prepared: list[int] = []
+    run_jobs(jobs, 2, prepared.append)
+    assert prepared == [0]
+    ran = {job: (job.folder / "repro.log").read_text() for job in jobs}
+    for job in jobs:
+        shared = f"Running stage 'responses@{next(iter(params['teachers']))}'"
+        assert (shared in ran[job]) == (job.variant == "0.5"), "the second variant takes it from the run cache"
+    comparison = collect(recipe, jobs)
+    assert comparison.keys() == {"0.5", "1"}
+    assert comparison["1"]["router"]["regret"]["n_seeds"] == 1
+    text = write_report("alpha", recipe.question, recipe.axis, comparison, "python -m science alpha", tmp_path / "out")
+    assert "within noise" in text
+    assert json.loads((tmp_path / "out/alpha.json").read_text())["variants"].keys() == {"0.5", "1"}
+    assert (tmp_path / "out/alpha.svg").read_text().count("Does alpha matter?") == 1
+    assert {name: set(study(jobs[0].folder)) for name, (study, _, _) in STUDIES.items() if name == "controls"} == {
+        "controls": {"router", "majority", "source", "knn", "shuffled"}
+    }
+
+
+def test_a_stage_that_fails_is_named_with_what_it_said(work: Path, tmp_path: Path) -> None:
+    params = tiny_params(build_model(tmp_path / "tiny"))
+    params["prompts"]["num_parallel"] = 1000
+    folder = make_project("tiny/fails", seeded(params, 0), 0)
+    with pytest.raises(InputError, match=r"(?s)dvc repro prompts failed.*num_parallel is 1000; it must be 1 to"):
+        reproduce(folder, "prompts")
