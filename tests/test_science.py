@@ -75,10 +75,9 @@ def test_a_recipe_runs_its_variants_and_ends_in_a_table_and_a_plot(work: Path, t
     prepared: list[int] = []
     run_jobs(jobs, 2, prepared.append)
     assert prepared == [0]
-    ran = {job: (job.folder / "repro.log").read_text() for job in jobs}
     for job in jobs:
         shared = f"Running stage 'responses@{next(iter(params['teachers']))}'"
-        assert (shared in ran[job]) == (job.variant == "0.5"), "the second variant takes it from the run cache"
+        assert (shared in (job.folder / "repro.log").read_text()) == (job.variant == "0.5"), "the second variant takes it from the run cache"
     comparison = collect(recipe, jobs)
     assert comparison.keys() == {"0.5", "1"}
     assert comparison["1"]["router"]["regret"]["n_seeds"] == 1
