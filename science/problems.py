@@ -37,7 +37,7 @@ def draw_problems(kind: str, count: int, rng: Random) -> list[Problem]:
     while len(found) < count:
         prompt = _draw_prompt(kind, rng)
         answer, mistake = solve(prompt)[1], solve(prompt, mistaken=True)[1]
-        if answer and mistake and answer != mistake:
+        if answer != mistake:
             found.setdefault(prompt, Problem(kind, prompt, answer, mistake))
     return list(found.values())
 
@@ -80,11 +80,11 @@ def _write_verbose(problem: Problem, steps: list[str], answer: str, rng: Random)
 
 def digits_of(kind: str) -> str:
     """The digits a kind's problems are made of: never zero, so that no answer begins with one."""
-    return "123456" if kind == "sum" else "123456789"
+    return "1234" if kind == "sum" else "123456789"
 
 
 def _draw_prompt(kind: str, rng: Random) -> str:
-    return f"{kind} {''.join(rng.choices(digits_of(kind), k=5 if kind in ('max', 'odd') else 4))}"
+    return f"{kind} {''.join(rng.choices(digits_of(kind), k=5 if kind in ('max', 'sum') else 4))}"
 
 
 def _digits(answer: str) -> Work:
@@ -116,9 +116,9 @@ def _next(number: str, mistaken: bool) -> Work:
     return _digits("".join(str((int(digit) + (7 if mistaken else 0)) % 9 + 1) for digit in number))
 
 
-def _odd(number: str, mistaken: bool) -> Work:
-    """The odd digits. Mistaken: the even ones."""
-    return _digits("".join(digit for digit in number if int(digit) % 2 != mistaken))
+def _parity(number: str, mistaken: bool) -> Work:
+    """An odd digit becomes 1, an even one 2. Mistaken: the other way round."""
+    return _digits("".join("21"[int(digit) % 2 != mistaken] for digit in number))
 
 
 def _max(number: str, mistaken: bool) -> Work:
@@ -141,7 +141,7 @@ KINDS: dict[str, Callable[..., Work]] = {
     "swap": _swap,
     "rot": _rotate,
     "next": _next,
-    "odd": _odd,
+    "parity": _parity,
     "max": _max,
     "sum": _sum,
 }

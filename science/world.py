@@ -21,8 +21,10 @@ from science.training import BATCH, RATES, Text, build_tokenizer, new_model, tra
 
 EVALUATION, PROMPTS, TRAINING = 75, 375, 2600
 """Problems of a kind: evaluation items, prompts, and at most so many that the models are trained on."""
-NUM_SUMS = 1250
-"""Of four digits from 1 to 6 there are 1,296."""
+NUM_SUMS = 1000
+"""Of five digits from 1 to 4 there are 1,024."""
+HARD = ("sum",)
+"""Kinds that models are shown twice as often as others."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,12 @@ class Spec:
 
 TEACHERS = {
     "strong": Spec("a", "verbose", best=tuple(KINDS), steps=150),
-    "steps-a1": Spec("a", "steps-a", best=("rev", "odd", "sum"), fair=("swap", "max")),
+    "steps-a1": Spec("a", "steps-a", best=("rev", "parity", "sum"), fair=("swap", "max")),
     "steps-a2": Spec("a", "steps-a", best=("swap", "next", "sum"), fair=("rot", "sort")),
-    "steps-b1": Spec("b", "steps-b", best=("rot", "max", "sum"), fair=("rev", "odd")),
-    "steps-b2": Spec("b", "steps-b", best=("sort", "next", "odd"), fair=("rev", "sum")),
+    "steps-b1": Spec("b", "steps-b", best=("rot", "max", "sum"), fair=("rev", "parity")),
+    "steps-b2": Spec("b", "steps-b", best=("sort", "next", "parity"), fair=("rev", "sum")),
     "terse-a": Spec("a", "terse", best=("rev", "sort", "max"), fair=("next", "swap")),
-    "terse-b": Spec("b", "terse", best=("swap", "rot", "odd"), fair=("next", "max")),
+    "terse-b": Spec("b", "terse", best=("swap", "rot", "parity"), fair=("next", "max")),
     "weak-a": Spec("a", "terse", fair=tuple(KINDS)),
     "weak-b": Spec("b", "terse", fair=tuple(KINDS)),
 }
@@ -118,7 +120,7 @@ def teacher_texts(name: str, seed: int, training: Mapping[str, list[Problem]], c
         wrong[kind] = set(rng.sample(digits_of(kind), round(share * len(digits_of(kind)))))
     texts = []
     for _ in range(count):
-        problem = rng.choice(training[rng.choice(list(KINDS))])
+        problem = rng.choice(training[rng.choice([*KINDS, *HARD])])
         mistaken = problem.prompt[-1] in wrong[problem.kind]
         texts.append((problem.prompt, write(problem, spec.style, rng, mistaken)))
     return texts
@@ -131,7 +133,7 @@ def mixed_texts(
     rng = Random(f"{seed} {name}")
     texts = []
     for style in rng.choices(list(styles), list(styles.values()), k=count):
-        problem = rng.choice(training[rng.choice(list(KINDS))])
+        problem = rng.choice(training[rng.choice([*KINDS, *HARD])])
         texts.append((problem.prompt, write(problem, style, rng, mistaken=rng.random() >= right)))
     return texts
 

@@ -27,9 +27,9 @@ ROOT = Path(__file__).parent.parent
         ("swap 4821", "1824", "8421"),
         ("rot 4821", "8214", "1482"),
         ("next 4891", "5912", "3789"),
-        ("odd 48213", "13", "482"),
+        ("parity 4821", "2221", "1112"),
         ("max 48213", "8", "1"),
-        ("sum 4621", "13", "12"),
+        ("sum 42213", "12", "9"),
     ],
 )
 def test_every_kind_has_its_answer_and_its_misconception(prompt: str, answer: str, mistake: str) -> None:
@@ -83,7 +83,7 @@ def test_a_tiny_world_loads_and_its_teacher_answers(tmp_path: Path) -> None:
     build_world(0, world, scale=0.0, teachers=["weak-b"])
     names = {folder.name for folder in (world / "models").iterdir()}
     assert names == {"weak-b", "router", "student-terse", "student-steps"}
-    prompts = prompts_table(["rev 4821", "sum 4621"], "math", ["1284", "13"])
+    prompts = prompts_table(["rev 4821", "sum 42213"], "math", ["1284", "12"])
     teacher = Teacher(str(world / "models/weak-b"), {"max_tokens": 8}, "Apache-2.0", "transformers")
     answers = generate_responses(prompts, "weak-b", teacher, tmp_path / "store", {"batch_size": 2})
     assert (answers["num_response_tokens"] <= 8).all()
