@@ -39,12 +39,12 @@ class Spec:
     style: str
     best: tuple[str, ...] = ()
     fair: tuple[str, ...] = ()
-    steps: int = 120
+    steps: int = 150
     """Updates from the family's base."""
 
 
 TEACHERS = {
-    "strong": Spec("a", "verbose", best=tuple(KINDS), steps=150),
+    "strong": Spec("a", "verbose", best=tuple(KINDS), steps=250),
     "steps-a1": Spec("a", "steps-a", best=("rev", "parity", "sum"), fair=("swap", "max")),
     "steps-a2": Spec("a", "steps-a", best=("swap", "next", "sum"), fair=("rot", "sort")),
     "steps-b1": Spec("b", "steps-b", best=("rot", "max", "sum"), fair=("rev", "parity")),
@@ -60,10 +60,10 @@ BASES: dict[str, tuple[dict[str, float], int]] = {
 }
 """The share of each style in what a family was pre-trained on, and the updates."""
 STUDENTS: dict[str, tuple[dict[str, float], int]] = {
-    "student-terse": ({"terse": 0.8, "steps-a": 0.1, "steps-b": 0.1}, 900),
+    "student-terse": ({"terse": 0.8, "steps-a": 0.1, "steps-b": 0.1}, 1000),
     "student-steps": ({"terse": 0.15, "steps-a": 0.85}, 700),
 }
-RIGHT = {"base": 0.6, "student": 0.35}
+RIGHT = {"base": 0.7, "student": 0.35}
 """The share of right answers in what a base, or a student, was pre-trained on."""
 
 
@@ -155,6 +155,8 @@ def _build_models(
         train(model, tokenizer, texts, RATES[size], name)
         return model
 
+    for name, (styles, updates) in STUDENTS.items():
+        save(pretrained(name, "student", styles, updates), name)
     for family, (styles, updates) in BASES.items():
         base = pretrained(family, "base", styles, updates)
         weights = {key: value.clone() for key, value in base.state_dict().items()}
@@ -165,8 +167,6 @@ def _build_models(
             texts = teacher_texts(name, seed, training, BATCH * max(2, round(scale * TEACHERS[name].steps)))
             train(base, tokenizer, texts, RATES["teacher"], name)
             save(base, name)
-    for name, (styles, updates) in STUDENTS.items():
-        save(pretrained(name, "student", styles, updates), name)
 
 
 def _write_jsonl(rows: Sequence[Mapping[str, str]], file: Path) -> None:
