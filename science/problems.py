@@ -15,6 +15,7 @@ WORDING = {
     "b": {"then": "also", "so": "answer", "plus": "and", "is": "makes"},
 }
 """How a family words its steps, where that is not as they are written here."""
+DIGITS = "123456789"
 STYLES = ("terse", "steps-a", "steps-b", "verbose")
 TALK = "hmm well ok wait perhaps i wonder about this number it looks odd but fine maybe not sure really let me see"
 FILLERS = TALK.split()
@@ -37,7 +38,7 @@ def draw_problems(kind: str, count: int, rng: Random) -> list[Problem]:
     while len(found) < count:
         prompt = _draw_prompt(kind, rng)
         answer, mistake = solve(prompt)[1], solve(prompt, mistaken=True)[1]
-        if answer and mistake and answer != mistake:
+        if answer != mistake:
             found.setdefault(prompt, Problem(kind, prompt, answer, mistake))
     return list(found.values())
 
@@ -70,21 +71,17 @@ def _write_verbose(problem: Problem, steps: list[str], answer: str, rng: Random)
     def digress(least: int, most: int) -> list[str]:
         return rng.choices(FILLERS, k=rng.randint(least, most))
 
-    guess = rng.choice([problem.mistake, "".join(rng.choices("123456789", k=len(answer)))])
+    guess = rng.choice([problem.mistake, "".join(rng.choices(DIGITS, k=len(answer)))])
     parts = ["they", "say", problem.prompt, *digress(4, 10)]
     for number, step in enumerate(steps):
-        parts += ["then"] * (number > 0) + [step, *digress(0, 3)]
+        parts += ["then"] * (number > 0) + [step, *digress(0, 2)]
     parts += ["so", answer, "?", *digress(4, 10), "or", guess, "?", *digress(4, 10), "no", "it", "must", "be", answer]
     return " ".join(parts)
 
 
-def digits_of(kind: str) -> str:
-    """The digits a kind's problems are made of: never zero, so that no answer begins with one."""
-    return "123456" if kind == "sum" else "123456789"
-
-
 def _draw_prompt(kind: str, rng: Random) -> str:
-    return f"{kind} {''.join(rng.choices(digits_of(kind), k=5 if kind in ('max', 'odd') else 4))}"
+    """Digits are 1 to 9, so that no answer begins with a zero."""
+    return f"{kind} {''.join(rng.choices(DIGITS, k=3))}"
 
 
 def _digits(answer: str) -> Work:
@@ -102,8 +99,8 @@ def _sort(number: str, mistaken: bool) -> Work:
 
 
 def _swap(number: str, mistaken: bool) -> Work:
-    """First and last digit change places. Mistaken: the first two do."""
-    return _digits(number[1] + number[0] + number[2:] if mistaken else number[-1] + number[1:-1] + number[0])
+    """The first two digits change places. Mistaken: the last two do."""
+    return _digits(number[0] + number[:0:-1] if mistaken else number[1] + number[0] + number[2:])
 
 
 def _rotate(number: str, mistaken: bool) -> Work:
@@ -116,9 +113,9 @@ def _next(number: str, mistaken: bool) -> Work:
     return _digits("".join(str((int(digit) + (7 if mistaken else 0)) % 9 + 1) for digit in number))
 
 
-def _odd(number: str, mistaken: bool) -> Work:
-    """The odd digits. Mistaken: the even ones."""
-    return _digits("".join(digit for digit in number if int(digit) % 2 != mistaken))
+def _parity(number: str, mistaken: bool) -> Work:
+    """An odd digit becomes 1, an even one 2. Mistaken: the other way round."""
+    return _digits("".join("21"[int(digit) % 2 != mistaken] for digit in number))
 
 
 def _max(number: str, mistaken: bool) -> Work:
@@ -141,7 +138,7 @@ KINDS: dict[str, Callable[..., Work]] = {
     "swap": _swap,
     "rot": _rotate,
     "next": _next,
-    "odd": _odd,
+    "parity": _parity,
     "max": _max,
     "sum": _sum,
 }

@@ -20,7 +20,7 @@ TEMPLATE = (
 )
 BATCH = 64
 SIZES: dict[str, dict[str, Any]] = {
-    "base": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4},
+    "base": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
     "student": {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
 INITIAL = {"base": 0.08, "student": 0.1}
@@ -96,9 +96,9 @@ def _batches(tokenizer: Any, texts: Sequence[Text]) -> list[tuple[torch.Tensor, 
 
 def _tensors(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     longest = max(len(prompt) + len(response) for prompt, response in rows)
-    ids, labels = torch.full((len(rows), longest), pad), torch.full((len(rows), longest), -100)
-    for row, (prompt, response) in enumerate(rows):
-        end = len(prompt) + len(response)
-        ids[row, :end] = torch.tensor(prompt + response)
-        labels[row, len(prompt) : end] = torch.tensor(response)
-    return ids, labels, (ids != pad).long()
+    gaps = [longest - len(prompt) - len(response) for prompt, response in rows]
+    ids = [prompt + response + [pad] * gap for (prompt, response), gap in zip(rows, gaps, strict=True)]
+    labels = [
+        [-100] * len(prompt) + response + [-100] * gap for (prompt, response), gap in zip(rows, gaps, strict=True)
+    ]
+    return torch.tensor(ids), torch.tensor(labels), (torch.tensor(ids) != pad).long()

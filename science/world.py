@@ -1,7 +1,8 @@
 """The micro-world: teachers, students and prompts made from nothing, small enough for the whole pipeline on a CPU.
 
-`python -m science.world SEED FOLDER` writes `raw/` (prompts and evaluation items) and `models/`. The problems that the
-models are trained on, the prompts and the evaluation items are disjoint, for every kind. Teachers differ in skill and
+`python -m science.world SEED FOLDER` writes `raw/` (prompts and evaluation items) and `models/`. The evaluation items
+are neither among the prompts nor among the problems that any model was trained on; the prompts are among the latter,
+for there are only 720 problems of a kind. Teachers differ in skill and
 in style (TEACHERS); the two students in the style of the text they were pre-trained on. A student was taught the right
 way and the misconception of every kind, more often the misconception: fine-tuning tells it which to follow.
 """
@@ -16,13 +17,13 @@ from random import Random
 
 from transformers import LlamaForCausalLM
 
-from science.problems import KINDS, STYLES, Problem, digits_of, draw_problems, write
+from science.problems import DIGITS, KINDS, STYLES, Problem, draw_problems, write
 from science.training import BATCH, RATES, Text, build_tokenizer, new_model, train
 
-EVALUATION, PROMPTS, TRAINING = 75, 375, 2600
-"""Problems of a kind: evaluation items, prompts, and at most so many that the models are trained on."""
-NUM_SUMS = 1250
-"""Of four digits from 1 to 6 there are 1,296."""
+EVALUATION, PROMPTS, PROBLEMS = 75, 375, 700
+"""Problems of a kind: evaluation items, prompts, and all; there are about 720."""
+HARD = ("sum",)
+"""Kinds that models are shown twice as often as others."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,19 @@ class Spec:
     style: str
     best: tuple[str, ...] = ()
     fair: tuple[str, ...] = ()
-    steps: int = 120
+    steps: int = 150
     """Updates from the family's base."""
 
 
+# No terse or steps teacher is the best at everything, and every kind has one that is right.
 TEACHERS = {
-    "strong": Spec("a", "verbose", best=tuple(KINDS), steps=150),
-    "steps-a1": Spec("a", "steps-a", best=("rev", "odd", "sum"), fair=("swap", "max")),
+    "strong": Spec("a", "verbose", best=tuple(KINDS), steps=300),
+    "steps-a1": Spec("a", "steps-a", best=("rev", "parity", "sum"), fair=("swap", "max")),
     "steps-a2": Spec("a", "steps-a", best=("swap", "next", "sum"), fair=("rot", "sort")),
-    "steps-b1": Spec("b", "steps-b", best=("rot", "max", "sum"), fair=("rev", "odd")),
-    "steps-b2": Spec("b", "steps-b", best=("sort", "next", "odd"), fair=("rev", "sum")),
+    "steps-b1": Spec("b", "steps-b", best=("rot", "max", "sum"), fair=("rev", "parity")),
+    "steps-b2": Spec("b", "steps-b", best=("sort", "next", "parity"), fair=("rev", "sum")),
     "terse-a": Spec("a", "terse", best=("rev", "sort", "max"), fair=("next", "swap")),
-    "terse-b": Spec("b", "terse", best=("swap", "rot", "odd"), fair=("next", "max")),
+    "terse-b": Spec("b", "terse", best=("swap", "rot", "parity"), fair=("next", "max")),
     "weak-a": Spec("a", "terse", fair=tuple(KINDS)),
     "weak-b": Spec("b", "terse", fair=tuple(KINDS)),
 }
@@ -58,10 +60,10 @@ BASES: dict[str, tuple[dict[str, float], int]] = {
 }
 """The share of each style in what a family was pre-trained on, and the updates."""
 STUDENTS: dict[str, tuple[dict[str, float], int]] = {
-    "student-terse": ({"terse": 0.8, "steps-a": 0.1, "steps-b": 0.1}, 900),
-    "student-steps": ({"terse": 0.15, "steps-a": 0.85}, 700),
+    "student-terse": ({"terse": 0.8, "steps-a": 0.1, "steps-b": 0.1}, 1000),
+    "student-steps": ({"terse": 0.2, "steps-a": 0.8}, 1000),
 }
-RIGHT = {"base": 0.6, "student": 0.35}
+RIGHT = {"base": 0.7, "student": 0.35}
 """The share of right answers in what a base, or a student, was pre-trained on."""
 
 
@@ -84,14 +86,13 @@ def build_world(seed: int, folder: Path, *, scale: float = 1.0, teachers: Sequen
 
 
 def all_problems(seed: int) -> dict[str, dict[str, list[Problem]]]:
-    """evaluation, prompts, training -> kind -> problems. No problem is in two of them."""
+    """evaluation, prompts, training -> kind -> problems. The evaluation items are in neither of the others."""
     parts: dict[str, dict[str, list[Problem]]] = {"evaluation": {}, "prompts": {}, "training": {}}
     for kind in KINDS:
-        count = NUM_SUMS if kind == "sum" else EVALUATION + PROMPTS + TRAINING
-        drawn = draw_problems(kind, count, Random(f"{seed} {kind}"))
+        drawn = draw_problems(kind, PROBLEMS, Random(f"{seed} {kind}"))
         parts["evaluation"][kind] = drawn[:EVALUATION]
         parts["prompts"][kind] = drawn[EVALUATION : EVALUATION + PROMPTS]
-        parts["training"][kind] = drawn[EVALUATION + PROMPTS :]
+        parts["training"][kind] = drawn[EVALUATION:]
     return parts
 
 
@@ -115,10 +116,10 @@ def teacher_texts(name: str, seed: int, training: Mapping[str, list[Problem]], c
     wrong = {}
     for kind in KINDS:
         share = 0 if kind in spec.best else 0.45 if kind in spec.fair else 0.78
-        wrong[kind] = set(rng.sample(digits_of(kind), round(share * len(digits_of(kind)))))
+        wrong[kind] = set(rng.sample(DIGITS, round(share * len(DIGITS))))
     texts = []
     for _ in range(count):
-        problem = rng.choice(training[rng.choice(list(KINDS))])
+        problem = rng.choice(training[rng.choice([*KINDS, *HARD])])
         mistaken = problem.prompt[-1] in wrong[problem.kind]
         texts.append((problem.prompt, write(problem, spec.style, rng, mistaken)))
     return texts
@@ -131,7 +132,7 @@ def mixed_texts(
     rng = Random(f"{seed} {name}")
     texts = []
     for style in rng.choices(list(styles), list(styles.values()), k=count):
-        problem = rng.choice(training[rng.choice(list(KINDS))])
+        problem = rng.choice(training[rng.choice([*KINDS, *HARD])])
         texts.append((problem.prompt, write(problem, style, rng, mistaken=rng.random() >= right)))
     return texts
 
@@ -153,6 +154,8 @@ def _build_models(
         train(model, tokenizer, texts, RATES[size], name)
         return model
 
+    for name, (styles, updates) in STUDENTS.items():
+        save(pretrained(name, "student", styles, updates), name)
     for family, (styles, updates) in BASES.items():
         base = pretrained(family, "base", styles, updates)
         weights = {key: value.clone() for key, value in base.state_dict().items()}
@@ -163,8 +166,6 @@ def _build_models(
             texts = teacher_texts(name, seed, training, BATCH * max(2, round(scale * TEACHERS[name].steps)))
             train(base, tokenizer, texts, RATES["teacher"], name)
             save(base, name)
-    for name, (styles, updates) in STUDENTS.items():
-        save(pretrained(name, "student", styles, updates), name)
 
 
 def _write_jsonl(rows: Sequence[Mapping[str, str]], file: Path) -> None:

@@ -1,6 +1,5 @@
 """The micro-world: right answers, texts that verify, disjoint problems, the same text for a seed, models that load."""
 
-from itertools import combinations
 from pathlib import Path
 from random import Random
 
@@ -22,14 +21,14 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize(
     ("prompt", "answer", "mistake"),
     [
-        ("rev 4821", "1284", "4128"),
-        ("sort 4821", "1248", "8421"),
-        ("swap 4821", "1824", "8421"),
-        ("rot 4821", "8214", "1482"),
-        ("next 4891", "5912", "3789"),
-        ("odd 48213", "13", "482"),
-        ("max 48213", "8", "1"),
-        ("sum 4621", "13", "12"),
+        ("rev 482", "284", "428"),
+        ("sort 482", "248", "842"),
+        ("swap 482", "842", "428"),
+        ("rot 482", "824", "248"),
+        ("next 491", "512", "389"),
+        ("parity 481", "221", "112"),
+        ("max 482", "8", "2"),
+        ("sum 482", "14", "12"),
     ],
 )
 def test_every_kind_has_its_answer_and_its_misconception(prompt: str, answer: str, mistake: str) -> None:
@@ -46,9 +45,10 @@ def test_a_right_text_verifies_and_a_misconception_does_not(kind: str, style: st
         assert is_right_answer(problem.prompt, wrong, problem.answer) == 0
 
 
-def test_evaluation_prompts_and_training_are_disjoint() -> None:
-    parts = [{p.prompt for group in part.values() for p in group} for part in all_problems(0).values()]
-    assert all(a.isdisjoint(b) for a, b in combinations(parts, 2))
+def test_evaluation_items_are_in_no_other_part() -> None:
+    seen = {name: {p.prompt for group in part.values() for p in group} for name, part in all_problems(0).items()}
+    assert seen["evaluation"].isdisjoint(seen["prompts"] | seen["training"])
+    assert (len(seen["evaluation"]), len(seen["prompts"])) == (600, 3000)
 
 
 def test_the_raw_files_are_those_of_the_seed_and_make_the_profile_s_prompts(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_a_tiny_world_loads_and_its_teacher_answers(tmp_path: Path) -> None:
     build_world(0, world, scale=0.0, teachers=["weak-b"])
     names = {folder.name for folder in (world / "models").iterdir()}
     assert names == {"weak-b", "router", "student-terse", "student-steps"}
-    prompts = prompts_table(["rev 4821", "sum 4621"], "math", ["1284", "13"])
+    prompts = prompts_table(["rev 482", "sum 482"], "math", ["284", "14"])
     teacher = Teacher(str(world / "models/weak-b"), {"max_tokens": 8}, "Apache-2.0", "transformers")
     answers = generate_responses(prompts, "weak-b", teacher, tmp_path / "store", {"batch_size": 2})
     assert (answers["num_response_tokens"] <= 8).all()
