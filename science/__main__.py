@@ -38,7 +38,7 @@ def main() -> None:
             question, axis, comparison = recipes[name].question, recipes[name].axis, collect(recipes[name], own)
         else:
             study, question, reference = STUDIES[name]
-            by_seed = [study(WORK / f"{profile}/{base}-0-{seed}") for seed in seeds]
+            by_seed = [study(WORK / f"{profile}/{base}-0-{seed}", seed) for seed in seeds]
             comparison = compare_seeds({key: [found[key] for found in by_seed] for key in by_seed[0]}, reference)
             axis = "variant"
         command = f"python -m science {name} --profile {asked.profile.name} --seeds {asked.seeds}"

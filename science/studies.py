@@ -17,6 +17,7 @@ from persyn.router.metrics import reward_matrix, routing_metrics, split_prompts
 from persyn.router.settings import Settings
 from persyn.schemas import PAIRS, PROMPTS, REWARDS, SAMPLES, read_table
 from science.project import load_profile
+from science.world import TEACHERS, wrong_digits
 
 Card = dict[str, float]
 Samples = dict[str, pl.DataFrame]
@@ -51,7 +52,7 @@ def read_tables(folder: Path) -> Tables:
     return Tables(rewards, pairs, train[: settings.num_train], held_out, list(params["teachers"]), settings)
 
 
-def transfer(folder: Path) -> Samples:
+def transfer(folder: Path, seed: int) -> Samples:
     """Does a router trained on some sources route others? Measured on every second source, then on the others."""
     tables = read_tables(folder)
     sources = tables.train["source"].unique().sort().to_list()
@@ -66,7 +67,7 @@ def transfer(folder: Path) -> Samples:
     return {name: _samples(cards) for name, cards in found.items()}
 
 
-def anchors(folder: Path) -> Samples:
+def anchors(folder: Path, seed: int) -> Samples:
     """How many prompts must a new teacher answer to join a trained router? Each teacher is the new one in turn."""
     tables = read_tables(folder)
     texts = tables.held_out["prompt"].to_list()
@@ -87,14 +88,39 @@ def anchors(folder: Path) -> Samples:
     return {name: _samples(cards) for name, cards in {**found, "trained anew": [anew]}.items()}
 
 
-def controls(folder: Path) -> Samples:
-    """Is the router better than its controls?"""
+def controls(folder: Path, seed: int) -> Samples:
+    """Is the router better than its controls? In the micro-world also: does it find what was planted?"""
     card = json.loads((folder / "metrics/router.json").read_text())
     measured = {"router": {name: card[name] for name in card["controls"]["majority"]}, **card["controls"]}
+    tables = read_tables(folder)
+    if set(tables.teachers) <= set(TEACHERS):
+        measured["planted"] = _measure(tables, tables.held_out, planted_strengths(tables, seed))
     return {name: _samples([metrics]) for name, metrics in measured.items()}
 
 
-STUDIES: dict[str, tuple[Callable[[Path], Samples], str, str]] = {
+def planted_strengths(tables: Tables, seed: int) -> np.ndarray:
+    """The ceiling: what who knows the micro-world's teachers would route by. A teacher's mean reward on the training
+    prompts of the same kind on which it was, or was not, taught the misconception.
+    """
+    taught = {teacher: wrong_digits(teacher, seed) for teacher in tables.teachers}
+    prompts = pl.concat([tables.train, tables.held_out]).select(
+        "prompt_id", "source", last=pl.col("prompt").str.tail(1)
+    )
+    rows = tables.rewards.join(prompts, on="prompt_id", validate="m:1")
+    wrong = [
+        last in taught[name][source.removesuffix(".jsonl")]
+        for name, source, last in rows.select("teacher", "source", "last").rows()
+    ]
+    rows = rows.with_columns(wrong=pl.Series(wrong))
+    cell = ["teacher", "source", "wrong"]
+    seen = rows.join(tables.train, on="prompt_id", how="semi").group_by(cell).agg(pl.col("reward").mean())
+    expected = (
+        rows.drop("reward").join(seen, on=cell, how="left", validate="m:1").with_columns(pl.col("reward").fill_null(0))
+    )
+    return reward_matrix(expected, tables.held_out["prompt_id"].to_list(), tables.teachers)
+
+
+STUDIES: dict[str, tuple[Callable[[Path, int], Samples], str, str]] = {
     "controls": (controls, "Is the router better than its controls?", "router"),
     "transfer": (transfer, "Does a router trained on some sources route others?", "the same sources"),
     "anchors": (anchors, "How many prompts must a new teacher answer to join a trained router?", "trained anew"),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
 
 Text = tuple[str, str]
 """Prompt and response."""
@@ -79,6 +79,34 @@ def train(model: LlamaForCausalLM, tokenizer: Any, texts: Sequence[Text], rate: 
         optimizer.zero_grad()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     model.eval()
+
+
+def train_reward_model(
+    base: LlamaForCausalLM, tokenizer: Any, pairs: Sequence[tuple[Text, Text]], rate: float
+) -> LlamaForSequenceClassification:
+    """A model of one score a conversation, from `base`: the better text of a pair should score higher."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**base.config.to_dict() | {"num_labels": 1})
+    model = LlamaForSequenceClassification(config)
+    model.model.load_state_dict(base.model.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    starts = range(0, len(pairs), BATCH // 2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=len(starts), pct_start=0.1)
+    for start in tqdm(starts, desc="reward", unit="update", disable=None):
+        batch = pairs[start : start + BATCH // 2]
+        texts = [
+            f"<user>{prompt}<end><assistant>{response}<end>"
+            for side in zip(*batch, strict=True)
+            for prompt, response in side
+        ]
+        scores = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits[:, 0]  # (2B,): the better first
+        loss = -torch.nn.functional.logsigmoid(scores[: len(batch)] - scores[len(batch) :]).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return model.eval()
 
 
 def _batches(tokenizer: Any, texts: Sequence[Text]) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 from science.problems import DIGITS, KINDS, STYLES, Problem, draw_problems, write
-from science.training import BATCH, RATES, Text, build_tokenizer, new_model, train
+from science.training import BATCH, RATES, Text, build_tokenizer, new_model, train, train_reward_model
 
 EVALUATION, PROMPTS, PROBLEMS = 75, 375, 700
 """Problems of a kind: evaluation items, prompts, and all; there are about 720."""
@@ -63,6 +63,8 @@ STUDENTS: dict[str, tuple[dict[str, float], int]] = {
     "student-terse": ({"terse": 0.8, "steps-a": 0.1, "steps-b": 0.1}, 1000),
     "student-steps": ({"terse": 0.2, "steps-a": 0.8}, 1000),
 }
+REWARD_STEPS = 250
+"""Updates of the reward model, from a family's base."""
 RIGHT = {"base": 0.7, "student": 0.35}
 """The share of right answers in what a base, or a student, was pre-trained on."""
 
@@ -112,17 +114,20 @@ def write_raw(problems: Mapping[str, Mapping[str, list[Problem]]], folder: Path)
 
 def teacher_texts(name: str, seed: int, training: Mapping[str, list[Problem]], count: int) -> list[Text]:
     """What a teacher is fine-tuned on: its own style, its own mistakes."""
-    spec, rng = TEACHERS[name], Random(f"{seed} {name}")
-    wrong = {}
-    for kind in KINDS:
-        share = 0 if kind in spec.best else 0.45 if kind in spec.fair else 0.78
-        wrong[kind] = set(rng.sample(DIGITS, round(share * len(DIGITS))))
+    spec, rng, wrong = TEACHERS[name], Random(f"{seed} {name}"), wrong_digits(name, seed)
     texts = []
     for _ in range(count):
         problem = rng.choice(training[rng.choice([*KINDS, *HARD])])
         mistaken = problem.prompt[-1] in wrong[problem.kind]
         texts.append((problem.prompt, write(problem, spec.style, rng, mistaken)))
     return texts
+
+
+def wrong_digits(name: str, seed: int) -> dict[str, set[str]]:
+    """kind -> the last digits of a prompt where a teacher is taught the misconception: the planted skill."""
+    spec, rng = TEACHERS[name], Random(f"{seed} {name} wrong")
+    shares = {kind: 0 if kind in spec.best else 0.45 if kind in spec.fair else 0.78 for kind in KINDS}
+    return {kind: set(rng.sample(DIGITS, round(share * len(DIGITS)))) for kind, share in shares.items()}
 
 
 def mixed_texts(
@@ -137,6 +142,16 @@ def mixed_texts(
     return texts
 
 
+def judged_texts(seed: int, training: Mapping[str, list[Problem]], count: int) -> list[tuple[Text, Text]]:
+    """What the reward model is trained on: a right solution and a misconception, each in any style."""
+    rng, pairs = Random(f"{seed} reward"), []
+    for _ in range(count):
+        problem = rng.choice(training[rng.choice([*KINDS, *HARD])])
+        right, wrong = (write(problem, rng.choice(STYLES), rng, mistaken) for mistaken in (False, True))
+        pairs.append(((problem.prompt, right), (problem.prompt, wrong)))
+    return pairs
+
+
 def _build_models(
     seed: int, problems: Mapping[str, Mapping[str, list[Problem]]], folder: Path, scale: float, teachers: Sequence[str]
 ) -> None:
@@ -144,7 +159,7 @@ def _build_models(
     sample = mixed_texts("words", seed, training, dict.fromkeys(STYLES, 1.0), 0.5, 4000)
     tokenizer = build_tokenizer(sample)
 
-    def save(model: LlamaForCausalLM, name: str) -> None:
+    def save(model: PreTrainedModel, name: str) -> None:
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
 
@@ -161,6 +176,8 @@ def _build_models(
         weights = {key: value.clone() for key, value in base.state_dict().items()}
         if family == "b":
             save(base, "router")
+            pairs = judged_texts(seed, training, BATCH // 2 * max(2, round(scale * REWARD_STEPS)))
+            save(train_reward_model(base, tokenizer, pairs, RATES["teacher"]), "reward")
         for name in (name for name in teachers if TEACHERS[name].family == family):
             base.load_state_dict(weights)
             texts = teacher_texts(name, seed, training, BATCH * max(2, round(scale * TEACHERS[name].steps)))
