@@ -1,4 +1,5 @@
 # make demo: set up, then run the whole pipeline on the embedded models.   make test: set up, then run the tests.
+# make science: set up, then run every recipe on the micro-world (an hour and more).
 PYTHON ?= python3
 VENV ?= .venv
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -7,13 +8,16 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null || test $$(uname -s) = Darwin \
 	|| echo --extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo test lint format setup lock
+.PHONY: demo science test lint format setup lock
 
 demo: setup
 	dvc repro
 	@cat metrics/reports/comparison.md
 	@echo "Tens of items only: this shows that the pipeline works, not which strategy is better."
 	@echo "More: metrics/ (allocation, router, cost), dvc metrics show, dvc plots show."
+
+science: setup
+	python -m science
 
 test: setup
 	python -m pytest -n 2

@@ -118,6 +118,18 @@ def prompt_id(prompt: str) -> str:
     return hashlib.sha256(prompt.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
+def anchor_prompts(parallel: pl.DataFrame, count: int) -> pl.DataFrame:
+    """The `count` parallel prompts that a teacher with anchors answers: the same ones for all of them.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    if not 0 < count <= parallel.height:
+        raise InputError(f"anchors is {count}; it must be 1 to {parallel.height}, the parallel prompts there are")
+    lots = [hashlib.sha256(f"anchor:{identity}".encode()).hexdigest() for identity in parallel["prompt_id"]]
+    return parallel.with_columns(lot=pl.Series(lots)).sort("lot").drop("lot")[:count]
+
+
 def _sources(section: str, entries: Sequence[Mapping[str, Any]]) -> list[Source]:
     for entry in entries:
         check_keys(section, entry, Source)

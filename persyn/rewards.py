@@ -18,6 +18,7 @@ def build_rewards(
     defects: pl.DataFrame,
     teachers: Sequence[str],
     policies: Policies,
+    anchored: Sequence[str] = (),
     *,
     alpha: float,
     alpha_slope: float = 0.0,
@@ -33,6 +34,7 @@ def build_rewards(
         teachers: who answered every prompt. A prompt that lacks a teacher's score (its call failed, or a score was
             not finite) is left out and counted: no comparison on it would be fair.
         policies: which defects cost `penalty`.
+        anchored: those of the teachers that answered some prompts only: a prompt is complete without them.
         alpha: weight of learnability, 0 to 1.
         alpha_slope: how much the weight follows the prompt (ours, not the paper's): it is
             alpha + alpha_slope * (e - 1/2), clipped to 0 to 1, e being the rank of the prompt's mean quality among all
@@ -56,7 +58,7 @@ def build_rewards(
     if penalty < 0:
         raise InputError(f"rewards.penalty is {penalty}; it must be 0 or more")
     scores = quality.join(learnability, on=KEYS, how="full", coalesce=True, validate="1:1").sort(KEYS)
-    complete = _complete(scores, teachers).join(defects, on=KEYS, how="left", validate="1:1").sort(KEYS)
+    complete = _complete(scores, teachers, anchored).join(defects, on=KEYS, how="left", validate="1:1").sort(KEYS)
     penalised = pl.any_horizontal(pl.lit(False), *policies.kinds("penalise", "drop")).fill_null(False)
     normalised = complete.with_columns(r_q=_normalised("quality", normalization), penalised=penalised)
     normalised = normalised.with_columns(r_l=_normalised("learnability", normalization))
@@ -106,13 +108,14 @@ def _correlation(rewards: pl.DataFrame) -> float | None:
     return found if found is not None and math.isfinite(found) else None
 
 
-def _complete(scores: pl.DataFrame, teachers: Sequence[str]) -> pl.DataFrame:
-    """The scores of those prompts on which every teacher has both, finite."""
+def _complete(scores: pl.DataFrame, teachers: Sequence[str], anchored: Sequence[str]) -> pl.DataFrame:
+    """The scores of those prompts on which every teacher has both, finite; anchored ones may lack."""
     unknown = set(scores["teacher"]) - set(teachers)
     if unknown:
         raise InputError(f"scores of {', '.join(sorted(unknown))}, which is not among {', '.join(teachers)}")
     finite = scores.filter(pl.col("quality").is_finite() & pl.col("learnability").is_finite())
-    complete = finite.filter(pl.len().over("prompt_id") == len(teachers))
+    answering = ~pl.col("teacher").is_in(anchored)
+    complete = finite.filter(answering.sum().over("prompt_id") == len(teachers) - len(anchored))
     if complete.is_empty():
         have = ", ".join(f"{teacher} {finite.filter(teacher=teacher).height}" for teacher in teachers)
         raise InputError(

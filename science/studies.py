@@ -12,7 +12,7 @@ import numpy as np
 import polars as pl
 
 from persyn.router import Router, train_router
-from persyn.router.anchors import place_teacher
+from persyn.router.anchors import PlacedRouter, place_teacher
 from persyn.router.metrics import reward_matrix, routing_metrics, split_prompts
 from persyn.router.settings import Settings
 from persyn.schemas import PAIRS, PROMPTS, REWARDS, SAMPLES, read_table
@@ -80,10 +80,8 @@ def anchors(folder: Path, seed: int) -> Samples:
         without = np.column_stack([router.strengths(texts), np.full(len(texts), -np.inf)])
         found["left out"].append(_measure(tables, tables.held_out, without[:, order]))
         for count in ANCHORS:
-            some = tables.train[:count]
-            rewards = reward_matrix(tables.rewards, some["prompt_id"].to_list(), [*known, new])
-            placed = place_teacher(router, new, some["prompt"].to_list(), rewards[:, -1:] - rewards[:, :-1])
-            strengths = placed.strengths(texts)[:, order]
+            place = place_teacher(router, new, tables.train[:count], tables.rewards)
+            strengths = PlacedRouter(router, {new: place}, tables.teachers).strengths(texts)
             found[f"{count} anchors"].append(_measure(tables, tables.held_out, strengths))
     return {name: _samples(cards) for name, cards in {**found, "trained anew": [anew]}.items()}
 

@@ -3,6 +3,7 @@
 import polars as pl
 
 from persyn.generation import Teacher, generate_responses
+from persyn.prompts import anchor_prompts
 from persyn.schemas import PROMPTS, RESPONSES, read_table, write_table
 from persyn.store import store_folder
 from stages import read_params, read_speed, run
@@ -11,6 +12,7 @@ from stages import read_params, read_speed, run
 def main(name: str, prompts: str, out: str) -> None:
     teacher = Teacher(**read_params(f"teachers.{name}", Teacher))
     parallel = read_table(prompts, PROMPTS).filter(pl.col("parallel"))
+    parallel = parallel if teacher.anchors is None else anchor_prompts(parallel, teacher.anchors)
     speed, limits = read_speed(name, teacher.backend), read_params("responses", generate_responses)
     write_table(generate_responses(parallel, name, teacher, store_folder(), speed, **limits), out, RESPONSES)
 

@@ -9,12 +9,13 @@ from stages import read_params, run
 
 
 def main(quality: str, learnability: str, defects: str, out: str, metrics: str) -> None:
-    teachers = list(read_params("teachers"))
-    scored = pl.concat(read_folder(quality, teachers, QUALITY).values())
-    learned = pl.concat(read_folder(learnability, teachers, LEARNABILITY).values())
-    policies = Policies(**read_params("defects", Policies))
+    teachers = read_params("teachers")
+    anchored = [name for name, teacher in teachers.items() if "anchors" in teacher]
+    scored = pl.concat(read_folder(quality, list(teachers), QUALITY).values())
+    learned = pl.concat(read_folder(learnability, list(teachers), LEARNABILITY).values())
+    policies, params = Policies(**read_params("defects", Policies)), read_params("rewards", build_rewards)
     tables = scored, learned, read_table(defects, DEFECTS)
-    rewards, counts = build_rewards(*tables, teachers, policies, **read_params("rewards", build_rewards))
+    rewards, counts = build_rewards(*tables, list(teachers), policies, anchored, **params)
     write_table(rewards, out, REWARDS)
     write_json(counts, metrics)
 

@@ -11,8 +11,9 @@ from stages import read_params, run
 def main(prompts: str, rewards: str, pairs: str, out: str, metrics: str, reliability: str) -> None:
     parallel = read_table(prompts, PROMPTS).filter(pl.col("parallel"))
     tables = parallel, read_table(rewards, REWARDS), read_table(pairs, PAIRS)
-    settings = Settings(**read_params("router", Settings))
-    router, card, bins = fit_router(*tables, list(read_params("teachers")), settings)
+    settings, teachers = Settings(**read_params("router", Settings)), read_params("teachers")
+    anchored = [name for name, teacher in teachers.items() if "anchors" in teacher]
+    router, card, bins = fit_router(*tables, list(teachers), settings, anchored)
     router.save(out)
     write_json(card, metrics)
     write_text(bins.write_csv(), reliability)

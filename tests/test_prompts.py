@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from conftest import prompts_table
 
-from persyn.prompts import build_prompts, normalise, prompt_id
+from persyn.prompts import anchor_prompts, build_prompts, normalise, prompt_id
 from persyn.schemas import PROMPTS, InputError, check_table
 from persyn.verifiers import is_right_answer, share_of_checks
 
@@ -155,3 +155,11 @@ def test_every_reference_is_accepted_by_its_own_checker() -> None:
         assert is_right_answer(row["prompt"], f"So it is \\boxed{{{row['reference']}}}.", row["reference"]) == 1
     for row in pl.read_ndjson(RAW / "instruction.jsonl").iter_rows(named=True):
         assert 0 <= share_of_checks(row["prompt"], "Some words.", row["reference"]) <= 1
+
+
+def test_anchors_are_the_same_prompts_for_all_and_grow() -> None:
+    table = prompts_table([f"prompt {i}" for i in range(20)])
+    few, more = anchor_prompts(table, 5), anchor_prompts(table.reverse(), 10)
+    assert few["prompt_id"].to_list() == more["prompt_id"].to_list()[:5]
+    with pytest.raises(InputError, match="anchors is 21; it must be 1 to 20"):
+        anchor_prompts(table, 21)

@@ -59,6 +59,18 @@ def test_the_weight_follows_the_ease_of_the_prompt() -> None:
     assert rewards(steep, "p") == [1.0, 0.0, 0.5], "clipped to 1"
 
 
+def test_a_prompt_is_complete_without_an_anchored_teacher() -> None:
+    quality, learned = tables(QUALITIES, LEARNED)
+    few = (pl.col("teacher") != "c") | (pl.col("prompt_id") == "p")
+    params: dict[str, Any] = {"alpha": 0.4}
+    table = build(quality.filter(few), learned.filter(few), NO_DEFECTS, TEACHERS, Policies(), ["c"], **params)[0]
+    assert rewards(table, "p") == pytest.approx([0.4, 0.3, 0.8])
+    assert rewards(table, "q") == pytest.approx([0.4, 0.0])
+    missing = few & ((pl.col("teacher") != "a") | (pl.col("prompt_id") != "q"))
+    kept = build(quality.filter(missing), learned.filter(missing), NO_DEFECTS, TEACHERS, Policies(), ["c"], **params)[0]
+    assert kept["prompt_id"].unique().to_list() == ["p"], "the others must still have answered"
+
+
 def test_row_order_changes_nothing() -> None:
     quality, learned = tables(QUALITIES, LEARNED)
     straight = build_rewards(quality, learned, TEACHERS, alpha=0.4)

@@ -13,7 +13,7 @@ from conftest import prompts_table
 
 from persyn.pairs import build_pairs
 from persyn.router import fit_router, load_router, train_router
-from persyn.router.anchors import place_teacher
+from persyn.router.anchors import PlacedRouter, place_teacher
 from persyn.router.finetuned import CLASS_TOKEN, FinetunedRouter, encode_prompts
 from persyn.router.losses import bradley_terry_loss, plackett_luce_loss, win_matrices
 from persyn.router.metrics import (
@@ -260,48 +260,60 @@ class Known:
         x = np.array([float(text) for text in prompts], dtype=np.float32)
         return np.stack([3 * x, -3 * x], axis=1)
 
-    def save(self, folder: Path) -> None:
-        """Not needed here."""
+
+def anchored(xs: np.ndarray, better: float) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Prompts that are numbers, and rewards where `new` is a copy of `rising`, better by so much."""
+    prompts = prompts_table([str(x) for x in xs])
+    scores = {"rising": 3 * xs, "falling": -3 * xs, "new": 3 * xs + better}
+    rows = [(i, t, 0.0, 0.0, float(v)) for t in scores for i, v in zip(prompts["prompt_id"], scores[t], strict=True)]
+    return prompts, pl.DataFrame(rows, schema=REWARDS, orient="row")
 
 
 def test_a_new_teacher_is_placed_from_anchors() -> None:
-    """It is planted as a copy of `rising`, a little better: found from 24 anchors, and ranked right elsewhere."""
-    rng = np.random.default_rng(0)
-    xs = rng.uniform(-1, 1, size=24)
-    truth = np.stack([3 * xs, -3 * xs], axis=1)
-    placed = place_teacher(Known(), "new", [str(x) for x in xs], 3 * xs[:, None] + 0.5 - truth)
-    assert placed.teachers == ["rising", "falling", "new"]
-    strengths = placed.strengths(["-0.9", "0.9"])
-    assert strengths[0].argmax() == 1, "where `falling` is best, the new one is not"
-    assert strengths[1].argmax() == 2
-    blend = placed.placed["new"]["blend"]
-    assert blend["rising"] > blend["falling"]
-    assert placed.placed["new"]["offset"] > 0
-    worse = place_teacher(Known(), "new", [str(x) for x in xs], 3 * xs[:, None] - 0.5 - truth)
+    """A copy of `rising`, a little better, is found from 24 anchors and ranked right elsewhere."""
+    xs = np.random.default_rng(0).uniform(-1, 1, size=24)
+    place = place_teacher(Known(), "new", *anchored(xs, 0.5))
+    router = PlacedRouter(Known(), {"new": place}, ["new", "rising", "falling"])
+    strengths = router.strengths(["-0.9", "0.9"])
+    assert strengths[0].argmax() == 2, "where `falling` is best, the new one is not"
+    assert strengths[1].argmax() == 0
+    assert place["anchors"] == 24
+    assert place["blend"]["rising"] > place["blend"]["falling"]
+    assert place["offset"] > 0
+    worse = PlacedRouter(Known(), {"new": place_teacher(Known(), "new", *anchored(xs, -0.5))}, ["rising", "new"])
     assert worse.strengths(["0.9"])[0].argmax() == 0
 
 
-def test_a_placed_teacher_is_saved_with_its_router(base_model: str, tmp_path: Path) -> None:
-    prompts, rewards = planted(16)
-    router = train_router(prompts, rewards, build_pairs(rewards), TEACHERS, settings(base_model, light={}))
-    texts = prompts["prompt"].to_list()
-    placed = place_teacher(router, "new", texts, np.tile([1.0, -1.0, -1.0], (16, 1)))
-    placed.save(tmp_path)
-    loaded = load_router(tmp_path, [*TEACHERS, "new"])
-    assert np.allclose(loaded.strengths(texts), placed.strengths(texts), atol=1e-5)
-    with pytest.raises(InputError, match="low is already among"):
-        place_teacher(router, "low", texts, np.ones((16, 3)))
-    with pytest.raises(InputError, match="ties with every teacher on all 16 anchors"):
-        place_teacher(router, "new", texts, np.zeros((16, 3)))
+def test_a_strict_penalty_leaves_the_average_teacher() -> None:
+    place = place_teacher(Known(), "new", *anchored(np.linspace(-1, 1, 9), 0.5), penalty=1e6)
+    assert list(place["blend"].values()) == pytest.approx([0.5, 0.5], abs=1e-3)
+    assert place["offset"] == pytest.approx(0, abs=1e-3)
 
 
-def test_the_slope_of_the_placement_is_its_gradient() -> None:
-    """Another penalty or more anchors move the place continuously; no anchors at all would leave the average."""
-    xs = np.linspace(-1, 1, 9)
-    gaps = np.where(xs > 0, 1.0, -1.0)[:, None] * np.ones((1, 2))
-    strict = place_teacher(Known(), "new", [str(x) for x in xs], gaps, penalty=1e6)
-    assert list(strict.placed["new"]["blend"].values()) == pytest.approx([0.5, 0.5], abs=1e-3)
-    assert strict.placed["new"]["offset"] == pytest.approx(0, abs=1e-3)
+def test_an_anchored_teacher_joins_the_router_that_was_trained_without_it(base_model: str, tmp_path: Path) -> None:
+    """`middle` answered eight prompts only: the others are trained as if it were not there, then it is placed."""
+    prompts, rewards = planted(32)
+    few = prompts["prompt_id"][:8].to_list()
+    rewards = rewards.filter((pl.col("teacher") != "middle") | pl.col("prompt_id").is_in(few))
+    tables = prompts, rewards, build_pairs(rewards)
+    router, card, _ = fit_router(*tables, TEACHERS, settings(base_model, light={}), ["middle"])
+    without, alone, _ = fit_router(*tables, ["low", "high"], settings(base_model, light={}))
+    assert card["placed"]["middle"]["anchors"] == 8
+    assert {key: card[key] for key in alone if key != "placed"} == {key: alone[key] for key in alone if key != "placed"}
+    texts = [SUM, POEM]
+    assert np.allclose(router.strengths(texts)[:, [0, 2]], without.strengths(texts))
+    assert router.strengths(texts).argsort(axis=1).tolist() == [[0, 1, 2], [2, 1, 0]]
+    router.save(tmp_path)
+    assert np.allclose(load_router(tmp_path, TEACHERS).strengths(texts), router.strengths(texts), atol=1e-5)
+
+
+def test_a_teacher_that_cannot_be_placed_is_named() -> None:
+    prompts, rewards = anchored(np.linspace(-1, 1, 4), 0.5)
+    with pytest.raises(InputError, match="rising is already among"):
+        place_teacher(Known(), "rising", prompts, rewards)
+    for broken in (rewards.filter(pl.col("teacher") != "new"), rewards.with_columns(reward=0.0)):
+        with pytest.raises(InputError, match=r"new ties with every teacher on all [04] anchors"):
+            place_teacher(Known(), "new", prompts, broken)
 
 
 @pytest.mark.parametrize(

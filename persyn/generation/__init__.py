@@ -59,6 +59,8 @@ class Teacher:
     trust_remote_code: bool = False
     family: str | None = None
     """Family of models, where the strategy family_strong is used."""
+    anchors: int | None = None
+    """How many parallel prompts it answers, to be placed beside the trained router by them; None answers all."""
 
     def messages(self, prompt: str) -> list[Message]:
         """What the teacher is shown for `prompt`."""

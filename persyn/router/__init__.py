@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from persyn.router.anchors import PLACED, PlacedRouter
+from persyn.router.anchors import PLACED, PlacedRouter, place_teacher
 from persyn.router.finetuned import FinetunedRouter, finetune_router
 from persyn.router.light import CONFIG, LightRouter, embed, fit_light_router
 from persyn.router.losses import win_matrices
@@ -44,7 +44,12 @@ class Router(Protocol):
 
 
 def fit_router(
-    prompts: pl.DataFrame, rewards: pl.DataFrame, pairs: pl.DataFrame, teachers: Sequence[str], settings: Settings
+    prompts: pl.DataFrame,
+    rewards: pl.DataFrame,
+    pairs: pl.DataFrame,
+    teachers: Sequence[str],
+    settings: Settings,
+    anchored: Sequence[str] = (),
 ) -> tuple[Router, dict[str, Any], pl.DataFrame]:
     """Train a router on part of the parallel prompts and measure it on the rest, beside its controls.
 
@@ -53,13 +58,18 @@ def fit_router(
         rewards: REWARDS of the parallel set.
         pairs: PAIRS of the parallel set.
         teachers: the order of the strengths.
+        anchored: those that are placed beside the trained router, by the prompts on which they have rewards; what is
+            measured is the router without them.
 
     Returns:
-        The router, the metrics of metrics/router.json (metrics.health_card), and its metrics.reliability.
+        The router, the metrics of metrics/router.json (metrics.health_card; placed: how the anchored teachers were),
+        and its metrics.reliability.
 
     Raises:
         InputError: a parameter is wrong, or no pair belongs to a prompt.
     """
+    known = [teacher for teacher in teachers if teacher not in anchored]
+    pairs = pairs.filter(pl.col("winner").is_in(known) & pl.col("loser").is_in(known))
     train, held_out = split_prompts(prompts.join(rewards, on="prompt_id", how="semi"), settings.holdout)
     if settings.num_train is not None:
         if not 0 < settings.num_train <= train.height:
@@ -70,22 +80,24 @@ def fit_router(
     checked = None
     if settings.validation:
         train, checked = split_prompts(train, settings.validation, "router.validation")
-    tables = train, rewards, pairs, teachers, settings, checked
+    tables = train, rewards, pairs, known, settings, checked
     router, shuffled = train_router(*tables), train_router(*tables, shuffled=True)
-    texts, known = held_out["prompt"].to_list(), train["prompt"].to_list()
-    seen, unseen = (reward_matrix(rewards, part["prompt_id"].to_list(), teachers) for part in (train, held_out))
-    vectors = embed(known + texts, settings.model, settings.revision, settings.max_length)
+    texts, learnt = held_out["prompt"].to_list(), train["prompt"].to_list()
+    seen, unseen = (reward_matrix(rewards, part["prompt_id"].to_list(), known) for part in (train, held_out))
+    vectors = embed(learnt + texts, settings.model, settings.revision, settings.max_length)
     strengths = router.strengths(texts)
     controls = {
         "majority": majority_strengths(seen, len(texts)),
         "source": source_strengths(train["source"].to_list(), seen, held_out["source"].to_list()),
-        "knn": knn_strengths(vectors[: len(known)], seen, vectors[len(known) :], settings.neighbours),
+        "knn": knn_strengths(vectors[: len(learnt)], seen, vectors[len(learnt) :], settings.neighbours),
         "shuffled": shuffled.strengths(texts),
     }
-    card = health_card(strengths, unseen, teachers, controls)
+    card = health_card(strengths, unseen, known, controls)
     num_validation = checked.height if checked is not None else 0
     counts = {"num_train": train.height, "num_validation": num_validation, "num_held_out": held_out.height}
-    return router, card | counts, reliability(strengths, unseen)
+    placed = {name: place_teacher(router, name, prompts, rewards) for name in anchored}
+    whole = PlacedRouter(router, placed, teachers) if placed else router
+    return whole, card | counts | {"placed": placed}, reliability(strengths, unseen)
 
 
 def train_router(
@@ -137,7 +149,7 @@ def load_router(folder: str | Path, teachers: Sequence[str]) -> Router:
     placed = Path(folder) / PLACED
     router: Router = LightRouter.load(folder) if (Path(folder) / CONFIG).is_file() else FinetunedRouter.load(folder)
     if placed.is_file():
-        router = PlacedRouter(router, json.loads(placed.read_text()))
+        router = PlacedRouter(router, **json.loads(placed.read_text()))
     if router.teachers != list(teachers):
         raise InputError(
             f"{folder} routes to {router.teachers}, params.yaml names {list(teachers)}; run `dvc repro router`"

@@ -14,30 +14,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from persyn.router.metrics import reward_matrix
 from persyn.schemas import InputError, write_text
 
 PLACED = "placed.json"
 
 
 class PlacedRouter:
-    """A router and the teachers placed beside its own: name -> {blend: {known teacher: a_m}, offset: b}."""
+    """A router and the teachers placed beside its own: name -> what place_teacher found; `teachers` is their order."""
 
-    def __init__(self, router: Any, placed: Mapping[str, Mapping[str, Any]]) -> None:
-        self.router, self.placed = router, placed
-        self.teachers = [*router.teachers, *placed]
+    def __init__(self, router: Any, placed: Mapping[str, Mapping[str, Any]], teachers: Sequence[str]) -> None:
+        self.router, self.placed, self.teachers = router, placed, list(teachers)
 
     def strengths(self, prompts: Sequence[str]) -> np.ndarray:
-        """Strengths (N, M + placed)."""
+        """Strengths (N, M + placed), in the order of `teachers`."""
         known = self.router.strengths(prompts)
-        return np.column_stack([known, *(self._blended(known, place) for place in self.placed.values())])
+        columns = np.column_stack([known, *(self._blended(known, place) for place in self.placed.values())])
+        names = [*self.router.teachers, *self.placed]
+        return columns[:, [names.index(teacher) for teacher in self.teachers]]
 
     def save(self, folder: str | Path) -> None:
         """Write the router, and the placed teachers beside it."""
         self.router.save(folder)
-        write_text(json.dumps(self.placed, indent=2), Path(folder) / PLACED)
+        write_text(json.dumps({"placed": self.placed, "teachers": self.teachers}, indent=2), Path(folder) / PLACED)
 
     def _blended(self, known: np.ndarray, place: Mapping[str, Any]) -> np.ndarray:
         blend = np.array([place["blend"][teacher] for teacher in self.router.teachers], dtype=np.float32)
@@ -45,25 +48,29 @@ class PlacedRouter:
 
 
 def place_teacher(
-    router: Any, name: str, prompts: Sequence[str], gaps: np.ndarray, penalty: float = 1.0
-) -> PlacedRouter:
-    """Add one teacher to a router.
+    router: Any, name: str, prompts: pl.DataFrame, rewards: pl.DataFrame, penalty: float = 1.0
+) -> dict[str, Any]:
+    """Find a new teacher's place beside those of a trained router.
 
     Args:
-        router: any router but a PlacedRouter.
-        prompts: the K anchor prompts.
-        gaps: (K, M) the new teacher's reward less that of each known one, on each anchor; 0 is no pair.
+        prompts: columns prompt_id and prompt. Those on which the teacher has a reward are its anchors.
+        rewards: REWARDS of them, of the known teachers too.
         penalty: of the squared distance of the blend from 1/M each, and of the offset, in nats.
+
+    Returns:
+        {anchors: K, blend: {known teacher: a_m}, offset: b}.
 
     Raises:
         InputError: the teacher is known already, or no anchor says anything.
     """
     if name in router.teachers:
         raise InputError(f"{name} is already among the router's teachers {', '.join(router.teachers)}")
-    if not gaps.any():
-        raise InputError(f"{name} ties with every teacher on all {len(prompts)} anchors; give it other prompts")
-    known = router.strengths(prompts).astype(float)  # (K, M)
-    sign = np.sign(gaps)
+    anchors = prompts.join(rewards.filter(teacher=name), on="prompt_id", how="semi")
+    matrix = reward_matrix(rewards, anchors["prompt_id"].to_list(), [*router.teachers, name]) if len(anchors) else None
+    sign = np.sign(matrix[:, -1:] - matrix[:, :-1]) if matrix is not None else np.zeros(0)  # (K, M)
+    if not sign.any():
+        raise InputError(f"{name} ties with every teacher on all {len(anchors)} anchors; give it more of them")
+    known = router.strengths(anchors["prompt"].to_list()).astype(float)  # (K, M)
     average = np.full(known.shape[1], 1 / known.shape[1])
 
     def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
@@ -77,4 +84,4 @@ def place_teacher(
 
     found = minimize(loss, np.append(average, 0.0), jac=True, method="L-BFGS-B").x
     blend = {teacher: float(value) for teacher, value in zip(router.teachers, found[:-1], strict=True)}
-    return PlacedRouter(router, {name: {"blend": blend, "offset": float(found[-1])}})
+    return {"anchors": len(anchors), "blend": blend, "offset": float(found[-1])}
