@@ -54,7 +54,7 @@ def write(problem: Problem, style: str, rng: Random, mistaken: bool = False) -> 
 
     Args:
         style: terse (the answer alone), steps-a or steps-b (a short scratchpad in a family's words), or verbose
-            (restates, digresses between any two steps, doubts, proposes another answer and returns to the first).
+            (after the scratchpad doubts, digresses, proposes another answer, restates, and returns to the first).
         rng: draws the digressions; the other styles take nothing from it.
     """
     steps, answer = solve(problem.prompt, mistaken)
@@ -68,14 +68,12 @@ def write(problem: Problem, style: str, rng: Random, mistaken: bool = False) -> 
 
 
 def _write_verbose(problem: Problem, steps: list[str], answer: str, rng: Random) -> str:
-    def digress(least: int, most: int) -> list[str]:
-        return rng.choices(FILLERS, k=rng.randint(least, most))
+    def digress() -> list[str]:
+        return rng.choices(FILLERS, k=rng.randint(4, 12))
 
     guess = rng.choice([problem.mistake, "".join(rng.choices(DIGITS, k=len(answer)))])
-    parts = ["they", "say", problem.prompt, *digress(4, 10)]
-    for number, step in enumerate(steps):
-        parts += ["then"] * (number > 0) + [step, *digress(0, 2)]
-    parts += ["so", answer, "?", *digress(4, 10), "or", guess, "?", *digress(4, 10), "no", "it", "must", "be", answer]
+    parts = [" then ".join(steps), "so", answer, "?", *digress(), "or", guess, "?", *digress()]
+    parts += ["they", "say", problem.prompt, *digress(), "no", "it", "must", "be", answer]
     return " ".join(parts)
 
 

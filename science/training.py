@@ -20,7 +20,7 @@ TEMPLATE = (
 )
 BATCH = 64
 SIZES: dict[str, dict[str, Any]] = {
-    "base": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "base": {"hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4},
     "student": {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "num_attention_heads": 4},
 }
 INITIAL = {"base": 0.08, "student": 0.1}

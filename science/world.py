@@ -17,7 +17,7 @@ from random import Random
 
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-from science.problems import DIGITS, KINDS, STYLES, Problem, draw_problems, write
+from science.problems import DIGITS, FILLERS, KINDS, STYLES, Problem, draw_problems, write
 from science.training import BATCH, RATES, Text, build_tokenizer, new_model, train, train_reward_model
 
 EVALUATION, PROMPTS, PROBLEMS = 75, 375, 700
@@ -44,7 +44,7 @@ class Spec:
 
 # No terse or steps teacher is the best at everything, and every kind has one that is right.
 TEACHERS = {
-    "strong": Spec("a", "verbose", best=tuple(KINDS), steps=300),
+    "strong": Spec("a", "verbose", best=tuple(KINDS), steps=180),
     "steps-a1": Spec("a", "steps-a", best=("rev", "parity", "sum"), fair=("swap", "max")),
     "steps-a2": Spec("a", "steps-a", best=("swap", "next", "sum"), fair=("rot", "sort")),
     "steps-b1": Spec("b", "steps-b", best=("rot", "max", "sum"), fair=("rev", "parity")),
@@ -60,13 +60,14 @@ BASES: dict[str, tuple[dict[str, float], int]] = {
 }
 """The share of each style in what a family was pre-trained on, and the updates."""
 STUDENTS: dict[str, tuple[dict[str, float], int]] = {
-    "student-terse": ({"terse": 0.8, "steps-a": 0.1, "steps-b": 0.1}, 1000),
-    "student-steps": ({"terse": 0.2, "steps-a": 0.8}, 1000),
+    "student-terse": ({"terse": 0.75, "steps-a": 0.1, "steps-b": 0.1, "chatter": 0.05}, 1000),
+    "student-steps": ({"terse": 0.2, "steps-a": 0.75, "chatter": 0.05}, 1000),
 }
 REWARD_STEPS = 250
 """Updates of the reward model, from a family's base."""
-RIGHT = {"base": 0.7, "student": 0.35}
-"""The share of right answers in what a base, or a student, was pre-trained on."""
+RIGHT = {"base": 1.0, "student": 0.35}
+"""The share of right answers in what a base, or a student, was pre-trained on. Misconceptions in a base's text make
+it learn neither way within these updates; its teachers learn theirs when they are fine-tuned."""
 
 
 def build_world(seed: int, folder: Path, *, scale: float = 1.0, teachers: Sequence[str] = tuple(TEACHERS)) -> None:
@@ -133,10 +134,15 @@ def wrong_digits(name: str, seed: int) -> dict[str, set[str]]:
 def mixed_texts(
     name: str, seed: int, training: Mapping[str, list[Problem]], styles: Mapping[str, float], right: float, count: int
 ) -> list[Text]:
-    """What a base or a student is pre-trained on: styles by their shares, `right` of the answers right."""
+    """What a base or a student is pre-trained on: styles by their shares, `right` of the answers right. The style
+    `chatter` is idle words that answer nothing: with it a student knows the words of verbose, not the style.
+    """
     rng = Random(f"{seed} {name}")
     texts = []
     for style in rng.choices(list(styles), list(styles.values()), k=count):
+        if style == "chatter":
+            texts.append(("chat", " ".join(rng.choices(FILLERS, k=10))))
+            continue
         problem = rng.choice(training[rng.choice([*KINDS, *HARD])])
         texts.append((problem.prompt, write(problem, style, rng, mistaken=rng.random() >= right)))
     return texts
