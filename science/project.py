@@ -22,7 +22,7 @@ WORK = ROOT / ".science"
 CACHE = ROOT / ".dvc" / "cache"
 WORLD = "world/"
 """How a profile names the models of the micro-world."""
-CODE = ("problems.py", "world.py")
+CODE = ("problems.py", "training.py", "world.py")
 
 
 def load_profile(path: str | Path) -> dict[str, Any]:
