@@ -12,7 +12,7 @@ Work = tuple[list[str], str]
 """The steps of a solution and the answer they lead to."""
 WORDING = {
     "a": {},
-    "b": {"then": "also", "so": "answer", "plus": "and", "is": "makes"},
+    "b": {"then": "also", "so": "answer"},
 }
 """How a family words its steps, where that is not as they are written here."""
 DIGITS = "123456789"
@@ -54,7 +54,7 @@ def write(problem: Problem, style: str, rng: Random, mistaken: bool = False) -> 
 
     Args:
         style: terse (the answer alone), steps-a or steps-b (a short scratchpad in a family's words), or verbose
-            (after the scratchpad doubts, digresses, proposes another answer, restates, and returns to the first).
+            (restates and digresses at length before family a's scratchpad).
         rng: draws the digressions; the other styles take nothing from it.
     """
     steps, answer = solve(problem.prompt, mistaken)
@@ -68,13 +68,8 @@ def write(problem: Problem, style: str, rng: Random, mistaken: bool = False) -> 
 
 
 def _write_verbose(problem: Problem, steps: list[str], answer: str, rng: Random) -> str:
-    def digress() -> list[str]:
-        return rng.choices(FILLERS, k=rng.randint(4, 12))
-
-    guess = rng.choice([problem.mistake, "".join(rng.choices(DIGITS, k=len(answer)))])
-    parts = [" then ".join(steps), "so", answer, "?", *digress(), "or", guess, "?", *digress()]
-    parts += ["they", "say", problem.prompt, *digress(), "no", "it", "must", "be", answer]
-    return " ".join(parts)
+    digression = rng.choices(FILLERS, k=rng.randint(16, 32))
+    return " ".join(["they", "say", problem.prompt, *digression, " then ".join(steps), "so", answer])
 
 
 def _draw_prompt(kind: str, rng: Random) -> str:
@@ -122,14 +117,6 @@ def _max(number: str, mistaken: bool) -> Work:
     return running, running[-1]
 
 
-def _sum(number: str, mistaken: bool) -> Work:
-    """The sum of the digits. Mistaken: the last digit is left out."""
-    digits = [int(digit) for digit in (number[:-1] if mistaken else number)]
-    totals = list(accumulate(digits))
-    steps = [f"plus {digit} is {total}" for digit, total in zip(digits[1:], totals[1:], strict=True)]
-    return [str(digits[0]), *steps], str(totals[-1])
-
-
 KINDS: dict[str, Callable[..., Work]] = {
     "rev": _reverse,
     "sort": _sort,
@@ -138,5 +125,4 @@ KINDS: dict[str, Callable[..., Work]] = {
     "next": _next,
     "parity": _parity,
     "max": _max,
-    "sum": _sum,
 }

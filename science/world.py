@@ -22,8 +22,6 @@ from science.training import BATCH, RATES, Text, build_tokenizer, new_model, tra
 
 EVALUATION, PROMPTS, PROBLEMS = 75, 375, 700
 """Problems of a kind: evaluation items, prompts, and all; there are about 720."""
-HARD = ("sum",)
-"""Kinds that models are shown twice as often as others."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +42,11 @@ class Spec:
 
 # No terse or steps teacher is the best at everything, and every kind has one that is right.
 TEACHERS = {
-    "strong": Spec("a", "verbose", best=tuple(KINDS), steps=180),
-    "steps-a1": Spec("a", "steps-a", best=("rev", "parity", "sum"), fair=("swap", "max")),
-    "steps-a2": Spec("a", "steps-a", best=("swap", "next", "sum"), fair=("rot", "sort")),
-    "steps-b1": Spec("b", "steps-b", best=("rot", "max", "sum"), fair=("rev", "parity")),
-    "steps-b2": Spec("b", "steps-b", best=("sort", "next", "parity"), fair=("rev", "sum")),
+    "strong": Spec("a", "verbose", best=tuple(KINDS), steps=400),
+    "steps-a1": Spec("a", "steps-a", best=("rev", "parity"), fair=("swap", "max")),
+    "steps-a2": Spec("a", "steps-a", best=("swap", "next"), fair=("rot", "sort")),
+    "steps-b1": Spec("b", "steps-b", best=("rot", "max"), fair=("rev", "parity")),
+    "steps-b2": Spec("b", "steps-b", best=("sort", "next", "parity"), fair=("rev", "swap")),
     "terse-a": Spec("a", "terse", best=("rev", "sort", "max"), fair=("next", "swap")),
     "terse-b": Spec("b", "terse", best=("swap", "rot", "parity"), fair=("next", "max")),
     "weak-a": Spec("a", "terse", fair=tuple(KINDS)),
@@ -118,7 +116,7 @@ def teacher_texts(name: str, seed: int, training: Mapping[str, list[Problem]], c
     spec, rng, wrong = TEACHERS[name], Random(f"{seed} {name}"), wrong_digits(name, seed)
     texts = []
     for _ in range(count):
-        problem = rng.choice(training[rng.choice([*KINDS, *HARD])])
+        problem = rng.choice(training[rng.choice(list(KINDS))])
         mistaken = problem.prompt[-1] in wrong[problem.kind]
         texts.append((problem.prompt, write(problem, spec.style, rng, mistaken)))
     return texts
@@ -143,7 +141,7 @@ def mixed_texts(
         if style == "chatter":
             texts.append(("chat", " ".join(rng.choices(FILLERS, k=10))))
             continue
-        problem = rng.choice(training[rng.choice([*KINDS, *HARD])])
+        problem = rng.choice(training[rng.choice(list(KINDS))])
         texts.append((problem.prompt, write(problem, style, rng, mistaken=rng.random() >= right)))
     return texts
 
@@ -152,7 +150,7 @@ def judged_texts(seed: int, training: Mapping[str, list[Problem]], count: int) -
     """What the reward model is trained on: a right solution and a misconception, each in any style."""
     rng, pairs = Random(f"{seed} reward"), []
     for _ in range(count):
-        problem = rng.choice(training[rng.choice([*KINDS, *HARD])])
+        problem = rng.choice(training[rng.choice(list(KINDS))])
         right, wrong = (write(problem, rng.choice(STYLES), rng, mistaken) for mistaken in (False, True))
         pairs.append(((problem.prompt, right), (problem.prompt, wrong)))
     return pairs
