@@ -1,10 +1,11 @@
 """Run recipes: `python -m science` runs all of recipes.yaml on the micro-world, `python -m science alpha` one."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from persyn.comparison import compare_seeds
-from persyn.schemas import InputError, nearest
+from persyn.schemas import InputError, nearest, printable
 from science.project import ROOT, WORK, build_world, load_profile, needs_world
 from science.recipes import collect, load_recipes, plan_jobs, run_jobs
 from science.report import write_report
@@ -46,4 +47,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {printable(str(error))}")

@@ -101,21 +101,15 @@ def planted_strengths(tables: Tables, seed: int) -> np.ndarray:
     prompts of the same kind on which it was, or was not, taught the misconception.
     """
     taught = {teacher: wrong_digits(teacher, seed) for teacher in tables.teachers}
-    prompts = pl.concat([tables.train, tables.held_out]).select(
-        "prompt_id", "source", last=pl.col("prompt").str.tail(1)
-    )
-    rows = tables.rewards.join(prompts, on="prompt_id", validate="m:1")
-    wrong = [
-        last in taught[name][source.removesuffix(".jsonl")]
-        for name, source, last in rows.select("teacher", "source", "last").rows()
-    ]
-    rows = rows.with_columns(wrong=pl.Series(wrong))
+    prompts = pl.concat([tables.train, tables.held_out])
+    rows = tables.rewards.join(prompts, on="prompt_id", how="left", validate="m:1")
+    asked = rows.select("teacher", "source", pl.col("prompt").str.tail(1)).rows()
+    wrong = [last in taught[teacher][source.removesuffix(".jsonl")] for teacher, source, last in asked]
     cell = ["teacher", "source", "wrong"]
-    seen = rows.join(tables.train, on="prompt_id", how="semi").group_by(cell).agg(pl.col("reward").mean())
-    expected = (
-        rows.drop("reward").join(seen, on=cell, how="left", validate="m:1").with_columns(pl.col("reward").fill_null(0))
-    )
-    return reward_matrix(expected, tables.held_out["prompt_id"].to_list(), tables.teachers)
+    rows = rows.with_columns(wrong=pl.Series(wrong))
+    seen = rows.join(tables.train, on="prompt_id", how="semi").group_by(cell).agg(expected=pl.col("reward").mean())
+    rows = rows.join(seen, on=cell, how="left", validate="m:1").with_columns(reward=pl.col("expected").fill_null(0))
+    return reward_matrix(rows, tables.held_out["prompt_id"].to_list(), tables.teachers)
 
 
 STUDIES: dict[str, tuple[Callable[[Path, int], Samples], str, str]] = {
