@@ -9,7 +9,7 @@ from persyn.schemas import InputError, nearest, printable
 from science.project import ROOT, WORK, build_world, load_profile, needs_world
 from science.recipes import collect, load_recipes, plan_jobs, run_jobs
 from science.report import write_report
-from science.studies import STUDIES
+from science.studies import SECOND, STUDIES
 
 
 def main() -> None:
@@ -28,8 +28,10 @@ def main() -> None:
         if name not in recipes and name not in STUDIES:
             raise InputError(f"there is no recipe {name}{nearest(name, [*recipes, *STUDIES])}")
     profile, seeds = asked.profile.stem, range(asked.seeds)
-    base = next(iter(recipes))  # the studies read the tables of the first recipe's projects
-    needed = [name for name in recipes if name in names or (name == base and set(names) & set(STUDIES))]
+    base = next(iter(recipes))  # the studies read what the first recipe's projects have made, `students` a second's too
+    read = {base} if set(names) & set(STUDIES) else set()
+    read |= {SECOND} if "students" in names else set()
+    needed = [name for name in recipes if name in {*names, *read}]
     jobs = plan_jobs(profile, params, {name: recipes[name] for name in needed}, seeds)
     run_jobs(jobs, asked.workers, build_world if needs_world(params) else lambda seed: None)
     out = asked.out or ROOT / "metrics/science" / profile

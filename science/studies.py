@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from persyn.router import Router, train_router
+from persyn.router import Router, load_router, train_router
 from persyn.router.anchors import PlacedRouter, place_teacher
 from persyn.router.metrics import reward_matrix, routing_metrics, split_prompts
 from persyn.router.settings import Settings
@@ -23,6 +23,8 @@ Card = dict[str, float]
 Samples = dict[str, pl.DataFrame]
 """Variant -> SAMPLES."""
 
+SECOND = "strategies-steps"
+"""The recipe whose projects have another student."""
 ANCHORS = (4, 16, 64, 256)
 """Prompts that a new teacher answers."""
 
@@ -112,8 +114,23 @@ def planted_strengths(tables: Tables, seed: int) -> np.ndarray:
     return reward_matrix(rows, tables.held_out["prompt_id"].to_list(), tables.teachers)
 
 
+def students(folder: Path, seed: int) -> Samples:
+    """Does the best teacher depend on the student? Two students, each routed by its own router and by the other's."""
+    folders = folder, folder.parent / f"{SECOND}-0-{seed}"
+    found: dict[str, list[Card]] = {"own router": [], "other's router": [], "other's oracle": []}
+    for own, other in (folders, folders[::-1]):
+        tables, others = read_tables(own), read_tables(other)
+        texts, identities = tables.held_out["prompt"].to_list(), tables.held_out["prompt_id"].to_list()
+        routers = [load_router(each / "models/router", tables.teachers).strengths(texts) for each in (own, other)]
+        oracle = reward_matrix(others.rewards, identities, tables.teachers)
+        for name, strengths in zip(found, [*routers, oracle], strict=True):
+            found[name].append(_measure(tables, tables.held_out, strengths))
+    return {name: _samples(cards) for name, cards in found.items()}
+
+
 STUDIES: dict[str, tuple[Callable[[Path, int], Samples], str, str]] = {
     "controls": (controls, "Is the router better than its controls?", "router"),
+    "students": (students, "Does the best teacher depend on the student?", "own router"),
     "transfer": (transfer, "Does a router trained on some sources route others?", "the same sources"),
     "anchors": (anchors, "How many prompts must a new teacher answer to join a trained router?", "trained anew"),
 }

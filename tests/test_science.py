@@ -91,6 +91,24 @@ def test_a_recipe_runs_its_variants_and_ends_in_a_table_and_a_plot(work: Path, t
     assert set(study(jobs[0].folder, 0)) == {reference, "majority", "source", "knn", "shuffled"}
 
 
+def test_the_committed_results_of_the_micro_world_say_what_the_readme_says() -> None:
+    """`make science`: the router finds what was planted, shuffled labels do not, and routing beats one teacher."""
+
+    def mean(recipe: str, variant: str, task: str, metric: str) -> float:
+        file = ROOT / f"metrics/science/micro/{recipe}.json"
+        return json.loads(file.read_text())["variants"][variant][task][metric]["mean"]
+
+    hits = {
+        name: mean("controls", name, "router", "hit_at_1") for name in ("router", "planted", "majority", "shuffled")
+    }
+    assert hits["router"] >= 0.9 * hits["planted"]
+    assert hits["shuffled"] < (hits["router"] + hits["majority"]) / 2
+    accuracy = {name: mean("strategies", name, "micro", "math_verify") for name in RECIPES["strategies"].students}
+    assert accuracy["persyn"] > accuracy["best_single"] > accuracy["strong"]
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"| {name} | {value:.3f}" in readme.replace("`", "") for name, value in accuracy.items())
+
+
 def test_a_stage_that_fails_is_named_with_what_it_said(work: Path, tmp_path: Path) -> None:
     params = tiny_params(build_model(tmp_path / "tiny"))
     params["prompts"]["num_parallel"] = 1000
