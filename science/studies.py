@@ -70,8 +70,11 @@ def transfer(folder: Path, seed: int) -> Samples:
 
 
 def anchors(folder: Path, seed: int) -> Samples:
-    """How many prompts must a new teacher answer to join a trained router? Each teacher is the new one in turn."""
+    """How many prompts must a new teacher answer to join a trained router? Each teacher is the new one in turn. The
+    router is the light one, for there are many to train.
+    """
     tables = read_tables(folder)
+    tables = replace(tables, settings=replace(tables.settings, light={}, lora=None, validation=0.0))
     texts = tables.held_out["prompt"].to_list()
     anew = _measure(tables, tables.held_out, _train(tables, tables.train, tables.teachers).strengths(texts))
     found: dict[str, list[Card]] = {"left out": [], **{f"{count} anchors": [] for count in ANCHORS}}
@@ -132,7 +135,11 @@ STUDIES: dict[str, tuple[Callable[[Path, int], Samples], str, str]] = {
     "controls": (controls, "Is the router better than its controls?", "router"),
     "students": (students, "Does the best teacher depend on the student?", "own router"),
     "transfer": (transfer, "Does a router trained on some sources route others?", "the same sources"),
-    "anchors": (anchors, "How many prompts must a new teacher answer to join a trained router?", "trained anew"),
+    "anchors": (
+        anchors,
+        "How many prompts must a new teacher answer to join a trained (light) router?",
+        "trained anew",
+    ),
 }
 """Name -> what computes it, its question, and the variant that the others are compared with."""
 
