@@ -123,17 +123,16 @@ def paired_difference(reference: np.ndarray, other: np.ndarray, seed: int = 0) -
     Returns:
         difference: mean of the paired differences; interval: its 95 % percentile bootstrap interval;
         p: exact McNemar where all values are 0 or 1, else a paired sign-flip permutation test; mde: the smallest true
-        difference found with 80 % power at 5 %; n. Where no item differs, interval and mde are None: such a
-        sample says nothing about their size.
+        difference found with 80 % power at 5 %; n. Where no item differs, or there is one only, interval and mde are
+        None: such a sample says nothing about their size.
     """
     gaps = reference - other
     n, p = len(gaps), _p_value(reference, other, seed)
     result: dict[str, Any] = {"difference": float(gaps.mean()), "interval": None, "p": p, "mde": None, "n": n}
-    if gaps.any():
+    if gaps.any() and n > 1:
         bootstrap = stats.bootstrap((gaps,), np.mean, n_resamples=2000, method="percentile", rng=seed)
         result["interval"] = [float(bound) for bound in bootstrap.confidence_interval]
-        if n > 1:
-            result["mde"] = float((stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)) * stats.sem(gaps))
+        result["mde"] = float((stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)) * stats.sem(gaps))
     return result
 
 
@@ -189,7 +188,7 @@ def _t_test(values: np.ndarray) -> tuple[list[float] | None, float | None, float
 def _p_value(reference: np.ndarray, other: np.ndarray, seed: int) -> float:
     gaps = reference - other
     wins, losses = int((gaps > 0).sum()), int((gaps < 0).sum())
-    if not wins + losses:
+    if not wins + losses or len(gaps) < 2:
         return 1.0
     if np.isin([reference, other], (0, 1)).all():
         return float(stats.binomtest(wins, wins + losses).pvalue)

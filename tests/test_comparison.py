@@ -229,3 +229,12 @@ def test_seeds_that_cannot_be_compared() -> None:
         compare_seeds({"persyn": [one], "random": [pl.concat([two, two])]})
     with pytest.raises(InputError, match=r"seeds 0 and 1 do not both have .*\('else', 'acc'\)"):
         compare_seeds({"persyn": [one, samples([1], "else")], "random": [two, samples([1], "else")]})
+
+
+@pytest.mark.parametrize("value", [1.0, 0.3])
+def test_one_item_proves_nothing(value: float) -> None:
+    """One held-out prompt, or one seed of a router's metric."""
+    found = paired_difference(np.array([value]), np.array([0.0]))
+    assert found == {"difference": value, "interval": None, "p": 1.0, "mde": None, "n": 1}
+    tables = {"persyn": [samples([value])], "random": [samples([0.0])]}
+    assert compare_seeds(tables)["random"]["task"]["acc"]["verdict"] == "within noise"
