@@ -126,7 +126,9 @@ def collect(recipe: Recipe, jobs: Sequence[Job]) -> dict[str, Any]:
     for job in jobs:
         evaluated = {s: read_table(job.folder / f"data/evaluation/{s}.parquet", SAMPLES) for s in recipe.students}
         if recipe.variants:
-            tables = [router_samples(job.folder), *evaluated.values()]
+            card = json.loads((job.folder / "metrics/router.json").read_text())
+            measured = {metric: card[metric] for metric in ROUTER if card[metric] is not None}
+            tables = [card_samples(measured), *evaluated.values()]
             samples.setdefault(job.variant, []).append(pl.concat(tables))
         else:
             for strategy, table in evaluated.items():
@@ -134,8 +136,7 @@ def collect(recipe: Recipe, jobs: Sequence[Job]) -> dict[str, Any]:
     return compare_seeds(samples, recipe.reference)
 
 
-def router_samples(folder: Path) -> pl.DataFrame:
-    """The router's card as SAMPLES: one item a metric."""
-    card = json.loads((folder / "metrics/router.json").read_text())
-    rows = [("router", "card", metric, float(card[metric]), "") for metric in ROUTER if card[metric] is not None]
+def card_samples(card: Mapping[str, float]) -> pl.DataFrame:
+    """A router's metrics as SAMPLES: one item a metric."""
+    rows = [("router", "card", metric, float(value), "") for metric, value in card.items()]
     return pl.DataFrame(rows, schema=SAMPLES, orient="row")

@@ -15,8 +15,9 @@ from persyn.router import Router, load_router, train_router
 from persyn.router.anchors import PlacedRouter, place_teacher
 from persyn.router.metrics import reward_matrix, routing_metrics, split_prompts
 from persyn.router.settings import Settings
-from persyn.schemas import PAIRS, PROMPTS, REWARDS, SAMPLES, read_table
+from persyn.schemas import PAIRS, PROMPTS, REWARDS, read_table
 from science.project import load_profile
+from science.recipes import card_samples
 from science.world import TEACHERS, wrong_digits
 
 Card = dict[str, float]
@@ -154,6 +155,5 @@ def _measure(tables: Tables, prompts: pl.DataFrame, strengths: np.ndarray) -> Ca
 
 
 def _samples(cards: Sequence[Card]) -> pl.DataFrame:
-    """The means of cards as SAMPLES: one item a metric."""
-    means = pl.DataFrame(list(cards)).mean().row(0, named=True)
-    return pl.DataFrame([("router", "card", name, value, "") for name, value in means.items()], SAMPLES, orient="row")
+    """The means of cards as SAMPLES."""
+    return card_samples(pl.DataFrame(list(cards)).mean().row(0, named=True))
