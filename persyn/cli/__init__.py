@@ -1,0 +1,31 @@
+"""The `persyn` command: what DVC cannot show. Each command imports what it needs, so that `--help` is quick.
+
+Of all in persyn, these modules alone know where a project keeps its tables.
+"""
+
+import sys
+
+import typer
+
+from persyn.cli.generate import generate
+from persyn.cli.plan import ledger, plan
+from persyn.cli.store import store
+
+app = typer.Typer(
+    no_args_is_help=True, pretty_exceptions_enable=False, help="PerSyn: what DVC cannot show. `dvc repro` runs it."
+)
+for command in (plan, generate, ledger):
+    app.command()(command)
+app.add_typer(store, name="store")
+
+
+def main() -> None:
+    """The console script: a user's mistake ends in one line."""
+    try:
+        app()
+    except ValueError as error:
+        from persyn.schemas import InputError, printable
+
+        if not isinstance(error, InputError):
+            raise
+        sys.exit(f"error: {printable(str(error))}")

@@ -1,0 +1,122 @@
+"""A project's parameters, tables and metrics, as they lie in its folder or in a DVC revision."""
+
+import io
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+from ruamel.yaml import YAML
+
+from persyn.schemas import InputError, check_table, printable
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class Project:
+    """Reads a project. What has not been made yet is None, or left out.
+
+    Args:
+        files: any file system of fsspec.
+        folder: where the project is in it, "" for its root.
+        name: what to call it.
+    """
+
+    def __init__(self, files: Any = None, folder: str = "", name: str = "workspace") -> None:
+        self.files, self.folder, self.name = files or fsspec.filesystem("file"), folder, name
+
+    def read(self, path: str) -> bytes | None:
+        """The bytes of a file.
+
+        Raises:
+            InputError: it was made, but is neither in DVC's cache nor in a remote.
+        """
+        where = f"{self.folder}/{path}" if self.folder else path
+        if not self.files.isfile(where):
+            return None
+        try:
+            return self.files.cat_file(where)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{path} of {self.name} is not in DVC's cache; fetch it (`dvc fetch --all-commits`, `dvc exp pull`) "
+                f"or make it there again (`git checkout`, `dvc repro`)"
+            ) from error
+
+    def params(self) -> dict[str, Any]:
+        """params.yaml, whole.
+
+        Raises:
+            InputError: there is none.
+        """
+        text = self.read("params.yaml")
+        if text is None:
+            raise InputError(f"{self.name} has no params.yaml here; run the command in the folder of a project")
+        return YAML(typ="safe", pure=True).load(text)
+
+    def json(self, path: str) -> Any:
+        """A metrics file; None if it is not there."""
+        import json
+
+        text = self.read(path)
+        return None if text is None else json.loads(text)
+
+    def table(self, path: str, schema: "pl.Schema") -> "pl.DataFrame | None":
+        """A table, checked; None if it is not there.
+
+        Raises:
+            InputError: as check_table.
+        """
+        import polars as pl
+
+        content = self.read(path)
+        return None if content is None else check_table(pl.read_parquet(content), schema, f"{path} of {self.name}")
+
+    def tables(self, folder: str, names: Iterable[str], schema: "pl.Schema") -> "dict[str, pl.DataFrame]":
+        """`<folder>/<name>.parquet` of those names that have one."""
+        found = ((name, self.table(f"{folder}/{name}.parquet", schema)) for name in names)
+        return {name: table for name, table in found if table is not None}
+
+
+@contextmanager
+def open_project(revision: str | None = None) -> Iterator[Project]:
+    """The project of the working directory as it stands, or as it was in a revision.
+
+    The commit is unpacked into a temporary folder, where DVC reads it: in git itself it cannot follow the links of a
+    profile.
+
+    Args:
+        revision: what git or DVC resolves: a commit, a branch, a tag, an experiment's name. None, or "workspace", for
+            the files as they lie.
+
+    Raises:
+        InputError: this is no DVC project in a git repository, or it has no such revision.
+    """
+    if revision in (None, "workspace"):
+        yield Project()
+        return
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.scm import resolve_rev
+
+    try:
+        here = Repo()
+        commit = resolve_rev(here.scm, revision)
+    except DvcException as error:
+        raise InputError(
+            f"cannot read {printable(str(revision))!r}: {error}; give a commit, a branch, a tag, an experiment's name "
+            f"(`dvc exp show`), or workspace"
+        ) from error
+    root = here.scm.root_dir
+    archive = subprocess.run(["git", "-C", root, "archive", commit], stdout=subprocess.PIPE, check=True).stdout
+    with tempfile.TemporaryDirectory(prefix="persyn-") as folder:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(folder, filter="data")
+        settings = {"cache": {"dir": here.cache.local_cache_dir}, "core": {"no_scm": True}}
+        then = Repo(str(Path(folder) / Path(here.root_dir).relative_to(root)), config=settings)
+        yield Project(DVCFileSystem(repo=then), name=str(revision))
