@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from persyn.schemas import DEFECTS, FINISH_REASONS, LEARNABILITY, QUALITY, RESPONSES, REWARDS, ROUTES
 
-LENGTHS = [20, 30, 40, 60, 80, 120, 160, 240, 320, 480, 640, 1000, 1500, 2000, 4000, 8000, 16000, 32000]
+LENGTHS = [20, 25, 30, 40, 50, 60, 80, 100, 125, 160, 200, 250, 320, 400, 500, 640, 800, 1000, 1250, 1600, 2000, 2500]
+LENGTHS += [3200, 4000, 5000, 6400, 8000, 10_000, 16_000, 32_000]
 """Characters at which responses may be cut."""
 LEAST_PROMPT = 200
 """Prompts and references are cut at twice the length of responses, and never shorter than this."""
