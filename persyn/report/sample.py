@@ -28,6 +28,7 @@ MAX_CHARACTERS = 24_000_000
 """Of all texts, or texts that gzip packs well would make a page that takes long to open."""
 KEYS = ["prompt_id", "teacher"]
 KINDS = DEFECTS.names()[2:]
+TEXTS = {"prompt": "prompts", "reference": "prompts", "response": "responses"}
 LABELS = {"domain": "domains", "source": "sources", "license": "licenses"}
 
 
@@ -100,9 +101,9 @@ def build_sample(
         payload=payload,
         prompts=drawn.height,
         total_prompts=prompts.height,
-        parallel=drawn["parallel"].sum(),
-        total_parallel=prompts["parallel"].sum(),
-        cut_prompt=_prompt_length(cut) if cut else None,
+        parallel=drawn.filter("parallel").height,
+        total_parallel=prompts.filter("parallel").height,
+        cut_prompt=_limits(cut)["prompt"] if cut else None,
         cut_response=cut,
     )
 
@@ -207,38 +208,39 @@ def _fit(
 
     The payload is None where even the shortest do not fit.
     """
-    of_prompts = tables["prompts"].select(pl.col("prompt", "reference").str.len_chars().max())
-    longest = max([1, *filter(None, [tables["responses"]["response"].str.len_chars().max(), *of_prompts.row(0)])])
+    texts = [tables[table][column] for column, table in TEXTS.items()]
+    counts = {column.name: column.str.len_chars().fill_null(0) for column in texts}
+    longest = max([1, *(int(count.max() or 0) for count in counts.values())])  # type: ignore[arg-type]
+
+    def characters(length: int) -> int:
+        limits = _limits(length)
+        return sum(int(count.clip(upper_bound=limits[column]).sum()) for column, count in counts.items())
+
     lengths = [*(length for length in LENGTHS if length < longest), longest]
+    lengths = [length for length in lengths if characters(length) <= MAX_CHARACTERS]
+    with tqdm(total=len(lengths).bit_length(), desc="sample", unit="attempt", delay=5) as bar:
 
-    @functools.cache
-    def pack(length: int) -> str | None:
-        bar.update()
-        return _pack(names, tables, length)
+        @functools.cache
+        def pack(length: int) -> str:
+            bar.update()
+            return _pack(names, tables, length)
 
-    with tqdm(desc="sample", unit="attempt", delay=5) as bar:
-        fitting = bisect.bisect_right(lengths, max_bytes, key=lambda length: len(pack(length) or " " * (max_bytes + 1)))
+        fitting = bisect.bisect_right(lengths, max_bytes, key=lambda length: len(pack(length)))
         if not fitting and tables["prompts"].height:
             return None, None
         length = lengths[max(fitting, 1) - 1]
         return pack(length), None if length == longest else length
 
 
-def _pack(names: Mapping[str, list[str]], tables: Mapping[str, pl.DataFrame], length: int) -> str | None:
-    """The payload with texts of this length; None where they are more than MAX_CHARACTERS."""
-    lengths = {"prompt": _prompt_length(length), "reference": _prompt_length(length), "response": length}
-    columns: dict[str, Any] = {name: list(names[name]) for name in names} | {"cut": lengths}
-    characters = 0
+def _pack(names: Mapping[str, list[str]], tables: Mapping[str, pl.DataFrame], length: int) -> str:
+    """The payload with texts of this length."""
+    limits = _limits(length)
+    columns: dict[str, Any] = {**names, "cut": limits}
     for name, table in tables.items():
-        texts = [column for column in table.columns if column in lengths]
-        table = table.with_columns(_cut(column, lengths[column]) for column in texts)
-        characters += sum(table[column].str.len_chars().sum() for column in texts)
-        columns[name] = table
-    if characters > MAX_CHARACTERS:
-        return None
-    columns |= {name: columns[name].to_dict(as_series=False) for name in tables}
+        texts = (_cut(column, limits[column]) for column in table.columns if column in limits)
+        columns[name] = table.with_columns(texts).to_dict(as_series=False)
     text = json.dumps(columns, ensure_ascii=False, separators=(",", ":"))
-    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
 
 
 def _cut(column: str, length: int) -> pl.Expr:
@@ -248,5 +250,7 @@ def _cut(column: str, length: int) -> pl.Expr:
     return cut.alias(column)
 
 
-def _prompt_length(length: int) -> int:
-    return max(2 * length, LEAST_PROMPT)
+def _limits(length: int) -> dict[str, int]:
+    """The length of every text where responses have this one."""
+    longer = max(2 * length, LEAST_PROMPT)
+    return {"prompt": longer, "reference": longer, "response": length}
