@@ -90,13 +90,8 @@ def test_the_payload_is_what_the_tables_say(tables: dict[str, Any]) -> None:
 
 def test_a_prompt_of_two_teachers_has_both_the_stronger_first(tables: dict[str, Any]) -> None:
     first, *_ = tables["prompts"]["prompt_id"].sort()
-    rows = {
-        "prompt_id": [first] * 2,
-        "teacher": ["teacher-1", "teacher-2"],
-        "strength": [1.0, 2.0],
-        "margin": [0.5] * 2,
-    }
-    routes = {"two": pl.DataFrame(rows)}
+    rows = {"prompt_id": [first] * 2, "teacher": ["teacher-1", "teacher-2"], "strength": [1.0, 2.0], "margin": 0.5}
+    routes = {"two": pl.DataFrame(rows, schema=ROUTES)}
     packed = unpack(build_sample(**{**tables, "routes": routes, "dataset": {}}))
     shown = packed["prompts"][first]["routes"]
     assert [packed["teachers"][one["teacher"]] for one in shown] == ["teacher-2", "teacher-1"]
