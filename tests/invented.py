@@ -1,5 +1,7 @@
 """An invented project: everything made, of random numbers, by the pipeline's own functions."""
 
+import html
+import re
 from typing import Any
 
 import numpy as np
@@ -100,3 +102,11 @@ def _scores(samples: pl.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
 def _losses(random: np.random.Generator) -> pl.DataFrame:
     loss = 1 + 2 / np.arange(1, 1001) ** 0.5 + random.normal(size=1000) / 20
     return pl.DataFrame({"step": np.arange(1, 1001), "loss": loss})
+
+
+def rows(page: str) -> list[list[str]]:
+    """The cells of every row of every table."""
+    return [
+        [html.unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)]
+        for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
+    ]

@@ -67,8 +67,8 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     if len(differing) > NAMED:
         above = sum(found["difference"] > 0 for *_, found in differing)
         return (
-            f"Of {len(cells)} differences {REFERENCE} is above in {above}, below in {len(differing) - above} and within "
-            f"noise in {len(cells) - len(differing)}; the largest: {told[0]}."
+            f"Of {len(cells)} differences {REFERENCE} is above in {above}, below in {len(differing) - above} and "
+            f"within noise in {len(cells) - len(differing)}; the largest: {told[0]}."
         )
     rest = len(cells) - len(differing)
     within = f"; the other {rest} of {len(cells)} differences are within noise" if rest else ""

@@ -18,8 +18,9 @@ def allocation_section(run: Run) -> Section:
         "Each strategy gives every prompt one teacher; bars are shares of the prompts.",
     )
     allocations = run.metric("allocation")
+    notes = [run.experiments_note] if run.experiments_note else []
     if not allocations:
-        return Section("allocation", title, lead, missing=["routes"])
+        return Section("allocation", title, lead, notes=notes, missing=["routes"])
     order = [name for name in run.strategies if name in allocations] or list(allocations)
     curve = allocation_curve({name: allocations[name] for name in order})
     used = _used(run, curve)
@@ -34,9 +35,10 @@ def allocation_section(run: Run) -> Section:
     if run.experiments:
         runs = _by_run(run)
         svg = charts.stacked_shares("runs", _told(runs, "row"), runs, used)
-        drawn.append(Chart(svg, f"{REFERENCE} in this run and in DVC's experiments: student and alpha with the name."))
+        drawn.append(
+            Chart(svg, f"{REFERENCE} in this run and in DVC's experiments; a student is named where it is another.")
+        )
         tables.append(_runs(run))
-    notes = [run.experiments_note] if run.experiments_note else []
     return Section("allocation", title, lead, drawn, tables, notes)
 
 
@@ -201,8 +203,10 @@ def _by_source(run: Run) -> pl.DataFrame | None:
 
 def _by_run(run: Run) -> pl.DataFrame:
     student, alpha = run.section("student").get("model"), run.section("rewards").get("alpha")
-    named = {f"this run: {student}, {alpha}": run.metric("allocation")}
-    named |= {f"{each.name}: {each.student}, {each.alpha}": each.allocation for each in run.experiments}
+    named = {f"this run: alpha {alpha}": run.metric("allocation")}
+    for each in run.experiments:
+        other = f", {each.student}" if each.student != student else ""
+        named[f"{each.name}: alpha {each.alpha}{other}"] = each.allocation
     shares = {name: of[REFERENCE] for name, of in named.items() if REFERENCE in of}
     return allocation_curve(shares).rename({"strategy": "row"})
 
