@@ -36,7 +36,7 @@ def allocation_section(run: Run) -> Section:
         runs = _by_run(run)
         svg = charts.stacked_shares("runs", _told(runs, "row"), runs, used)
         drawn.append(
-            Chart(svg, f"{REFERENCE} in this run and in DVC's experiments; a student is named where it is another.")
+            Chart(svg, f"{REFERENCE} in this run and in DVC's experiments (a student is named if it is another).")
         )
         tables.append(_runs(run))
     return Section("allocation", title, lead, drawn, tables, notes)
