@@ -1,19 +1,20 @@
 """The report in a real browser: it opens by itself and offline, its filters filter, and hostile texts are texts."""
 
-import base64
-import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import polars as pl
 import pytest
+from persyn.cli.report import read_run
 from test_sample import HOSTILE
 
 from benchmarks.chromium import missing, open_chromium, open_page, requests
-from benchmarks.report import made_up
-from persyn.report.sample import build_sample
+from benchmarks.report import made_up, report_of
+from benchmarks.tiny import ROOT
+from persyn.cli.project import Project
+from persyn.report import build_report
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -23,18 +24,9 @@ pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
 def page_of(tables: dict[str, Any], folder: Path) -> Path:
-    d = Path("persyn/report")
-    env = jinja2.Environment(loader=jinja2.FileSystemLoader(d), autoescape=True)
-    js = (d / "browser.js").read_text()
-    h = base64.b64encode(hashlib.sha256(js.encode()).digest()).decode()
-    head = f"<!doctype html><html lang=en><meta charset=utf-8><meta http-equiv=Content-Security-Policy content=\"default-src 'none'; script-src 'sha256-{h}'; style-src 'unsafe-inline'; img-src data:\"><title>x</title><link rel=icon href='data:,'>"
+    """The report of a project of these tables."""
     page = folder / "report.html"
-    page.write_text(
-        head
-        + env.get_template("browser.html.j2").render(
-            sample=build_sample(**tables), browser_js=js, browser_css=(d / "browser.css").read_text()
-        )
-    )
+    page.write_text(report_of(tables))
     return page
 
 
@@ -77,6 +69,8 @@ class Browser:
         return found
 
     def click(self, selector: str) -> None:
+        """Scroll to it, away from what sticks to the top of the window, and click."""
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", self.one(selector))
         self.one(selector).click()
         self.settle()
 
@@ -121,17 +115,35 @@ def console(driver: "Chrome") -> list[str]:
     return [entry["message"] for entry in driver.get_log("browser")]
 
 
-def test_it_opens_by_itself_without_an_error(chromium: "Chrome", page: Path) -> None:
+def opens_by_itself(chromium: "Chrome", page: Path) -> Browser:
+    """Open a page and every prompt on it: not a line in the console, not a request but for the file."""
     console(chromium)
     requests(chromium)
     browser = Browser(chromium, page)
-    assert browser.count() == "60 of 60 prompts"
     for button in browser.all(".browse-open"):
         button.click()
     assert console(chromium) == []
-    outside = [url for url in requests(chromium) if url not in ("about:blank", page.as_uri())]
-    assert [url for url in outside if not url.startswith("data:")] == []
+    asked = set(requests(chromium)) - {"about:blank"}
+    assert {url for url in asked if not url.startswith("data:")} == {page.as_uri()}
     assert chromium.execute_script("return performance.getEntriesByType('resource').map(one => one.name)") == []
+    return browser
+
+
+def test_it_opens_by_itself_without_an_error(chromium: "Chrome", page: Path) -> None:
+    assert opens_by_itself(chromium, page).count() == "60 of 60 prompts"
+
+
+def test_the_report_of_this_project_opens(
+    chromium: "Chrome", tables: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its parameters and metrics are in git, so every chart is drawn; its tables may not have been made here."""
+    monkeypatch.chdir(ROOT)
+    run = read_run(Project())
+    run = replace(run, prompts=tables["prompts"]) if run.prompts is None else run
+    page = tmp_path / "report.html"
+    page.write_text(build_report(run))
+    opens_by_itself(chromium, page)
+    assert len(chromium.find_elements("css selector", "figure svg")) > 5
 
 
 def test_search_is_for_all_words_in_prompts_responses_and_ids(browser: Browser, tables: dict[str, Any]) -> None:
@@ -264,7 +276,8 @@ def test_a_prompt_opens_by_keyboard_and_shows_every_response(browser: Browser, t
         assert answer["response"].strip() in card.text
         shown = card.find_element("css selector", "dl").text.split()
         assert shown[::2] == ["reward", "quality", "learnability", "tokens"]
-        assert float(shown[1]) == pytest.approx(row["reward"], rel=1e-2)
+        for name, value in zip(shown[:6:2], shown[1:6:2], strict=True):
+            assert float(value.replace("\N{MINUS SIGN}", "-")) == pytest.approx(row[name], rel=1e-2)
         assert int(shown[7]) == answer["num_response_tokens"]
     lines = [line.text.split() for line in browser.all(".browse-details tbody tr")]
     for (strategy, table), line in zip(tables["routes"].items(), lines, strict=True):

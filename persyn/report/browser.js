@@ -125,7 +125,7 @@
     return made;
   }
 
-  const number = (value) => (value === null ? "–" : String(Number(value.toPrecision(3))));
+  const number = (value) => (value === null ? "–" : String(Number(value.toPrecision(3))).replace("-", "−"));
   const badge = (name, value) => text("span", `browse-badge ${name}`, value);
 
   function passage(value, length) {
