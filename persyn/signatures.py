@@ -94,7 +94,7 @@ def _by_teacher(name: str, what: str, counts: Mapping[str, Any], key: str, level
 def _length(rewards: Mapping[str, Any]) -> Signature:
     name, what = (
         "reward is length",
-        "the reward ranks responses by how long they are, whatever else it seems to measure",
+        f"the reward ranks responses by how long they are; watch from {LENGTH[0]}, alarm from {LENGTH[1]} either way",
     )
     if not rewards:
         return Signature(name, what, "", "unknown", "dvc repro rewards")

@@ -10,12 +10,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from persyn.report.svg import INK, MUTED, PAPER, RULE, Look, render, short
+from persyn.report.svg import INK, MUTED, PAPER, RULE, STRATEGY_COLOURS, Look, render, short
+from persyn.report.svg import looks as looks_of
 
 WIDTH = 960  # pixels, of the page's text
 ROW = 26  # pixels of a bar with its gap
 MAX_POINTS = 1500
-MAX_STEPS = 400
+MAX_STEPS = 120
 
 
 def stacked_shares(name: str, title: str, shares: pl.DataFrame, looks: Mapping[str, Look]) -> Markup:
@@ -103,7 +104,6 @@ def reliability(name: str, title: str, bins: pl.DataFrame) -> Markup:
         axes.plot(bins["confidence"], bins["accuracy"], color="#0072b2")
         size = 30 + 170 * bins["pairs"].to_numpy() / max(bins["pairs"].to_list(), default=1)
         axes.scatter(bins["confidence"], bins["accuracy"], size, color="#0072b2", edgecolors=PAPER, zorder=3)
-        axes.text(0.965, 0.985, "calibrated", ha="right", color=MUTED, fontsize=11)
         axes.set(xlim=(0.48, 1.02), ylim=(-0.04, 1.06), xlabel="how sure the router is", ylabel="how often it is right")
         axes.grid(visible=True)
 
@@ -122,7 +122,16 @@ def side_by_side(name: str, title: str, shares: Mapping[str, Mapping[str, float]
             look = looks[teacher]
             style: dict[str, Any] = {"color": look.colour, "hatch": look.hatch, "edgecolor": PAPER}
             axes.barh(place, first.get(teacher, 0.0), 0.66, **style)
-        axes.plot([second.get(teacher, 0.0) for teacher in teachers], places, "D", color=PAPER, mec=INK, mew=1.8, ms=7)
+        axes.plot(
+            [second.get(teacher, 0.0) for teacher in teachers],
+            places,
+            "D",
+            color=PAPER,
+            mec=INK,
+            mew=1.8,
+            ms=7,
+            clip_on=False,
+        )
         _rows(axes, teachers)
         axes.set_xlim(0, None)
         axes.set_xlabel(f"bar: {ours}; diamond: {theirs}")
@@ -135,7 +144,7 @@ def alpha_lines(
     name: str, title: str, curve: pl.DataFrame, looks: Mapping[str, Look], alpha: float, scores: pl.DataFrame
 ) -> Markup:
     """`alpha`, `teacher`, `share` as lines; below, where there are any, `alpha`, `task`, `value` as dots."""
-    tasks = scores["task"].unique().sort().to_list()
+    tasks = score_looks(scores)
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(2 if tasks else 1, 1, sharex=True, squeeze=False)[:, 0]
@@ -147,9 +156,9 @@ def alpha_lines(
         panels[0].set_ylabel("best on so many prompts")
         panels[0].set_ylim(0, 1.15 * max(curve["share"].to_list(), default=1))
         _percent(panels[0].yaxis)
-        for number, task in enumerate(tasks):
-            of, look = scores.filter(task=task).sort("alpha"), Look(number)
-            panels[1].plot(of["alpha"], of["value"], MARKER_OF[number % 4], color=look.colour, ms=8, mec=PAPER)
+        for task, look in tasks.items():
+            of = scores.filter(task=task).sort("alpha")
+            panels[1].plot(of["alpha"], of["value"], look.marker, color=look.colour, ms=8, mec=PAPER)
         for axes in panels:
             axes.axvline(alpha, color=INK, lw=1.2, ls=(0, (2, 2)))
             axes.grid(visible=True)
@@ -161,7 +170,9 @@ def alpha_lines(
     return render(name, title, (WIDTH, 520 if tasks else 330), paint)
 
 
-MARKER_OF = "osD^"
+def score_looks(scores: pl.DataFrame) -> dict[str, Look]:
+    """Task -> its look."""
+    return looks_of(scores["task"].unique().sort(), STRATEGY_COLOURS)
 
 
 def forest(name: str, title: str, curve: pl.DataFrame) -> Markup:
@@ -222,7 +233,7 @@ def bill(name: str, title: str, uses: pl.DataFrame, parts: Mapping[str, Look]) -
                 axes.barh(range(len(rows)), width, 0.66, left, color=look.colour, hatch=look.hatch, edgecolor=PAPER)
                 left += width
             for place, total in enumerate(left):
-                axes.text(total, place, f" {total:,.0f}", va="center", fontsize=11)
+                axes.annotate(f"{total:,.0f}", (total, place), (5, 0), textcoords="offset points", va="center", size=11)
             axes.set_title(f"teacher {unit.replace('_', ' ')}")
             axes.set_xlim(0, max(left.max(), 1) * 1.22)
             _rows(axes, rows)

@@ -8,7 +8,7 @@ from persyn.curves import allocation_curve, alpha_curve, landscape_curve
 from persyn.defects import Policies
 from persyn.report import charts
 from persyn.report.parts import REFERENCE, Chart, Run, Section, Table, count, decimal, interval, percent
-from persyn.report.svg import Look, looks
+from persyn.report.svg import Look
 
 
 def allocation_section(run: Run) -> Section:
@@ -136,7 +136,7 @@ def alpha_section(run: Run) -> Section:
     )
     drawn = [Chart(svg, caption, there, "line")]
     if scores.height:
-        tasks = looks(scores["task"].unique().sort())
+        tasks = charts.score_looks(scores)
         note = (
             f"Below: scores of the same student trained on {REFERENCE}'s data by alpha, from this run and experiments."
         )
@@ -177,12 +177,16 @@ def _used(run: Run, curve: pl.DataFrame) -> dict[str, Look]:
 
 
 def _counts(caption: str, shares: pl.DataFrame, by: str, used: dict[str, Look]) -> Table:
-    """Prompts, a row each value of `by`, a column a teacher."""
+    """Prompts, a row each value of `by`, a column a teacher; turned round where there are many teachers."""
     rows = []
     for (name,), group in shares.group_by(by, maintain_order=True):
         of = dict(group.select("teacher", "prompts").iter_rows())
         rows.append([str(name), count(sum(of.values())), *(count(of.get(teacher, 0)) for teacher in used)])
-    return Table(caption, [by if by != "row" else "domain · source", "prompts", *used], rows)
+    columns = [by if by != "row" else "domain · source", "prompts", *used]
+    if len(used) <= max(len(rows), 6):
+        return Table(caption, columns, rows)
+    columns, *turned = [list(line) for line in zip(columns, *rows, strict=True)]
+    return Table(caption, ["teacher", *columns[1:]], turned)
 
 
 def _by_source(run: Run) -> pl.DataFrame | None:
