@@ -183,11 +183,10 @@ def _encode(
     chosen = chosen.with_columns(position("teacher", "teachers"), position("strategy", "strategies"))
     chosen = chosen.sort("prompt_id", "strategy", "strength", "teacher", descending=[False, False, True, False])
     for table, name in ((answers, "responses"), (chosen, "routes")):
-        own = table.group_by("prompt_id").agg(pl.len().alias(name))
-        drawn = drawn.join(own, on="prompt_id", how="left", validate="1:1").sort("prompt_id")
+        drawn = drawn.join(table["prompt_id"].value_counts(name=name), on="prompt_id", how="left", validate="1:1")
     rounded = pl.col(pl.Float64).round_sig_figs(4)
     return {
-        "prompts": drawn.with_columns(
+        "prompts": drawn.sort("prompt_id").with_columns(
             *(position(label, known) for label, known in LABELS.items()),
             pl.col("parallel").cast(pl.Int8),
             pl.col("responses", "routes").fill_null(0),
@@ -248,5 +247,4 @@ def _cut(column: str, length: int) -> pl.Expr:
 
 def _limits(length: int) -> dict[str, int]:
     """The length of every text where responses have this one."""
-    longer = max(2 * length, LEAST_PROMPT)
-    return {"prompt": longer, "reference": longer, "response": length}
+    return dict.fromkeys(["prompt", "reference"], max(2 * length, LEAST_PROMPT)) | {"response": length}
