@@ -4,13 +4,15 @@
   const PAGE = 25;
   const find = (id) => document.getElementById(`browse-${id}`);
   const form = find("filters");
-  let sample, rows, shown = [], page = 0;
+  let sample, rows, shown = [], page = 0, applied;
 
   // Columns -> objects; a prompt owns the next so many responses and routes.
   function unpack(packed) {
     const table = (columns) => {
-      const names = Object.keys(columns);
-      return columns[names[0]].map((_, row) => Object.fromEntries(names.map((name) => [name, columns[name][row]])));
+      const [first, ...others] = Object.entries(columns);
+      const made = first[1].map((value) => ({[first[0]]: value}));
+      for (const [name, values] of others) values.forEach((value, row) => { made[row][name] = value; });
+      return made;
     };
     const responses = table(packed.responses), routes = table(packed.routes);
     let response = 0, route = 0;
@@ -125,7 +127,7 @@
     return made;
   }
 
-  const number = (value) => (value === null ? "–" : String(Number(value.toPrecision(3))));
+  const number = (value) => (value === null ? "–" : String(Number(value.toFixed(3))).replace("-", "−"));
   const badge = (name, value) => text("span", `browse-badge ${name}`, value);
 
   function passage(value, length) {
@@ -144,7 +146,8 @@
       element("td", "browse-number", number(route.strength)),
       element("td", "browse-number", number(route.margin)),
       element("td", "", {0: "no: dropped", 1: "yes"}[route.kept] ?? "–")));
-    return element("table", "", element("thead", "", element("tr", "", ...head)), element("tbody", "", ...lines));
+    const made = element("table", "", element("thead", "", element("tr", "", ...head)), element("tbody", "", ...lines));
+    return element("div", "browse-scroll", made);
   }
 
   function responseCard(row, response) {
@@ -173,7 +176,7 @@
         text("span", "", row.license), " · ", text("code", "", `persyn show ${row.prompt_id}`)));
     if (row.reference) made.append(element("h3", "", "Reference"), passage(row.reference, sample.cut.reference));
     if (row.routes.length) made.append(element("h3", "", "Routes"), routesTable(row));
-    made.append(element("h3", "", row.responses.length === 1 ? "1 response" : `${row.responses.length} responses`),
+    made.append(element("h3", "", `Responses: ${row.responses.length} of ${sample.teachers.length} teachers`),
       element("div", "browse-cards", ...order.map((response) => responseCard(row, response))));
     return made;
   }
@@ -183,11 +186,12 @@
     if (row.parallel) line.append(badge("", "parallel"));
     const route = routesOf(row, filters.strategy)[0];
     if (route) {
-      const margin = route.margin === null ? "" : `, margin ${number(route.margin)}`;
-      line.append(badge("browse-route", `${sample.strategies[route.strategy]} → ${sample.teachers[route.teacher]}${margin}`));
+      const chosen = `${sample.strategies[route.strategy]} → ${sample.teachers[route.teacher]}`;
+      line.append(badge("browse-route", route.margin === null ? chosen : `${chosen}, margin ${number(route.margin)}`));
     }
     if (disagree(row)) line.append(badge("", "strategies disagree"));
     for (const problem of problemsOf(row, filters.strategy)) line.append(badge("browse-problem", label(problem)));
+    line.append(text("code", "browse-id", row.prompt_id));
     const start = [...row.prompt.slice(0, 600)].slice(0, 300).join("");
     const button = element("button", "browse-open", text("span", "browse-start", start), line);
     const made = element("li", "", button);
@@ -214,7 +218,7 @@
     find("next").disabled = page === pages - 1;
     const items = shown.slice(page * PAGE, (page + 1) * PAGE).map((row) => item(row, filters));
     find("list").replaceChildren(...items);
-    if (shown.length === 1 && shown[0].prompt_id === filters.q) items[0].firstChild.click();
+    if (shown.length === 1 && shown[0].prompt_id === filters.q.toLowerCase()) items[0].firstChild.click();
     const set = Object.entries(filters).filter(([, value]) => value);
     const address = new URLSearchParams(page ? [...set, ["page", page + 1]] : set).toString();
     const now = address ? `#browse?${address}` : "";
@@ -222,13 +226,15 @@
   }
 
   function apply(toPage = 0) {
-    shown = select(filtersNow());
+    const filters = filtersNow();
+    applied = JSON.stringify(filters);
+    shown = select(filters);
     page = toPage;
     show();
   }
 
   function restore() {
-    if (!location.hash.startsWith("#browse")) return false;
+    if (!location.hash.startsWith("#browse?")) return false;
     const asked = new URLSearchParams(location.hash.slice("#browse?".length));
     for (const field of form.elements) {
       if (field.type === "checkbox") field.checked = asked.has(field.name);
@@ -269,10 +275,12 @@
 
   function listen() {
     let waiting;
-    form.addEventListener("input", (event) => {
+    const later = (event) => {
       clearTimeout(waiting);
-      waiting = setTimeout(apply, event.target.name === "q" ? 150 : 0);
-    });
+      if (JSON.stringify(filtersNow()) !== applied) waiting = setTimeout(apply, event.type === "input" ? 150 : 0);
+    };
+    form.addEventListener("input", later);
+    form.addEventListener("change", later);
     form.addEventListener("reset", () => setTimeout(apply));
     form.addEventListener("submit", (event) => event.preventDefault());
     const turn = (step) => {
@@ -291,7 +299,8 @@
         + "Open the page in Chrome or Edge 80, Firefox 113, Safari 16.4, or later.";
       return;
     }
-    const bytes = Uint8Array.from(atob(find("sample").textContent), (letter) => letter.charCodeAt(0));
+    const letters = atob(find("sample").textContent), bytes = new Uint8Array(letters.length);
+    for (let place = 0; place < letters.length; place++) bytes[place] = letters.charCodeAt(place);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     unpack(await new Response(stream).json());
     fillFilters();
