@@ -4,10 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import polars as pl
+from polars import selectors as cs
 
 from persyn.defects import Policies
 from persyn.rewards import build_rewards
 
+Scores = tuple[
+    Mapping[str, pl.DataFrame], Mapping[str, pl.DataFrame], pl.DataFrame, Sequence[str], Policies, Sequence[str]
+]
 ALPHAS = [tenths / 10 for tenths in range(11)]
 TIE = 1e-9  # rewards nearer than this are equal but for rounding
 
@@ -123,9 +127,87 @@ def ledger_curve(cost: Mapping[str, Any]) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row")
 
 
+def build_curves(
+    scores: Scores,
+    weighing: Mapping[str, Any],
+    rewards: pl.DataFrame,
+    allocations: Mapping[str, Mapping[str, Any]],
+    evaluations: Mapping[str, Mapping[str, Any]],
+    comparison: Mapping[str, Any],
+    cost: Mapping[str, Any],
+) -> dict[str, pl.DataFrame]:
+    """All curves of a run, as DVC's own templates draw them: what they tell apart by a column has one each.
+
+    Args:
+        scores: teacher -> QUALITY, teacher -> LEARNABILITY, DEFECTS, and the last three of alpha_curve.
+        weighing: the section `rewards` of params.yaml.
+        rewards: REWARDS.
+        allocations, evaluations, comparison, cost: as the curves of these names take them.
+
+    Returns:
+        name -> table, numbers to six significant digits. allocation, comparison and ledger begin with `bar`, what the
+        bar stands for; comparison has no row of persyn's own. landscape has a column `<teacher> learnability` for
+        each, alpha `<teacher> share`.
+
+    Raises:
+        InputError: as build_rewards.
+    """
+    quality, learnability, defects, teachers, policies, anchored = scores
+    tables = pl.concat(quality.values()), pl.concat(learnability.values()), defects
+    compared = comparison_curve(comparison, evaluations).filter(pl.col("difference").is_not_null())
+    landscape, alpha = landscape_curve(rewards), alpha_curve(*tables, teachers, policies, anchored, **weighing)
+    curves = {
+        "allocation": _labelled(allocation_curve(allocations), "strategy", "teacher"),
+        "landscape": _spread(landscape, landscape.columns, "learnability"),
+        "alpha": _spread(alpha, ["alpha"], "share"),
+        "comparison": _labelled(compared, "strategy", "metric", "task"),
+        "ledger": _labelled(ledger_curve(cost), "strategy", "part"),
+    }
+    return {name: curve.with_columns(cs.float().round_sig_figs(6)) for name, curve in curves.items()}
+
+
+def plot_entries(teachers: Sequence[str], strategies: Sequence[str]) -> dict[str, Any]:
+    """The plots of a DVC file, for those curves that must name every teacher or strategy; params.yaml alone knows them.
+
+    The file is to lie beside the folders of the curves (`curves`) and of the training losses (`training`).
+    """
+    landscape, alpha = ([f"{teacher} {value}" for teacher in teachers] for value in ("learnability", "share"))
+    entries: dict[str, dict[str, Any]] = {
+        "quality and learnability of every teacher": {
+            "template": "scatter",
+            "x": "quality",
+            "y": {"curves/landscape.csv": landscape},
+            "y_label": "learnability (nats a token)",
+        },
+        "best teacher by alpha": {
+            "template": "simple",
+            "x": "alpha",
+            "y": {"curves/alpha.csv": alpha},
+            "y_label": "share of the parallel prompts",
+        },
+        "training loss": {
+            "template": "simple",
+            "x": "step",
+            "y": {f"training/{strategy}.csv": "loss" for strategy in strategies},
+        },
+    }
+    return {"plots": [{name: entry} for name, entry in entries.items()]}
+
+
 def _best(rewards: pl.DataFrame) -> pl.DataFrame:
     """teacher, share: of the prompts of REWARDS, on how many its reward is the highest; a tie is shared equally."""
     first = pl.col("reward") >= pl.col("reward").max().over("prompt_id") - TIE
     won = first / first.sum().over("prompt_id")
     prompts = rewards["prompt_id"].n_unique()
     return rewards.with_columns(won=won).group_by("teacher").agg(share=pl.col("won").sum() / prompts).sort("teacher")
+
+
+def _labelled(curve: pl.DataFrame, *names: str) -> pl.DataFrame:
+    return curve.select(pl.concat_str(names, separator=", ").alias("bar"), pl.all())
+
+
+def _spread(curve: pl.DataFrame, index: Sequence[str], value: str) -> pl.DataFrame:
+    """One row a different `index`, and the value of each teacher in a column of its own; NaN where it has none, which
+    is not drawn, while an empty cell is drawn as 0."""
+    series = curve.select(*index, pl.col(value).alias("value"), series=pl.format("{} " + value, "teacher"))
+    return series.pivot("series", index=index, values="value").with_columns(cs.float().fill_null(float("nan")))

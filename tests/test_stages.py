@@ -30,7 +30,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-PROMPTS = "data/prompts.parquet"
+PROMPTS, SHARES = "data/prompts.parquet", "metrics/allocation"
 
 
 def run_up_to_routed(teachers: list[str], strategies: list[str]) -> None:
@@ -44,12 +44,19 @@ def run_up_to_routed(teachers: list[str], strategies: list[str]) -> None:
     scored = "data/quality", "data/learnability", "data/defects.parquet"
     run_stage("rewards", *scored, "data/rewards.parquet", "metrics/rewards.json")
     run_stage("pairs", "data/rewards.parquet", "data/pairs.parquet")
-    trained = "models/router", "metrics/router.json", "metrics/reports/reliability.csv"
+    trained = "models/router", "metrics/router.json", "metrics/reports/reliability.csv", "metrics/live/router"
     run_stage("router", PROMPTS, "data/rewards.parquet", "data/pairs.parquet", *trained)
     for name in strategies:
         routes, routed = f"data/routes/{name}.parquet", f"data/routed/{name}.parquet"
         run_stage(
-            "routes", name, PROMPTS, "data/rewards.parquet", "models/router", "data/responses", routes, f"a-{name}.json"
+            "routes",
+            name,
+            PROMPTS,
+            "data/rewards.parquet",
+            "models/router",
+            "data/responses",
+            routes,
+            f"{SHARES}/{name}.json",
         )
         run_stage("routed", PROMPTS, routes, "data/responses", routed)
     run_stage("cost", PROMPTS, "data/responses", "data/routed", "metrics/cost.json")
@@ -76,10 +83,14 @@ def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
         routes, routed = f"data/routes/{name}.parquet", f"data/routed/{name}.parquet"
         made = f"data/dataset/{name}.parquet", f"metrics/d-{name}.json", f"data/cards/{name}.md"
         run_stage("dataset", name, PROMPTS, "metrics/prompts.json", routes, routed, *made)
-        run_stage("student", f"data/dataset/{name}.parquet", f"models/student/{name}", f"metrics/{name}.csv")
+        trained = f"models/student/{name}", f"metrics/{name}.csv", f"metrics/live/student/{name}"
+        run_stage("student", f"data/dataset/{name}.parquet", *trained)
         scores, samples = f"metrics/evaluation/{name}.json", f"data/evaluation/{name}.parquet"
         run_stage("evaluation", f"models/student/{name}", "tasks", scores, samples)
     run_stage("comparison", "data/evaluation", "metrics/comparison.json", "metrics/comparison.md")
+    scored = "data/quality", "data/learnability", "data/defects.parquet", "data/rewards.parquet"
+    measured = SHARES, "metrics/evaluation", "metrics/comparison.json", "metrics/cost.json"
+    run_stage("curves", *scored, *measured, "metrics/reports/curves", "metrics/reports/dvc.yaml")
 
     for table in ("rewards", "pairs", "prompts", "defects"):
         read_table(f"data/{table}.parquet", getattr(schemas, table.upper()))
@@ -103,6 +114,8 @@ def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
     assert measured["persyn_math"]["math_verify"]["n"] == 2
     comparison = json.loads(Path("metrics/comparison.json").read_text())
     assert comparison.keys() == set(strategies) - {"persyn"}
+    assert pl.read_csv("metrics/reports/curves/allocation.csv").height == len(strategies) * len(teachers)
+    assert pl.read_csv("metrics/live/student/persyn/plots/metrics/loss.tsv", separator="\t").columns == ["step", "loss"]
     assert json.loads(Path("metrics/cost.json").read_text())["generate_then_select"]["calls"] == 36
     assert not list(project.rglob("*.partial"))
 
