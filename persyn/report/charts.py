@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from persyn.report.svg import INK, MUTED, PAPER, RULE, STRATEGY_COLOURS, Look, render, short
 from persyn.report.svg import looks as looks_of
 
-WIDTH = 960  # pixels, of the page's text
+WIDTH = 1060  # pixels, of the page's text
 ROW = 26  # pixels of a bar with its gap
 MAX_POINTS = 1500
 MAX_STEPS = 120
@@ -64,7 +64,7 @@ def landscape(
             for teacher, look in looks.items():
                 here = (shown["teacher"] == teacher).to_numpy()
                 at = shown["learnability"].to_numpy()[here], (shown["quality"].to_numpy() + shift)[here]
-                axes.plot(*at, look.marker, color=look.colour, ms=4, mew=0, alpha=0.45)
+                axes.plot(*at, look.marker, color=look.colour, ms=5.5, mew=0, alpha=0.45)
                 for row in means.filter(teacher=teacher).iter_rows(named=True):
                     style: dict[str, Any] = {"color": look.colour, "ms": 12, "mec": INK, "mew": 1.6, "zorder": 5}
                     axes.plot(row["learnability"], row["quality"], look.marker, **style)
@@ -107,7 +107,7 @@ def reliability(name: str, title: str, bins: pl.DataFrame) -> Markup:
         axes.set(xlim=(0.48, 1.02), ylim=(-0.04, 1.06), xlabel="how sure the router is", ylabel="how often it is right")
         axes.grid(visible=True)
 
-    return render(name, title, (460, 340), paint)
+    return render(name, title, (510, 340), paint)
 
 
 def side_by_side(name: str, title: str, shares: Mapping[str, Mapping[str, float]], looks: Mapping[str, Look]) -> Markup:
@@ -137,7 +137,7 @@ def side_by_side(name: str, title: str, shares: Mapping[str, Mapping[str, float]
         axes.set_xlabel(f"bar: {ours}; diamond: {theirs}")
         _percent(axes.xaxis)
 
-    return render(name, title, (460, max(240, ROW * len(teachers) + 64)), paint)
+    return render(name, title, (510, max(240, ROW * len(teachers) + 64)), paint)
 
 
 def alpha_lines(

@@ -139,7 +139,7 @@ def _inline(svg: bytes, name: str, title: str, width: float) -> Markup:
     height = root.attrib["viewBox"].split()[3]
     root.attrib.clear()
     root.attrib |= {
-        "class": "plot",
+        "class": "plot wide" if width > 600 else "plot",
         "viewBox": f"0 0 {width:g} {height}",
         "role": "img",
         "aria-label": printable(title),
