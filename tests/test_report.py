@@ -137,7 +137,8 @@ def test_hostile_names_are_text() -> None:
 @pytest.fixture
 def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Charts are not drawn, which takes most of the time."""
-    monkeypatch.setattr("persyn.report.charts.render", lambda *arguments: Markup("<svg></svg>"))
+    for module in ("bars", "charts"):
+        monkeypatch.setattr(f"persyn.report.{module}.render", lambda *arguments: Markup("<svg></svg>"))
 
 
 @pytest.mark.usefixtures("unpainted")
