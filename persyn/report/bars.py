@@ -82,6 +82,7 @@ def side_by_side(name: str, title: str, shares: Mapping[str, Mapping[str, float]
         name_rows(axes, teachers)
         axes.set_xlim(0, None)
         axes.set_xlabel(f"bar: {ours}; diamond: {theirs}")
+        axes.tick_params(axis="y", pad=9)
         in_percent(axes.xaxis)
 
     return render(name, title, (510, max(240, ROW * len(teachers) + 64)), paint)

@@ -25,7 +25,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     methods = run.section("quality").get("methods") or {}
     found = [
         ("student", student.get("model")),
-        (f"{len(run.section('teachers'))} teachers", listed(list(run.section("teachers")), 8)),
+        (f"{len(run.section('teachers'))} teachers", listed(list(run.section("teachers")))),
         ("alpha", f"{rewards['alpha']:g} (the weight of learnability)" if "alpha" in rewards else None),
         ("quality by", ", ".join(f"{method} ({domain})" for domain, method in methods.items())),
         ("learnability by", run.section("learnability").get("method")),
