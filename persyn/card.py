@@ -46,7 +46,7 @@ def build_card(
         counts: as build_dataset returns them.
         teachers: by name, those in `dataset` at least.
         cleaning: the counts of build_prompts.
-        sections: heading -> markdown, what else the card says; `Columns` takes the place of the card's own.
+        sections: heading -> markdown, what comes after the conditions; None says which columns DATASET has.
         data_files: which files beside the card are the split `train`, as a pattern.
     """
     sources = dataset.join(prompts.select("prompt_id", "source"), on="prompt_id", how="left", validate="m:1")
@@ -70,7 +70,7 @@ def build_card(
         "Who uses this data is bound by all of these. They are as recorded by who made the data, and no legal advice.",
         "\n".join(_conditions(dataset, teachers)),
     ]
-    for heading, text in {"Columns": COLUMNS, **(sections or {})}.items():
+    for heading, text in (sections or {"Columns": COLUMNS}).items():
         parts += [f"## {heading}", text]
     return _front_matter(strategy, dataset, data_files) + "\n\n".join(parts) + "\n"
 
