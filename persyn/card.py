@@ -33,7 +33,7 @@ def build_card(
     teachers: Mapping[str, Teacher],
     cleaning: Mapping[str, Any],
     sections: Mapping[str, str] | None = None,
-    data_files: str | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> str:
     """The data card: the README of a Hugging Face dataset, in markdown below YAML front matter.
 
@@ -47,7 +47,7 @@ def build_card(
         teachers: by name, those in `dataset` at least.
         cleaning: the counts of build_prompts.
         sections: heading -> markdown, what comes after the conditions; None says which columns DATASET has.
-        data_files: which files beside the card are the split `train`, as a pattern.
+        config: how `datasets` loads the files beside the card: an entry of `configs` in its front matter.
     """
     sources = dataset.join(prompts.select("prompt_id", "source"), on="prompt_id", how="left", validate="m:1")
     origins = sources.group_by("source", "license").len().sort("source", "license").rows()
@@ -72,10 +72,10 @@ def build_card(
     ]
     for heading, text in (sections or {"Columns": COLUMNS}).items():
         parts += [f"## {heading}", text]
-    return _front_matter(strategy, dataset, data_files) + "\n\n".join(parts) + "\n"
+    return _front_matter(strategy, dataset, config) + "\n\n".join(parts) + "\n"
 
 
-def _front_matter(strategy: str, dataset: pl.DataFrame, data_files: str | None) -> str:
+def _front_matter(strategy: str, dataset: pl.DataFrame, config: Mapping[str, Any] | None) -> str:
     from huggingface_hub import DatasetCardData
 
     licenses = {name.lower() for column in ("license", "teacher_license") for name in dataset[column].unique()}
@@ -88,7 +88,7 @@ def _front_matter(strategy: str, dataset: pl.DataFrame, data_files: str | None) 
         size_categories=size,
         task_categories="text-generation",
         tags=["synthetic", "distillation", "persyn"],
-        configs=data_files and [{"config_name": "default", "data_files": [{"split": "train", "path": data_files}]}],
+        configs=config and [dict(config)],
         **license_,
     )
     return f"---\n{data.to_yaml()}\n---\n\n"

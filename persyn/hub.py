@@ -5,7 +5,9 @@ import math
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -18,12 +20,20 @@ SHARD_BYTES = 500 * 10**6
 """Of a shard in memory; the file is smaller."""
 
 
-def write_export(export: pl.DataFrame, card: str, folder: Path, replace: bool, shard_bytes: int = SHARD_BYTES) -> int:
+def write_export(
+    export: pl.DataFrame,
+    card: Callable[[dict[str, Any]], str],
+    folder: Path,
+    replace: bool,
+    shard_bytes: int = SHARD_BYTES,
+) -> int:
     """Write README.md and data/train-*.parquet; `datasets.load_dataset(folder)` then reads them. Equal inputs give
     equal bytes. The folder appears whole or not at all; one that holds the very same is left as it is.
 
     Args:
         export: EXPORT.
+        card: the card that holds this entry of `configs`. It names the sha256 of the data: by the entry alone, not by
+            the files, `datasets` goes when it looks into its cache for a folder of this name.
         folder: a new or empty one, or, where `replace` is true, an earlier export.
 
     Returns:
@@ -78,7 +88,7 @@ def _digests(folder: Path) -> dict[str, bytes]:
     }
 
 
-def _write(export: pl.DataFrame, card: str, folder: Path, shard_bytes: int) -> int:
+def _write(export: pl.DataFrame, card: Callable[[dict[str, Any]], str], folder: Path, shard_bytes: int) -> int:
     from datasets import Dataset, Features, List, Value, disable_progress_bars
 
     messages = List({"role": Value("string"), "content": Value("string")})
@@ -89,7 +99,10 @@ def _write(export: pl.DataFrame, card: str, folder: Path, shard_bytes: int) -> i
     for index in range(shards):
         name = f"data/train-{index:05d}-of-{shards:05d}.parquet"
         rows.shard(shards, index, contiguous=True).to_parquet(folder / name)
-    (folder / "README.md").write_text(card)
+    sha256 = hashlib.sha256(b"".join(_digests(folder).values())).hexdigest()
+    files = [{"split": "train", "path": DATA_FILES}]
+    entry = {"config_name": "default", "description": f"sha256 of the data: {sha256}", "data_files": files}
+    (folder / "README.md").write_text(card(entry))
     return shards
 
 
@@ -113,8 +126,8 @@ def check_push(repo: str) -> None:
 
 
 def push_export(folder: Path, repo: str, private: bool) -> str:
-    """Upload the files of an export as one commit to a dataset on the hub, which is made where it is not there. Shards
-    that an earlier push left are deleted.
+    """Upload the files of an export to a dataset on the hub, which is made where it is not there. Shards of an earlier
+    push are deleted.
 
     Returns:
         The address of the commit.
@@ -122,8 +135,8 @@ def push_export(folder: Path, repo: str, private: bool) -> str:
     Raises:
         InputError: the dataset is there and is not `private` as asked, or the hub cannot be reached or refuses.
     """
-    import httpx
     from huggingface_hub import HfApi
+    from huggingface_hub.utils import httpx
 
     api = HfApi()
     try:

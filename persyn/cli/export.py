@@ -1,11 +1,14 @@
 """`persyn export`: a strategy's dataset as a folder that the Hugging Face hub, `datasets` and trainers take."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import polars as pl
 
     from persyn.cli.project import Project
@@ -57,11 +60,10 @@ def export(
         typer.echo(f"pushed: {push_export(folder, push, not public)}")
 
 
-def _make(project: "Project", strategy: str) -> "tuple[pl.DataFrame, str]":
-    """EXPORT of a strategy, and its card."""
+def _make(project: "Project", strategy: str) -> "tuple[pl.DataFrame, Callable[[dict[str, Any]], str]]":
+    """EXPORT of a strategy, and what writes its card, as write_export takes it."""
     from persyn.card import build_card
     from persyn.export import build_export, describe_export
-    from persyn.hub import DATA_FILES
     from persyn.schemas import InputError
     from stages import SECRET
 
@@ -75,8 +77,8 @@ def _make(project: "Project", strategy: str) -> "tuple[pl.DataFrame, str]":
     counts, cleaning, allocation, router = (_there(project, path, project.json(path)) for path in paths)
     sections = describe_export(strategy, rows, params, allocation, router, _provenance(project, strategy))
     about = tables["prompts"], tables["dataset"], counts, teachers, cleaning
-    card = build_card(strategy, *about, sections, DATA_FILES)
-    if SECRET.search(card):
+    card = partial(build_card, strategy, *about, sections)
+    if SECRET.search(card()):
         raise InputError("the card would show what looks like a key; take it out of params.yaml and revoke it")
     return rows, card
 
