@@ -17,7 +17,9 @@ from ruamel.yaml import YAML
 from benchmarks.tiny import CHATML, ROOT, build_model, tiny_project
 from persyn.packaged import PACKAGED, cache_folder
 
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted((ROOT / "docs").glob("*.md"))
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
+    (ROOT / "docs").glob("*.md")
+)
 NOT_RUN = "not-run:"
 """Begins the info string of a block that cannot be run here, and why: ```sh not-run: needs a GPU"""
 
@@ -82,7 +84,11 @@ def inline_commands(page: Path) -> list[list[str]]:
 
 def links(page: Path) -> list[str]:
     """Where its links and images lead."""
-    return [str(token.attrGet("href") or token.attrGet("src")) for token in inline(page) if token.type in ("link_open", "image")]
+    return [
+        str(token.attrGet("href") or token.attrGet("src"))
+        for token in inline(page)
+        if token.type in ("link_open", "image")
+    ]
 
 
 def anchors(page: Path) -> set[str]:
@@ -100,7 +106,9 @@ class Workplace:
         self.home.mkdir(parents=True)
         params = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
         tiny_project(self.root, params)
-        shutil.copytree(ROOT / ".dvc", self.root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local"))
+        shutil.copytree(
+            ROOT / ".dvc", self.root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local")
+        )
         for name in ("params.yaml", "Makefile", "pyproject.toml", "requirements.lock", "requirements-models.txt"):
             shutil.copy(ROOT / name, self.root)
         for name, packaged in PACKAGED.items():
@@ -145,3 +153,25 @@ class Workplace:
             yaml.dump(params, file)
         else:
             file.write_text(block.text)
+
+
+def tables(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """(first word of the header, first cells of the rows, as markdown) of each table."""
+    header, rows, cells = "", list[str](), list[str]()
+    for token in tokens(page):
+        if token.type == "table_open":
+            header, rows = "", []
+        elif token.type == "tr_open":
+            cells = []
+        elif token.type == "inline":
+            cells.append(token.content)
+        elif token.type == "tr_close" and not header:
+            header = cells[0]
+        elif token.type == "tr_close":
+            rows.append(cells[0])
+        elif token.type == "table_close":
+            yield header, rows
+
+
+def code_spans(markdown: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", markdown)
