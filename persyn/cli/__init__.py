@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from persyn.cli.export import export
 from persyn.cli.generate import generate
 from persyn.cli.plan import ledger, plan
 from persyn.cli.store import store
@@ -14,7 +15,7 @@ from persyn.cli.store import store
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="PerSyn: what DVC cannot show. `dvc repro` runs it."
 )
-for command in (plan, generate, ledger):
+for command in (plan, generate, ledger, export):
     app.command()(command)
 app.add_typer(store, name="store")
 

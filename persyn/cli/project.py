@@ -25,10 +25,11 @@ class Project:
         files: any file system of fsspec.
         folder: where the project is in it, "" for its root.
         name: what to call it.
+        commit: the git commit that it is of, None if that is not known.
     """
 
-    def __init__(self, files: Any = None, folder: str = "", name: str = "workspace") -> None:
-        self.files, self.folder, self.name = files or fsspec.filesystem("file"), folder, name
+    def __init__(self, files: Any = None, folder: str = "", name: str = "workspace", commit: str | None = None) -> None:
+        self.files, self.folder, self.name, self.commit = files or fsspec.filesystem("file"), folder, name, commit
 
     def read(self, path: str) -> bytes | None:
         """The bytes of a file.
@@ -97,7 +98,7 @@ def open_project(revision: str | None = None) -> Iterator[Project]:
         InputError: this is no DVC project in a git repository, or it has no such revision.
     """
     if revision in (None, "workspace"):
-        yield Project()
+        yield Project(commit=_head())
         return
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
@@ -119,4 +120,16 @@ def open_project(revision: str | None = None) -> Iterator[Project]:
             tar.extractall(folder, filter="data")
         settings = {"cache": {"dir": here.cache.local_cache_dir}, "core": {"no_scm": True}}
         then = Repo(str(Path(folder) / Path(here.root_dir).relative_to(root)), config=settings)
-        yield Project(DVCFileSystem(repo=then), name=str(revision))
+        yield Project(DVCFileSystem(repo=then), name=str(revision), commit=commit)
+
+
+def _head() -> str | None:
+    """The commit that is checked out; whether files that git knows have changed since."""
+    try:
+        commit, changed = (
+            subprocess.run(["git", *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit} and changes that are not committed" if changed else commit

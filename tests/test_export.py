@@ -1,0 +1,364 @@
+"""What leaves the project: the folder that datasets and trainers take, its card, and what is refused."""
+
+import json
+import math
+import re
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from conftest import prompts_table, responses_table
+from huggingface_hub import DatasetCard
+from markdown_it import MarkdownIt
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+import persyn.hub
+from persyn.cli import app
+from persyn.dataset import build_dataset
+from persyn.defects import Policies
+from persyn.export import EXPORT, NULLABLE
+from persyn.generation import Teacher
+from persyn.hub import write_export
+from persyn.licenses import Licenses
+from persyn.schemas import DATASET, PROMPTS, RESPONSES, REWARDS, ROUTES, InputError, write_json, write_table
+
+HOSTILE = [
+    "<script>alert(1)</script> {{ 7 * 7 }} ${x}",
+    '=HYPERLINK("http://e.vil","x")\n\n---\n# Owned',
+    "\u202etxt\x1b[2J\x00 \t\r\n | `b` \U0001f600",
+]
+PARAMS: dict[str, Any] = {
+    "teachers": {
+        name: {"model": f"model-{name}", "license": "MIT", "backend": "openai", "training": "allowed", "sampling": {}}
+        for name in "ab"
+    },
+    "prompts": {"num_parallel": 2, "sources": [], "decontaminate": [{"path": "evaluation/x.jsonl"}]},
+    "strategies": {"persyn": {"rule": "persyn", "exclude": []}, "strong": {"rule": "strong", "teacher": "a"}},
+    "quality": {"methods": {"instruction": "reward_model"}, "reward_model": {"model": "/home/someone/judge"}},
+    "rewards": {"alpha": 0.4},
+    "student": {"model": "/home/someone/student", "license": "MIT"},
+    "licenses": {"allow_forbidden": []},
+}
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A project that was run: 3 hostile prompts, 2 of them parallel, whose answers are hostile too."""
+    monkeypatch.chdir(tmp_path)
+    params = json.loads(json.dumps(PARAMS))
+    make(params)
+    return params
+
+
+def make(params: dict[str, Any], source: str = "/home/someone/p.jsonl") -> None:
+    """Write params.yaml and the tables and metrics of both strategies."""
+    YAML().dump(params, Path("params.yaml"))
+    teachers = {name: Teacher(**entry) for name, entry in params["teachers"].items()}
+    prompts = prompts_table(HOSTILE).sort("prompt_id").with_columns(source=pl.lit(source))
+    prompts = prompts.with_columns(parallel=pl.Series([True, True, False]))
+    write_table(prompts, "data/prompts.parquet", PROMPTS)
+    answers = {name: responses_table(prompts, name, [f"{name}: {text}" for text in HOSTILE]) for name in teachers}
+    for name, table in answers.items():
+        write_table(table[:2], f"data/responses/{name}.parquet", RESPONSES)
+    scored = [(identity, name, 0.5, -1.25, 0.75) for identity in prompts["prompt_id"][:2] for name in teachers]
+    write_table(pl.DataFrame(scored, schema=REWARDS, orient="row"), "data/rewards.parquet", REWARDS)
+    for strategy, chosen in {"persyn": "aba", "strong": "aaa"}.items():
+        strengths = [1.5, 0.25] if strategy == "persyn" else [None, None]
+        rows = [(identity, name, *strengths) for identity, name in zip(prompts["prompt_id"], chosen, strict=True)]
+        routed = pl.concat(answers[name][place] for place, name in enumerate(chosen))
+        write_table(pl.DataFrame(rows, schema=ROUTES, orient="row"), f"data/routes/{strategy}.parquet", ROUTES)
+        write_table(routed, f"data/routed/{strategy}.parquet", RESPONSES)
+        allowed = Licenses(params["licenses"]["allow_forbidden"])
+        dataset, counts = build_dataset(prompts, routed, Policies(), teachers, allowed)
+        write_table(dataset, f"data/dataset/{strategy}.parquet", DATASET)
+        write_json(counts, f"metrics/dataset/{strategy}.json")
+        share = {name: chosen.count(name) / 3 for name in teachers}
+        write_json({"share": share, "entropy": 0.0, "prompts": 3}, f"metrics/allocation/{strategy}.json")
+    write_json({"read": 9, "kept": 3, "dropped": {"contaminated": 6}}, "metrics/prompts.json")
+    write_json({"hit_at_1": 0.5, "over_majority": {"verdict": "within noise"}}, "metrics/router.json")
+
+
+def export(*arguments: str) -> str:
+    """What the command prints; raises what it raises."""
+    result = CliRunner().invoke(app, ["export", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def load(folder: str) -> Any:
+    from datasets import load_dataset
+
+    return load_dataset(folder, split="train")
+
+
+def test_datasets_loads_it_with_every_text_unchanged(project: dict[str, Any]) -> None:
+    assert "exports/persyn: 3 rows of 2 teachers in 1 parquet file, 2 rows with scores" in export()
+    files = sorted(str(path) for path in Path("exports").rglob("*") if path.is_file())
+    assert files == ["exports/persyn/README.md", "exports/persyn/data/train-00000-of-00001.parquet"]
+    loaded = load("exports/persyn")
+    assert loaded.column_names == EXPORT.names()
+    assert str(loaded.features["messages"]) == "List({'role': Value('string'), 'content': Value('string')})"
+    rows = {row["prompt"][0]["content"]: row for row in loaded}
+    assert set(rows) == set(HOSTILE)
+    assert [row["prompt_id"] for row in loaded] == sorted(loaded["prompt_id"])
+    for row in rows.values():
+        assert row["messages"] == row["prompt"] + row["completion"]
+        assert [message["role"] for message in row["messages"]] == ["user", "assistant"]
+        assert row["teacher_model"] == f"model-{row['teacher_id']}"
+        assert row["source"] == "p.jsonl"
+        assert (row["strength"], row["margin"], row["finish_reason"]) == (1.5, 0.25, "stop")
+    assert {row["completion"][0]["content"][3:] for row in rows.values()} == set(HOSTILE)
+    scores = [(row["quality"], row["learnability"], row["reward"]) for row in loaded]
+    assert scores == [(0.5, -1.25, 0.75), (0.5, -1.25, 0.75), (None, None, None)]
+
+
+def test_without_a_router_there_is_no_strength(project: dict[str, Any]) -> None:
+    export("--strategy", "strong")
+    assert set(load("exports/strong")["strength"]) == set(load("exports/strong")["margin"]) == {None}
+    assert "No router chose the teachers." in Path("exports/strong/README.md").read_text()
+
+
+def test_a_response_that_was_not_the_scored_one_has_no_scores(project: dict[str, Any]) -> None:
+    parallel = pl.read_parquet("data/responses/a.parquet").with_columns(response=pl.lit("another"))
+    write_table(parallel, "data/responses/a.parquet", RESPONSES)
+    export()
+    assert [row["quality"] is None for row in load("exports/persyn")] == [True, False, True]
+
+
+def test_datasets_never_takes_an_older_export_of_this_name_from_its_cache(project: dict[str, Any]) -> None:
+    export()
+    assert load("exports/persyn")["teacher_license"][0] == "MIT"
+    project["teachers"]["a"]["license"] = project["teachers"]["b"]["license"] = "GPL"
+    make(project)
+    export("--force")
+    assert load("exports/persyn")["teacher_license"][0] == "GPL"
+
+
+def test_sft_trainer_takes_it_as_it_is_with_loss_on_the_response(project: dict[str, Any], chat_model: str) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    export()
+    tokenizer = AutoTokenizer.from_pretrained(chat_model)
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(chat_model),
+        processing_class=tokenizer,
+        train_dataset=load("exports/persyn"),
+        args=SFTConfig(output_dir="sft", max_steps=2, logging_steps=1, report_to=[], use_cpu=True, save_strategy="no"),
+    )
+    prepared: Any = trainer.train_dataset
+    for row, given in zip(prepared, load("exports/persyn"), strict=True):
+        trained = [label for label in row["labels"] if label != -100]
+        assert 0 < len(trained) < len(row["input_ids"])
+        assert tokenizer.decode(trained) == given["completion"][0]["content"] + "<|im_end|>\n"
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert trainer.state.global_step == len(losses) == 2
+    assert all(math.isfinite(loss) and loss > 0 for loss in losses)
+
+
+def test_equal_inputs_give_equal_bytes_in_as_many_shards_as_it_takes(project: dict[str, Any]) -> None:
+    export("--out", "one")
+    export("--out", "two")
+    one, two = (
+        {path.relative_to(name): path.read_bytes() for path in Path(name).rglob("*") if path.is_file()}
+        for name in ("one", "two")
+    )
+    assert one == two
+    rows = pl.read_parquet("one/data/*.parquet").select(pl.col(name).cast(kind) for name, kind in EXPORT.items())
+    assert write_export(rows, lambda entry: Path("one/README.md").read_text(), Path("many"), False, shard_bytes=1) == 3
+    assert sorted(path.name for path in Path("many/data").iterdir())[-1] == "train-00002-of-00003.parquet"
+    assert load("many").to_list() == load("one").to_list()
+
+
+def test_the_card_is_valid_and_says_where_the_data_is_from(project: dict[str, Any]) -> None:
+    export()
+    card = DatasetCard.load(Path("exports/persyn/README.md"))
+    [config] = card.data["configs"]
+    assert re.fullmatch("sha256 of the data: [0-9a-f]{64}", config["description"])
+    assert config["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+    for said in (
+        'rule persyn, parameters {"exclude": \\[\\]}',
+        "alpha: 0.4",
+        "made for: student (licence MIT)",
+        "instruction by reward\\_model; model judge",
+        "hit\\_at\\_1 0.5; its lead over always the most frequent teacher: within noise",
+        "compared with: evaluation/x.jsonl",
+        "6 of the prompts read shared text",
+        "| a | 66.7% | 2 |",
+        "| b | model-b |  | MIT | allowed | 1 | 33.3% |",
+        "2 of 3 rows have scores",
+        "git commit: unknown",
+        "aclanthology.org/2026.acl-long.666",
+    ):
+        assert said in card.text, said
+    assert all(f"| {name} |".replace("_", "\\_") in card.text for name in EXPORT.names())
+    assert [name for name in EXPORT.names() if "null" in card.text.split(f"| {name} |")[-1].split("\n")[0]] == list(
+        NULLABLE
+    )
+    for hidden in ("someone", str(Path.cwd()), "Owned", "HYPERLINK", "\x1b"):
+        assert hidden not in card.content
+
+
+def test_names_from_params_stay_text_in_the_card(project: dict[str, Any]) -> None:
+    hostile = "x | <b>y</b> [a](http://e.vil) `c` \u202e\x1b[2J"
+    export("--out", "plain")
+    for entry in project["teachers"].values():
+        entry |= {"model": hostile, "license": hostile}
+    project["student"]["model"] = project["strategies"]["persyn"]["note"] = hostile
+    project["quality"]["reward_model"]["model"] = project["prompts"]["decontaminate"][0]["path"] = hostile
+    make(project, hostile)
+    export("--out", "hostile")
+    render = MarkdownIt("commonmark").enable("table").render
+    plain, card = (render(DatasetCard.load(Path(name) / "README.md").text) for name in ("plain", "hostile"))
+    tags = [text.count("<") for text in (plain, card)]
+    assert tags[0] == tags[1]
+    assert not set("\x1b\u202e") & set(card)
+    assert load("hostile")[0]["teacher_model"] == hostile, "in the data it is as it is"
+
+
+def lose(path: str) -> Callable[[dict[str, Any]], None]:
+    return lambda params: Path(path).unlink()
+
+
+def change(path: str, schema: pl.Schema, **values: str) -> Callable[[dict[str, Any]], None]:
+    def changed(params: dict[str, Any]) -> None:
+        table = pl.read_parquet(path)
+        columns = [pl.lit(value).cast(schema[name]).alias(name) for name, value in values.items()]
+        write_table(table.with_columns(columns), path, schema)
+
+    return changed
+
+
+def forbid(params: dict[str, Any]) -> None:
+    params["teachers"]["a"] |= {"training": "forbidden", "terms": "Terms, 2c"}
+
+
+def show_key(params: dict[str, Any]) -> None:
+    params["strategies"]["persyn"]["note"] = "sk-" + "x" * 20
+
+
+@pytest.mark.parametrize(
+    ("break_it", "arguments", "message"),
+    [
+        (None, ["--strategy", "persym"], r"--strategy 'persym' is not in params.yaml; did you mean persyn\?"),
+        (None, ["--public"], "--public says who sees what is pushed; name the dataset"),
+        (None, ["--push", "name"], "--push is 'name'; it must be owner/name"),
+        (None, ["--push", "../../x"], "--push is '../../x'; it must be owner/name"),
+        (None, ["--push", "owner/name"], "nobody is logged in to the hub; run `hf auth login`, or set HF_TOKEN"),
+        (None, ["--rev", "nonsense"], "cannot read 'nonsense'"),
+        (None, ["--out", "params.yaml"], "params.yaml is no folder"),
+        (None, ["--out", "data"], r"data holds files, such as dataset/persyn.parquet, that are no export"),
+        (lose("params.yaml"), [], "has no params.yaml here"),
+        (lose("data/rewards.parquet"), [], "data/rewards.parquet of workspace is not there; run `dvc repro`"),
+        (lose("metrics/router.json"), [], "metrics/router.json of workspace is not there; run `dvc repro`"),
+        (change("data/routes/persyn.parquet", ROUTES, teacher="a"), [], "1 of 3 rows of the dataset have no route"),
+        (change("data/routed/persyn.parquet", RESPONSES, response="x"), [], "3 of 3 rows .* have another response"),
+        (
+            change("data/dataset/persyn.parquet", DATASET, teacher="c"),
+            [],
+            "holds answers of c, no teacher",
+        ),
+        (change("data/dataset/persyn.parquet", DATASET, training="unknown"), [], "3 of 3 rows .* have other terms"),
+        (forbid, [], r"teachers.a \(model-a\): its terms forbid training other models on its outputs \(Terms, 2c\)"),
+        (show_key, [], "the card would show what looks like a key"),
+    ],
+)
+def test_a_mistake_is_one_clear_line_and_writes_nothing(
+    project: dict[str, Any], monkeypatch: pytest.MonkeyPatch, break_it: Any, arguments: list[str], message: str
+) -> None:
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    if break_it:
+        break_it(project)
+        if Path("params.yaml").exists():
+            YAML().dump(project, Path("params.yaml"))
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(InputError, match=message) as raised:
+        export(*arguments)
+    assert "\n" not in str(raised.value)
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_what_lies_in_the_folder_is_never_lost(project: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("empty").mkdir()
+    export("--out", "empty")
+    export("--out", "empty")
+    first = Path("empty/README.md").read_text()
+    project["rewards"]["alpha"] = 0.5
+    make(project)
+    with pytest.raises(InputError, match="empty holds an earlier export that differs; --force replaces it"):
+        export("--out", "empty")
+    assert Path("empty/README.md").read_text() == first
+    with monkeypatch.context() as broken:
+        rename = Path.rename
+        refuse = lambda self, to: rename(self, to) if not self.name.endswith(".partial") else 1 / 0  # noqa: E731
+        broken.setattr(Path, "rename", refuse)
+        with pytest.raises(ZeroDivisionError):
+            export("--out", "empty", "--force")
+    assert Path("empty/README.md").read_text() == first
+    export("--out", "empty", "--force")
+    assert "alpha: 0.5" in Path("empty/README.md").read_text()
+    Path("empty/notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"empty holds files, such as notes.txt, that are no export"):
+        export("--out", "empty", "--force")
+    Path("other").mkdir()
+    Path("other/README.md").write_text("# Mine\n")
+    with pytest.raises(InputError, match="other holds files that are no export"):
+        export("--out", "other", "--force")
+    assert not list(Path().glob(".*"))
+
+
+@pytest.fixture
+def pushed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
+    """What is pushed: folder, dataset, private. Nothing reaches the network."""
+    calls: list[tuple[str, str, bool]] = []
+
+    def push(folder: Path, repo: str, private: bool) -> str:
+        calls.append((str(folder), repo, private))
+        return "commit"
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("nothing is to be asked")
+
+    monkeypatch.setattr(persyn.hub, "push_export", push)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
+    return calls
+
+
+def test_it_is_pushed_on_request_only_and_privately_unless_told(project: dict[str, Any], pushed: list[Any]) -> None:
+    export()
+    assert pushed == []
+    assert "pushed: commit" in export("--push", "owner/name")
+    export("--push", "owner/name", "--public")
+    assert pushed == [("exports/persyn", "owner/name", True), ("exports/persyn", "owner/name", False)]
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"training": "unknown"}, "the terms of b are unknown"),
+        ({"training": "forbidden"}, "the terms of b are forbidden"),
+        ({}, "the prompts of p.jsonl name no licence"),
+    ],
+)
+def test_what_terms_forbid_or_leave_open_is_not_published_by_accident(
+    project: dict[str, Any], pushed: list[Any], entry: dict[str, str], reason: str
+) -> None:
+    project["teachers"]["b"] |= entry
+    project["licenses"]["allow_forbidden"] = ["b"]
+    make(project)
+    if not entry:
+        change("data/prompts.parquet", PROMPTS, license="")(project)
+        change("data/dataset/persyn.parquet", DATASET, license="")(project)
+    with pytest.raises(InputError, match=f"not pushed publicly: {reason}; .* by --accept-terms that you have leave"):
+        export("--push", "owner/name", "--public")
+    assert pushed == []
+    assert not Path("exports").exists()
+    export("--push", "owner/name")
+    export("--push", "owner/name", "--public", "--accept-terms")
+    assert [private for *_, private in pushed] == [True, False]
