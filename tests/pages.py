@@ -84,11 +84,8 @@ def inline_commands(page: Path) -> list[list[str]]:
 
 def links(page: Path) -> list[str]:
     """Where its links and images lead."""
-    return [
-        str(token.attrGet("href") or token.attrGet("src"))
-        for token in inline(page)
-        if token.type in ("link_open", "image")
-    ]
+    found = [token for token in inline(page) if token.type in ("link_open", "image")]
+    return [str(token.attrGet("href") or token.attrGet("src")) for token in found]
 
 
 def anchors(page: Path) -> set[str]:
