@@ -9,6 +9,7 @@ import polars as pl
 import torch
 
 from persyn.chat import encode_completion, end_by_turn, with_chat_template
+from persyn.live import Live
 from persyn.models import Student, load_causal_lm, load_tokenizer, lora_config, model_identity
 from persyn.schemas import InputError, check_keys
 from persyn.training import SameBatches, checkpoints, is_main, leave_to_main, save_trained, train, training_arguments
@@ -19,6 +20,7 @@ def train_student(
     student: Student,
     folder: str | Path,
     device_batch_size: int,
+    live: Live | None = None,
     *,
     learning_rate: float = 1e-5,
     epochs: float = 2,
@@ -38,6 +40,7 @@ def train_student(
     Args:
         dataset: DATASET.
         device_batch_size: rows in one forward pass at most.
+        live: where the training reports to while it runs.
         batch_size: rows an update over all processes, reached by accumulation.
         warmup: share of the updates over which the learning rate rises; it falls by a cosine after that.
         packing: whether short rows share a sequence of up to the student's `max_length` tokens. Rows do not see each
@@ -89,6 +92,7 @@ def train_student(
             train_dataset=Dataset.from_list(rows),
             peft_config=lora_config("CAUSAL_LM", **lora) if lora is not None else None,
             args=args,
+            callbacks=live.callbacks() if live else None,
         )
         train(trainer, {"input_ids": [0], "labels": [-100], **({"seq_lengths": [1]} if packing else {})})
         save_trained(trainer, load_base if lora is not None else None, folder)

@@ -84,7 +84,7 @@ def training_arguments(folder: Path, batch_size: int, device_batch_size: int, se
         "save_steps": 0.1,
         "save_total_limit": 1,
         "seed": seed,
-        "report_to": "none",
+        "report_to": "none",  # who watches is among the callbacks (persyn/live.py)
     }
 
 

@@ -15,6 +15,8 @@ from persyn.generation import BACKENDS
 
 ROOT = Path(__file__).parent.parent
 UNTRACKED = {"budget", "prices", "speed"}  # how fast and for how much, never what
+# What a training tells while it runs is no result; a DVC file cannot be an output.
+UNDECLARED = re.compile(r"metrics/live/|metrics/reports/dvc\.yaml$")
 
 
 def load(name: str) -> Any:
@@ -108,7 +110,7 @@ def faults(pipeline: Any) -> list[str]:
             reads.discard("licenses")
         if reads != tracked:
             wrong.append(f"{name}: params differ by {sorted(reads ^ tracked)}")
-        paths = {word for word in words[3:] if "/" in word or word == "tasks"}
+        paths = {word for word in words[3:] if ("/" in word or word == "tasks") and not UNDECLARED.match(word)}
         declared = (deps - code) | outputs(stage)
         implied = {"data/raw/evaluation"} if name == "evaluation" else set()  # named by the task files
         if paths | implied != declared:
@@ -144,11 +146,9 @@ def test_every_stage_has_its_script_and_every_section_is_read() -> None:
     assert read | {"prices"} == set(PARAMS), "only the command line reads prices"
 
 
-def test_outputs_have_one_maker_and_plots_name_every_strategy() -> None:
+def test_outputs_have_one_maker() -> None:
     made = [path for stage in stages(PIPELINE).values() for path in outputs(stage)]
     assert len(made) == len(set(made))
-    curves = set(PIPELINE["plots"][0]["training loss"]["y"])
-    assert curves == {f"metrics/reports/training/{strategy}.csv" for strategy in PARAMS["strategies"]}
 
 
 def test_budgets() -> None:

@@ -44,7 +44,7 @@ def run_up_to_routed(teachers: list[str], strategies: list[str]) -> None:
     scored = "data/quality", "data/learnability", "data/defects.parquet"
     run_stage("rewards", *scored, "data/rewards.parquet", "metrics/rewards.json")
     run_stage("pairs", "data/rewards.parquet", "data/pairs.parquet")
-    trained = "models/router", "metrics/router.json", "metrics/reports/reliability.csv"
+    trained = "models/router", "metrics/router.json", "metrics/reports/reliability.csv", "metrics/live/router"
     run_stage("router", PROMPTS, "data/rewards.parquet", "data/pairs.parquet", *trained)
     for name in strategies:
         routes, routed = f"data/routes/{name}.parquet", f"data/routed/{name}.parquet"
@@ -76,7 +76,8 @@ def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
         routes, routed = f"data/routes/{name}.parquet", f"data/routed/{name}.parquet"
         made = f"data/dataset/{name}.parquet", f"metrics/d-{name}.json", f"data/cards/{name}.md"
         run_stage("dataset", name, PROMPTS, "metrics/prompts.json", routes, routed, *made)
-        run_stage("student", f"data/dataset/{name}.parquet", f"models/student/{name}", f"metrics/{name}.csv")
+        trained = f"models/student/{name}", f"metrics/{name}.csv", f"metrics/live/student/{name}"
+        run_stage("student", f"data/dataset/{name}.parquet", *trained)
         scores, samples = f"metrics/evaluation/{name}.json", f"data/evaluation/{name}.parquet"
         run_stage("evaluation", f"models/student/{name}", "tasks", scores, samples)
     run_stage("comparison", "data/evaluation", "metrics/comparison.json", "metrics/comparison.md")

@@ -29,8 +29,8 @@ from stages import router as router_stage
 from stages import student as student_stage
 
 ROOT = Path(__file__).parent.parent
-STUDENT = ["dataset.parquet", "out", "curve.csv"]
-ROUTER = ["prompts.parquet", "rewards.parquet", "pairs.parquet", "out", "metrics.json", "bins.csv"]
+STUDENT = ["dataset.parquet", "out", "curve.csv", "live"]
+ROUTER = ["prompts.parquet", "rewards.parquet", "pairs.parquet", "out", "metrics.json", "bins.csv", "live"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
 WORKER = str(Path(__file__).parent / "stage_worker.py")
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
+from persyn.live import Live
 from persyn.models import model_identity
 from persyn.router.anchors import PLACED, PlacedRouter, place_teacher
 from persyn.router.finetuned import FinetunedRouter, finetune_router
@@ -55,6 +56,7 @@ def fit_router(
     settings: Settings,
     anchored: Sequence[str] = (),
     device_batch_size: int | None = None,
+    live: Live | None = None,
 ) -> tuple[Router, dict[str, Any], pl.DataFrame]:
     """Train a router on part of the parallel prompts and measure it on the rest, beside its controls.
 
@@ -66,6 +68,7 @@ def fit_router(
         anchored: those that are placed beside the trained router, by the prompts on which they have rewards; what is
             measured is the router without them.
         device_batch_size: prompts in one forward pass of the training at most; None takes the whole batch.
+        live: where the training of the router, not of its control, reports to while it runs.
 
     A run that was killed and is started again with the same inputs goes on from its last checkpoint. Where several
     processes train together, only the main one returns; the others end.
@@ -92,7 +95,7 @@ def fit_router(
     tables = train, rewards, pairs, known, settings, checked
     inputs = [table.write_json() for table in (prompts, rewards, pairs)]
     with checkpoints(*inputs, known, vars(settings), model_identity(settings.model, settings.revision)) as folder:
-        router = train_router(*tables, False, folder / "router", device_batch_size)
+        router = train_router(*tables, False, folder / "router", device_batch_size, live)
         shuffled = train_router(*tables, True, folder / "shuffled", device_batch_size)
         leave_to_main()
         texts, learnt = held_out["prompt"].to_list(), train["prompt"].to_list()
@@ -123,6 +126,7 @@ def train_router(
     shuffled: bool = False,
     scratch: Path | None = None,
     device_batch_size: int | None = None,
+    live: Live | None = None,
 ) -> Router:
     """Train one router. One forward pass a prompt serves all of the prompt's pairs.
 
@@ -135,6 +139,7 @@ def train_router(
             where.
         scratch: a folder of this training's own, in which a killed run leaves what it had; None takes a temporary one.
         device_batch_size: prompts in one forward pass at most; None takes the whole batch.
+        live: where the training reports to while it runs; the light router has nothing to report.
 
     Raises:
         InputError: no pair belongs to a prompt.
@@ -155,7 +160,7 @@ def train_router(
     if validation is not None:
         checked = validation["prompt"].to_list(), reward_matrix(rewards, validation["prompt_id"].to_list(), teachers)
     with nullcontext(scratch) if scratch else tempfile.TemporaryDirectory() as folder:
-        return finetune_router(texts, labels, teachers, settings, Path(folder), checked, device_batch_size)
+        return finetune_router(texts, labels, teachers, settings, Path(folder), checked, device_batch_size, live)
 
 
 def load_router(folder: str | Path, teachers: Sequence[str]) -> Router:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from persyn.live import Live
 from persyn.models import load_model, load_tokenizer, lora_config
 from persyn.router.losses import ITEMS, LOSSES
 from persyn.router.metrics import routing_metrics
@@ -69,6 +70,7 @@ def finetune_router(
     scratch: Path,
     validation: tuple[Sequence[str], np.ndarray] | None = None,
     device_batch_size: int | None = None,
+    live: Live | None = None,
 ) -> FinetunedRouter:
     """Fine-tune the backbone and its head.
 
@@ -80,6 +82,7 @@ def finetune_router(
         validation: prompts and their rewards (N, M); after each epoch the regret on them is measured, training stops
             once it has not fallen for `patience` epochs, and the best epoch is kept. None trains all epochs.
         device_batch_size: prompts in one forward pass at most; None takes the whole batch.
+        live: where the training reports to while it runs.
 
     Raises:
         InputError: as training_arguments.
@@ -108,6 +111,7 @@ def finetune_router(
         num_train_epochs=settings.epochs,
         per_device_eval_batch_size=device_batch_size,
         lr_scheduler_type="constant",
+        logging_steps=1,
         load_best_model_at_end=bool(validation),
         metric_for_best_model="regret",
         greater_is_better=False,
@@ -119,6 +123,7 @@ def finetune_router(
 
         check_keys("router.lora", settings.lora, lora_config)
         router = get_peft_model(router, lora_config("SEQ_CLS", _class_token(tokenizer) or None, **settings.lora))
+    watching = live.callbacks() if live else []
     # The regret is taken from the strengths; the loss on the validation prompts is not used, any target will do.
     unused = [targets[0]] * len(validation[0]) if validation else []
     trainer = RouterTrainer(
@@ -129,7 +134,7 @@ def finetune_router(
         processing_class=tokenizer,
         compute_loss_func=LOSSES[settings.loss],
         compute_metrics=partial(_regret, validation[1]) if validation else None,
-        callbacks=[EarlyStoppingCallback(settings.patience)] if validation else None,
+        callbacks=[*watching, *([EarlyStoppingCallback(settings.patience)] if validation else [])],
     )
     train(trainer, {"input_ids": [0], "labels": np.full_like(targets[0], np.nan).tolist()})
     save_trained(trainer, base if settings.lora is not None else None, scratch / "saving")
