@@ -20,7 +20,8 @@ demo: setup
 	@cat metrics/reports/comparison.md
 	@persyn ledger
 	@echo "Tens of items only: this shows that the pipeline works, not which strategy is better."
-	@echo "More: metrics/ (allocation, router, cost), dvc metrics show, dvc plots show."
+	@echo "More: metrics/ (allocation, router, cost), dvc metrics show, dvc plots show, and the page to look at:"
+	@persyn report
 
 science: setup
 	python -m science

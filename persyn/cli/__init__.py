@@ -10,12 +10,13 @@ import typer
 from persyn.cli.export import export
 from persyn.cli.generate import generate
 from persyn.cli.plan import ledger, plan
+from persyn.cli.report import report
 from persyn.cli.store import store
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="PerSyn: what DVC cannot show. `dvc repro` runs it."
 )
-for command in (plan, generate, ledger, export):
+for command in (plan, generate, ledger, export, report):
     app.command()(command)
 app.add_typer(store, name="store")
 

@@ -1,0 +1,80 @@
+"""The report: one html file that shows a project, made of its tables and metrics alone."""
+
+import base64
+import hashlib
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from persyn.report.outcome import comparison_section, ledger_section, training_section
+from persyn.report.overview import asides, facts, flow, lanes, verdict
+from persyn.report.parts import Run
+from persyn.report.routing import allocation_section, alpha_section, landscape_section, router_section
+from persyn.report.sample import build_sample
+from persyn.schemas import printable
+from persyn.signatures import find_signatures, worst_first
+
+SECTIONS = (
+    allocation_section,
+    landscape_section,
+    router_section,
+    alpha_section,
+    comparison_section,
+    training_section,
+    ledger_section,
+)
+
+
+def build_report(run: Run, *, sample: int = 5000) -> str:
+    """The page: self-contained, without network, under 5 MB; equal runs give equal pages.
+
+    What a run lacks is said on the page, with the command that makes it.
+
+    Args:
+        run: what there is.
+        sample: prompts at most that the page lets the reader browse; 0 leaves them out.
+    """
+    signatures = worst_first(find_signatures(run.metrics, run.responses, run.samples))
+    script = _text("browser.js")
+    browsed = None
+    if sample and run.prompts is not None:
+        scored = run.responses, run.quality, run.learnability, run.rewards, run.defects
+        browsed = build_sample(run.prompts, *scored, run.routes, run.routed, run.dataset, limit=sample)
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            name=run.name,
+            facts=facts(run),
+            verdict=verdict(run.metric("comparison")),
+            asides=asides(run),
+            steps=flow(run),
+            lanes=lanes(run),
+            sections=[build(run) for build in SECTIONS],
+            signatures=signatures,
+            css=_text("page.css"),
+            sample=browsed,
+            browser_css=_text("browser.css"),
+            browser_js=script,
+            script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        )
+    )
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("persyn", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["printable"] = printable
+    return environment
+
+
+def _text(name: str) -> str:
+    loader = _environment().loader
+    assert loader is not None
+    return loader.get_source(_environment(), name)[0]

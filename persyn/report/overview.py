@@ -1,0 +1,177 @@
+"""The head of the page: what this run is, what it found in a sentence, and its prompts from source to score."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from persyn.report.parts import REFERENCE, Run, Table, count, decimal, interval, listed
+
+NAMED = 3  # differences that the verdict tells one by one
+
+
+@dataclass(frozen=True)
+class Step:
+    """A box of the flow: what, how many, and what became of the rest. `missing`: the stage that has not run yet."""
+
+    title: str
+    number: str = ""
+    detail: str = ""
+    missing: str = ""
+
+
+def facts(run: Run) -> list[tuple[str, str]]:
+    """What the run was made with, as (what, value)."""
+    student, rewards, router = run.section("student"), run.section("rewards"), run.section("router")
+    methods = run.section("quality").get("methods") or {}
+    found = [
+        ("student", student.get("model")),
+        (f"{len(run.section('teachers'))} teachers", listed(list(run.section("teachers")), 20)),
+        ("alpha", f"{rewards['alpha']:g} (the weight of learnability)" if "alpha" in rewards else None),
+        ("quality by", ", ".join(f"{method} ({domain})" for domain, method in methods.items())),
+        ("learnability by", run.section("learnability").get("method")),
+        ("router", router.get("model")),
+        (f"{len(run.section('strategies'))} strategies", listed(list(run.section("strategies")), 20)),
+        ("evaluation", ", ".join(run.section("evaluation").get("tasks") or [])),
+    ]
+    return [(name, str(value)) for name, value in found if value]
+
+
+def verdict(comparison: Mapping[str, Any]) -> str:
+    """What the comparison carries, and no more, in one sentence.
+
+    Args:
+        comparison: metrics/comparison.json, or nothing.
+    """
+    cells = [
+        (strategy, task, metric, found)
+        for strategy, tasks in comparison.items()
+        for task, metrics in tasks.items()
+        for metric, found in metrics.items()
+    ]
+    if not cells:
+        return "No verdict yet: no students have been compared (dvc repro comparison)."
+    differing = [cell for cell in cells if cell[3]["verdict"] == "differs"]
+    if not differing:
+        tasks = listed(list(dict.fromkeys(task for _, task, _, _ in cells)))
+        sizes = [found["n"] for *_, found in cells]
+        return (
+            f"{REFERENCE} minus {listed(list(comparison))}, on {tasks}: all {len(cells)} differences are within noise "
+            f"({_range([min(sizes), max(sizes)], 0)} items a task{_detectable(cells)})."
+        )
+    told = [
+        f"{'above' if found['difference'] > 0 else 'below'} {strategy} on {task} ({metric} "
+        f"{decimal(found['difference'], sign=True)}, 95 % {interval(found['interval'])})"
+        for strategy, task, metric, found in sorted(differing, key=lambda cell: -abs(cell[3]["difference"]))[:NAMED]
+    ]
+    more = f", and differs on {len(differing) - NAMED} more" if len(differing) > NAMED else ""
+    rest = len(cells) - len(differing)
+    within = f"; the other {rest} of {len(cells)} differences are within noise" if rest else ""
+    return f"{REFERENCE} is {', '.join(told)}{more}{within}."
+
+
+def asides(run: Run) -> list[str]:
+    """Was the routing worth it, and the price: a sentence each, where the numbers are there."""
+    found, over, cost = [], run.metric("router").get("over_majority"), run.metric("cost")
+    if over:
+        better = "no better than" if over["verdict"] == "within noise" else "better than"
+        better = "worse than" if over["verdict"] != "within noise" and over["difference"] < 0 else better
+        held_out = run.metric("router")["num_held_out"]
+        noise = ", within noise" if over["verdict"] == "within noise" else ""
+        found.append(
+            f"On {held_out} held-out prompts the router is {better} one teacher for everything "
+            f"(reward {decimal(over['difference'], sign=True)}{noise})."
+        )
+    saved = (cost.get("saved") or {}).get(REFERENCE)
+    if saved:
+        spent, parallel = cost["routed"][REFERENCE]["spent"]["calls"], cost["parallel"].values()
+        calls = spent + sum(use["calls"] for use in parallel)
+        found.append(
+            f"{REFERENCE} took {count(calls)} teacher calls where generate-then-select takes "
+            f"{count(cost['generate_then_select']['calls'])}: {saved['calls']:.2f} times fewer calls, "
+            f"{saved['response_tokens']:.2f} times fewer response tokens."
+        )
+    return found
+
+
+def flow(run: Run) -> list[Step]:
+    """From the prompts read to the router, with counts."""
+    prompts, rewards, router = run.metric("prompts"), run.metric("rewards"), run.metric("router")
+    steps = [Step("prompts", missing="prompts")]
+    if prompts:
+        dropped = prompts["dropped"]
+        reasons = ", ".join(f"{number:,} {reason}" for reason, number in dropped.items())
+        steps = [
+            Step("prompts read", count(prompts["read"])),
+            Step("dropped", count(sum(dropped.values())), reasons or "none"),
+            Step("kept", count(prompts["kept"]), ", ".join(f"{n:,} {name}" for name, n in prompts["domains"].items())),
+            Step("parallel", count(prompts["parallel"]), "answered by every teacher"),
+        ]
+    answers = sum(table.height for table in run.responses.values())
+    answers = answers or sum(found["responses"] for found in run.metric("defects").values())
+    steps.append(_answers(run, answers) if answers else Step("responses", missing="responses"))
+    if rewards:
+        out = sum(rewards["dropped"].values())
+        detail = f"{out:,} incomplete, {rewards['penalised']:,} responses penalised, {rewards['ties']:,} all equal"
+        steps.append(Step("prompts with rewards", count(rewards["kept"]), detail))
+    else:
+        steps.append(Step("rewards", missing="rewards"))
+    made = (
+        Step("pairs", missing="pairs")
+        if run.pairs is None
+        else Step("pairs", count(run.pairs.height), "who beats whom")
+    )
+    steps.append(made)
+    if router:
+        validation = router.get("num_validation") or 0
+        detail = f"{router['num_held_out']:,} held out" + (f", {validation:,} validation" if validation else "")
+        steps.append(Step("router trained on", count(router["num_train"]), detail))
+    else:
+        steps.append(Step("router", missing="router"))
+    return steps
+
+
+def lanes(run: Run) -> Table:
+    """From the router to the evaluation, a row a strategy."""
+    routed = run.metric("cost").get("routed") or {}
+    rows = []
+    for name, entry in run.section("strategies").items():
+        allocation, data = run.metric("allocation").get(name), run.metric("dataset").get(name)
+        used, tasks = routed.get(name), run.metric("evaluation").get(name) or {}
+        prompts = allocation and allocation["prompts"]
+        dropped = ", ".join(f"{number:,} {why}" for why, number in (data["dropped"] if data else {}).items() if number)
+        steps = run.training[name]["step"].max() if name in run.training and run.training[name].height else None
+        items = sum(max(found["n"] for found in metrics.values()) for metrics in tasks.values())
+        cells = [prompts, used and used["spent"]["calls"], used and used["cached"]["calls"], data and data["kept"]]
+        numbers = [count(cell) for cell in cells]
+        rows.append(
+            [
+                *(name, str((entry or {}).get("rule", name)), *numbers, dropped or ("none" if data else "—")),
+                *(count(steps if isinstance(steps, int | float) else None), count(items or None)),
+            ]
+        )
+    columns = ["strategy", "rule", "prompts routed", "new calls", "cached", "dataset rows", "dropped"]
+    return Table(
+        "What each strategy made of them: a response is new, or cached because the parallel set has it.",
+        [*columns, "training steps", "evaluation items"],
+        rows,
+        words=2,
+    )
+
+
+def _answers(run: Run, answers: int) -> Step:
+    teachers = len(run.responses) or len(run.metric("defects"))
+    whole = len(run.section("teachers"))
+    some = f" of {whole}" if teachers < whole else ""
+    return Step("responses", count(answers), f"of {teachers}{some} teachers")
+
+
+def _detectable(cells: list[tuple[str, str, str, Any]]) -> str:
+    found = [cell[3]["mde"] for cell in cells if cell[3].get("mde") is not None]
+    return (
+        f"; the smallest true difference likely to be found is {_range([min(found), max(found)], 2)}" if found else ""
+    )
+
+
+def _range(bounds: list[float], places: int) -> str:
+    low, high = (f"{bound:,.{places}f}" for bound in bounds)
+    return low if low == high else f"{low} to {high}"

@@ -1,0 +1,256 @@
+"""Sample: prompts with all that the pipeline did to them, packed for the browser that is in the report.
+
+It is columns of JSON, gzip, base64: `browser.js` inflates it. Nothing of it is in the page as html.
+"""
+
+import base64
+import bisect
+import functools
+import gzip
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import polars as pl
+from tqdm import tqdm
+
+from persyn.schemas import DEFECTS, FINISH_REASONS, LEARNABILITY, QUALITY, RESPONSES, REWARDS, ROUTES
+
+LENGTHS = [20, 25, 30, 40, 50, 60, 80, 100, 125, 160, 200, 250, 320, 400, 500, 640, 800, 1000, 1250, 1600, 2000, 2500]
+LENGTHS += [3200, 4000, 5000, 6400, 8000, 10_000, 16_000, 32_000]
+"""Characters at which responses may be cut."""
+LEAST_PROMPT = 200
+"""Prompts and references are cut at twice the length of responses, and never shorter than this."""
+PARALLEL_SHARE = 0.2
+"""Of the prompts drawn, where there are so many: the parallel ones have every teacher's response."""
+MAX_CHARACTERS = 24_000_000
+"""Of all texts, or texts that gzip packs well would make a page that takes long to open."""
+KEYS = ["prompt_id", "teacher"]
+KINDS = DEFECTS.names()[2:]
+TEXTS = {"prompt": "prompts", "reference": "prompts", "response": "responses"}
+LABELS = {"domain": "domains", "source": "sources", "license": "licenses"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the page shows of the prompts."""
+
+    payload: str
+    """base64 of gzip of JSON: ascii letters, digits, `+`, `/` and `=`."""
+    prompts: int
+    total_prompts: int
+    parallel: int
+    total_parallel: int
+    cut_prompt: int | None
+    """Characters that are left of a longer prompt or reference; None where all are whole."""
+    cut_response: int | None
+    """Characters that are left of a longer response; None where all are whole."""
+
+
+def build_sample(
+    prompts: pl.DataFrame,
+    responses: Mapping[str, pl.DataFrame],
+    quality: Mapping[str, pl.DataFrame],
+    learnability: Mapping[str, pl.DataFrame],
+    rewards: pl.DataFrame | None,
+    defects: pl.DataFrame | None,
+    routes: Mapping[str, pl.DataFrame],
+    routed: Mapping[str, pl.DataFrame],
+    dataset: Mapping[str, pl.DataFrame],
+    *,
+    limit: int = 5000,
+    max_bytes: int = 3_500_000,
+) -> Sample:
+    """Draw prompts, join every table to them, and cut their texts until they fit the page.
+
+    What has not been made yet is empty or None. A longer text ends in `…` after the cut; where even the shortest texts
+    do not fit, fewer prompts are drawn.
+
+    Args:
+        prompts: PROMPTS.
+        responses: teacher -> RESPONSES to the parallel prompts.
+        quality: teacher -> QUALITY.
+        learnability: teacher -> LEARNABILITY.
+        rewards: REWARDS.
+        defects: DEFECTS.
+        routes: strategy -> ROUTES.
+        routed: strategy -> RESPONSES of the teachers it chose.
+        dataset: strategy -> DATASET; a route that is not in its strategy's was dropped.
+        limit: prompts at most.
+        max_bytes: of the payload at most.
+    """
+    while True:
+        drawn = draw_prompts(prompts, limit)
+        ids = drawn.select("prompt_id")
+        answers = _answers(ids, [*responses.values(), *routed.values()], quality, learnability, rewards, defects)
+        chosen = _chosen(ids, routes, dataset)
+        others = pl.concat([answers["teacher"], chosen["teacher"]]).unique().sort()
+        names = {
+            "teachers": list(dict.fromkeys([*responses, *others])),
+            "strategies": list(routes),
+            "defects": KINDS,
+            "finish_reasons": FINISH_REASONS.categories.to_list(),
+            **{names: drawn[label].cast(pl.String).unique().sort().to_list() for label, names in LABELS.items()},
+        }
+        payload, cut = _fit(names, _encode(drawn, answers, chosen, names), max_bytes)
+        if payload is not None:
+            break
+        limit = drawn.height // 2
+    return Sample(
+        payload=payload,
+        prompts=drawn.height,
+        total_prompts=prompts.height,
+        parallel=drawn.filter("parallel").height,
+        total_parallel=prompts.filter("parallel").height,
+        cut_prompt=_limits(cut)["prompt"] if cut else None,
+        cut_response=cut,
+    )
+
+
+def draw_prompts(prompts: pl.DataFrame, limit: int) -> pl.DataFrame:
+    """At most `limit` prompts, sorted by prompt_id. That is a hash, so that the first of them are a fair draw.
+
+    Parallel prompts come in their share of all, and in a fifth of the draw at least, where there are so many.
+    """
+    parallel = prompts.filter("parallel").sort("prompt_id")
+    other = prompts.filter(~pl.col("parallel")).sort("prompt_id")
+    if prompts.height > limit:
+        share = max(parallel.height / prompts.height, PARALLEL_SHARE)
+        taken = max(min(round(share * limit), parallel.height), limit - other.height)
+        parallel, other = parallel.head(taken), other.head(limit - taken)
+    return pl.concat([parallel, other]).sort("prompt_id")
+
+
+def _answers(
+    ids: pl.DataFrame,
+    responses: Iterable[pl.DataFrame],
+    quality: Mapping[str, pl.DataFrame],
+    learnability: Mapping[str, pl.DataFrame],
+    rewards: pl.DataFrame | None,
+    defects: pl.DataFrame | None,
+) -> pl.DataFrame:
+    """RESPONSES to these prompts with quality, learnability, reward and defects (a bit a kind, null if not looked for).
+
+    A response to a parallel prompt is in the tables of its teacher and of every strategy that chose it: it stays once.
+    """
+    bits = pl.sum_horizontal(pl.col(kind).cast(pl.Int64) * 2**bit for bit, kind in enumerate(KINDS))
+    scores = [
+        _of(ids, quality.values(), QUALITY),
+        _of(ids, learnability.values(), LEARNABILITY).select(*KEYS, "learnability"),
+        _of(ids, [] if rewards is None else [rewards], REWARDS).select(*KEYS, "reward"),
+        _of(ids, [] if defects is None else [defects], DEFECTS).select(*KEYS, defects=bits),
+    ]
+    answers = _of(ids, responses, RESPONSES).unique(KEYS, keep="first", maintain_order=True)
+    for table in scores:
+        answers = answers.join(table, on=KEYS, how="left", validate="1:1")
+    return answers
+
+
+def _chosen(ids: pl.DataFrame, routes: Mapping[str, pl.DataFrame], dataset: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
+    """ROUTES of these prompts with `strategy` and `kept` (null where there is no data set)."""
+    tables = [pl.DataFrame(schema={**ROUTES, "kept": pl.Boolean, "strategy": pl.String})]
+    for strategy, table in routes.items():
+        mine = _of(ids, [table], ROUTES)
+        if strategy in dataset:
+            kept = dataset[strategy].select(*KEYS, kept=pl.lit(True))
+            mine = mine.join(kept, on=KEYS, how="left", validate="1:1").with_columns(pl.col("kept").fill_null(False))
+        else:
+            mine = mine.with_columns(kept=pl.lit(None, dtype=pl.Boolean))
+        tables.append(mine.with_columns(strategy=pl.lit(strategy)))
+    return pl.concat(tables)
+
+
+def _of(ids: pl.DataFrame, tables: Iterable[pl.DataFrame], schema: pl.Schema) -> pl.DataFrame:
+    """The rows of all tables that are of these prompts."""
+    mine = (table.join(ids, on="prompt_id", how="semi") for table in tables)
+    return pl.concat([pl.DataFrame(schema=schema), *mine])
+
+
+def _encode(
+    drawn: pl.DataFrame, answers: pl.DataFrame, chosen: pl.DataFrame, names: Mapping[str, list[str]]
+) -> dict[str, pl.DataFrame]:
+    """Tables prompts, responses and routes, as the payload holds them.
+
+    Names become positions in `names`. The rows of responses and routes stand in the order of the prompts, and each
+    prompt says how many are its own, so that texts on one subject are close together, where gzip finds them.
+    """
+
+    def position(column: str, known: str) -> pl.Expr:
+        return pl.col(column).cast(pl.String).cast(pl.Enum(names[known])).to_physical().alias(column)
+
+    def count(table: pl.DataFrame, name: str) -> pl.DataFrame:
+        return table.group_by("prompt_id").agg(pl.len().alias(name))
+
+    answers = answers.with_columns(
+        position("teacher", "teachers"), position("finish_reason", "finish_reasons"), tokens="num_response_tokens"
+    ).sort(KEYS)
+    chosen = chosen.with_columns(position("teacher", "teachers"), position("strategy", "strategies"))
+    chosen = chosen.sort("prompt_id", "strategy", "strength", "teacher", descending=[False, False, True, False])
+    for table, name in ((answers, "responses"), (chosen, "routes")):
+        drawn = drawn.join(count(table, name), on="prompt_id", how="left", validate="1:1").sort("prompt_id")
+    rounded = pl.col(pl.Float64).round_sig_figs(4)
+    return {
+        "prompts": drawn.with_columns(
+            *(position(label, known) for label, known in LABELS.items()),
+            pl.col("parallel").cast(pl.Int8),
+            pl.col("responses", "routes").fill_null(0),
+        ),
+        "responses": answers.drop("prompt_id", "num_prompt_tokens", "num_response_tokens").with_columns(rounded),
+        "routes": chosen.drop("prompt_id").with_columns(rounded, pl.col("kept").cast(pl.Int8)),
+    }
+
+
+def _fit(
+    names: Mapping[str, list[str]], tables: Mapping[str, pl.DataFrame], max_bytes: int
+) -> tuple[str | None, int | None]:
+    """The payload of the longest texts that fit, and the length at which responses are cut (None for whole texts).
+
+    The payload is None where even the shortest do not fit.
+    """
+    texts = [tables[table][column] for column, table in TEXTS.items()]
+    counts = {column.name: column.str.len_chars().fill_null(0) for column in texts}
+    longest = max([1, *(int(count.max() or 0) for count in counts.values())])  # type: ignore[arg-type]
+
+    def characters(length: int) -> int:
+        limits = _limits(length)
+        return sum(int(count.clip(upper_bound=limits[column]).sum()) for column, count in counts.items())
+
+    lengths = [*(length for length in LENGTHS if length < longest), longest]
+    lengths = [length for length in lengths if characters(length) <= MAX_CHARACTERS]
+    with tqdm(total=len(lengths).bit_length(), desc="sample", unit="attempt", delay=5) as bar:
+
+        @functools.cache
+        def pack(length: int) -> str:
+            bar.update()
+            return _pack(names, tables, length)
+
+        fitting = bisect.bisect_right(lengths, max_bytes, key=lambda length: len(pack(length)))
+        if not fitting and tables["prompts"].height:
+            return None, None
+        length = lengths[max(fitting, 1) - 1]
+        return pack(length), None if length == longest else length
+
+
+def _pack(names: Mapping[str, list[str]], tables: Mapping[str, pl.DataFrame], length: int) -> str:
+    """The payload with texts of this length."""
+    limits = _limits(length)
+    columns: dict[str, Any] = {**names, "cut": limits}
+    for name, table in tables.items():
+        texts = (_cut(column, limits[column]) for column in table.columns if column in limits)
+        columns[name] = table.with_columns(texts).to_dict(as_series=False)
+    text = json.dumps(columns, ensure_ascii=False, separators=(",", ":"))
+    return base64.b64encode(gzip.compress(text.encode(), compresslevel=6, mtime=0)).decode()
+
+
+def _cut(column: str, length: int) -> pl.Expr:
+    """Texts of at most `length` characters, and `…` after those that were longer: one more tells a cut text."""
+    text = pl.col(column)
+    cut = pl.when(text.str.len_chars() > length).then(pl.concat_str(text.str.head(length), pl.lit("…"))).otherwise(text)
+    return cut.alias(column)
+
+
+def _limits(length: int) -> dict[str, int]:
+    """The length of every text where responses have this one."""
+    longer = max(2 * length, LEAST_PROMPT)
+    return {"prompt": longer, "reference": longer, "response": length}
