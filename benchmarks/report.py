@@ -7,6 +7,7 @@ Opening is from the start of navigation to the moment the sample can be filtered
 """
 
 import argparse
+import re
 import statistics
 import tempfile
 import time
@@ -15,10 +16,12 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from persyn.report.parts import Run
 
 from benchmarks.chromium import missing, open_chromium, open_page
 from persyn.prompts import prompt_id
-from persyn.report.sample import build_sample
+from persyn.report import build_report
+from persyn.routes import allocation
 from persyn.schemas import (
     DATASET,
     DEFECTS,
@@ -54,15 +57,24 @@ def row(prompts: int, teachers: int, characters: int) -> str:
     """One line of the table."""
     tables = made_up(prompts, teachers, characters)
     start = time.perf_counter()
-    sample = build_sample(**tables)
+    text = report_of(tables)
     made = time.perf_counter() - start
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "report.html"
-        page.write_text(str(sample))
+        page.write_text(text)
         seconds = opening(page)
-    size = len(sample.payload) / 1e6
+        size = page.stat().st_size / 1e6
+    cut = re.search(r"responses at\s+([\d,]+)", text)
     times = ", ".join(f"{value:.2f}" for value in (min(seconds), statistics.median(seconds), max(seconds)))
-    return f"| {teachers} | {characters:,} | {sample.cut_response} | {size:.2f} | {made:.1f} | {times} |"
+    return f"| {teachers} | {characters:,} | {cut[1] if cut else 'whole'} | {size:.2f} | {made:.1f} | {times} |"
+
+
+def report_of(tables: dict[str, Any]) -> str:
+    """The report of a project of these tables."""
+    teachers: dict[str, Any] = {name: {"model": name} for name in tables["responses"]}
+    strategies = {name: {"rule": name} for name in tables["routes"]}
+    metrics = {"allocation": {name: allocation(routes, list(teachers)) for name, routes in tables["routes"].items()}}
+    return build_report(Run({"teachers": teachers, "strategies": strategies}, metrics=metrics, **tables))
 
 
 def opening(page: Path) -> list[float]:
@@ -77,7 +89,7 @@ def opening(page: Path) -> list[float]:
 
 
 def made_up(count: int, teachers: int, characters: int, parallel: float = 1.0) -> dict[str, Any]:
-    """The tables of a project of so many prompts and teachers, as build_sample takes them.
+    """The tables of a project of so many prompts and teachers, as a Run holds them.
 
     Args:
         characters: of every response; a prompt has a fifth.

@@ -4,7 +4,7 @@
   const PAGE = 25;
   const find = (id) => document.getElementById(`browse-${id}`);
   const form = find("filters");
-  let sample, rows, shown = [], page = 0;
+  let sample, rows, shown = [], page = 0, applied;
 
   // Columns -> objects; a prompt owns the next so many responses and routes.
   function unpack(packed) {
@@ -125,7 +125,7 @@
     return made;
   }
 
-  const number = (value) => (value === null ? "–" : String(Number(value.toPrecision(3))));
+  const number = (value) => (value === null ? "–" : String(Number(value.toPrecision(3))).replace("-", "−"));
   const badge = (name, value) => text("span", `browse-badge ${name}`, value);
 
   function passage(value, length) {
@@ -188,6 +188,7 @@
     }
     if (disagree(row)) line.append(badge("", "strategies disagree"));
     for (const problem of problemsOf(row, filters.strategy)) line.append(badge("browse-problem", label(problem)));
+    line.append(text("code", "browse-id", row.prompt_id));
     const start = [...row.prompt.slice(0, 600)].slice(0, 300).join("");
     const button = element("button", "browse-open", text("span", "browse-start", start), line);
     const made = element("li", "", button);
@@ -214,7 +215,7 @@
     find("next").disabled = page === pages - 1;
     const items = shown.slice(page * PAGE, (page + 1) * PAGE).map((row) => item(row, filters));
     find("list").replaceChildren(...items);
-    if (shown.length === 1 && shown[0].prompt_id === filters.q) items[0].firstChild.click();
+    if (shown.length === 1 && shown[0].prompt_id === filters.q.toLowerCase()) items[0].firstChild.click();
     const set = Object.entries(filters).filter(([, value]) => value);
     const address = new URLSearchParams(page ? [...set, ["page", page + 1]] : set).toString();
     const now = address ? `#browse?${address}` : "";
@@ -222,13 +223,15 @@
   }
 
   function apply(toPage = 0) {
-    shown = select(filtersNow());
+    const filters = filtersNow();
+    applied = JSON.stringify(filters);
+    shown = select(filters);
     page = toPage;
     show();
   }
 
   function restore() {
-    if (!location.hash.startsWith("#browse")) return false;
+    if (!location.hash.startsWith("#browse?")) return false;
     const asked = new URLSearchParams(location.hash.slice("#browse?".length));
     for (const field of form.elements) {
       if (field.type === "checkbox") field.checked = asked.has(field.name);
@@ -269,10 +272,12 @@
 
   function listen() {
     let waiting;
-    form.addEventListener("input", (event) => {
+    const later = (event) => {
       clearTimeout(waiting);
-      waiting = setTimeout(apply, event.target.name === "q" ? 150 : 0);
-    });
+      if (JSON.stringify(filtersNow()) !== applied) waiting = setTimeout(apply, event.type === "input" ? 150 : 0);
+    };
+    form.addEventListener("input", later);
+    form.addEventListener("change", later);
     form.addEventListener("reset", () => setTimeout(apply));
     form.addEventListener("submit", (event) => event.preventDefault());
     const turn = (step) => {

@@ -60,7 +60,7 @@ def build_sample(
     dataset: Mapping[str, pl.DataFrame],
     *,
     limit: int = 5000,
-    max_bytes: int = 3_500_000,
+    max_bytes: int = 4_000_000,
 ) -> Sample:
     """Draw prompts, join every table to them, and cut their texts until they fit the page.
 

@@ -21,7 +21,7 @@ COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8
 """Okabe and Ito's, told apart by the colour-blind; a grey for their black, which a dark page would swallow."""
 STRATEGY_COLOURS = ["#18202b", "#aa3377", "#228833", "#4477aa", "#ccbb44", "#66ccee", "#ee6677", "#999999"]
 """Black, then Tol's: a strategy must not look like a teacher."""
-HATCHES, MARKERS, LINES = ["", "//////", "......", "xxxxx"], ["o", "s", "^", "D"], ["-", "--", ":", "-."]
+HATCHES, MARKERS, LINES = ["", "//////", "||||||", "xxxxx"], ["o", "s", "^", "D"], ["-", "--", ":", "-."]
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -53,7 +53,7 @@ STYLE: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Look:
-    """How one name is drawn in every chart: 8 colours, each plain, hatched, dotted and crossed."""
+    """How one name is drawn in every chart: 8 colours, each plain, hatched, striped and crossed."""
 
     number: int
     colours: tuple[str, ...] = tuple(COLOURS)
