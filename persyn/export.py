@@ -66,7 +66,8 @@ def build_export(
     """
     scored = parallel.select(*KEYS, scored="response")
     scores = rewards.join(scored, on=KEYS, how="left", validate="1:1")
-    rows = dataset.drop("license").join(prompts.drop("prompt"), on="prompt_id", how="left", validate="m:1")
+    asked = prompts.rename({"prompt": "asked", "license": "license_now"})
+    rows = dataset.join(asked, on="prompt_id", how="left", validate="m:1")
     for table in (routes.with_columns(routed=True), routed, scores):
         rows = rows.join(table, on=KEYS, how="left", validate="1:1")
     assert rows.height == dataset.height, f"{rows.height} rows of {dataset.height} in the dataset"
@@ -87,20 +88,20 @@ def build_export(
 
 
 def _check_one_run(rows: pl.DataFrame, teachers: Mapping[str, Teacher]) -> None:
-    terms = pl.DataFrame(
-        [(name, teacher.license, teacher.training) for name, teacher in teachers.items()],
-        schema={"teacher": pl.String, "license_now": pl.String, "training_now": pl.String},
-        orient="row",
-    )
-    rows = rows.join(terms, on="teacher", how="left", validate="m:1")
-    wrote = pl.col("completion").list.first().struct.field("content")
+    """Every row agrees with all that was joined to it."""
+    terms = [(name, teacher.license, teacher.training) for name, teacher in teachers.items()]
+    names = ["teacher", "teacher_license_now", "training_now"]
+    rows = rows.join(pl.DataFrame(terms, schema=names, orient="row"), on="teacher", how="left", validate="m:1")
+
+    def text(column: str) -> pl.Expr:
+        return pl.col(column).list.first().struct.field("content")
+
     agree = {
-        "are of no prompt": pl.col("source").is_not_null(),
+        "are not of a prompt of prompts.parquet": text("prompt").eq_missing(pl.col("asked")),
+        "have another licence than their prompt": pl.col("license").eq_missing(pl.col("license_now")),
         "have no route": pl.col("routed").is_not_null(),
-        "have another response than was routed": wrote.eq_missing(pl.col("response")),
-        "have other terms than their teacher in params.yaml": pl.col("teacher_license").eq_missing(
-            pl.col("license_now")
-        )
+        "have another response than was routed": text("completion").eq_missing(pl.col("response")),
+        "have other terms than their teacher": pl.col("teacher_license").eq_missing(pl.col("teacher_license_now"))
         & pl.col("training").eq_missing(pl.col("training_now")),
     }
     for what, holds in agree.items():

@@ -42,27 +42,28 @@ def write_export(
     Raises:
         InputError: the folder holds something else, or cannot be written.
     """
-    folder = Path(os.path.abspath(folder))  # noqa: PTH100 - a link stays a link, and is refused
     check_folder(folder)
-    partial, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{what}") for what in ("partial", "old"))
+    place = folder.resolve()
+    partial, old = (place.with_name(f".{place.name}.{os.getpid()}.{what}") for what in ("partial", "old"))
     try:
         (partial / "data").mkdir(parents=True)
         shards = _write(export, card, partial, shard_bytes)
-        if _digests(partial) == _digests(folder):
+        there = _digests(folder)
+        if there == _digests(partial):
             return shards
-        if _digests(folder) and not replace:
-            raise InputError(f"{folder.name} holds an earlier export that differs; --force replaces it")
+        if there and not replace:
+            raise InputError(f"{folder} holds an earlier export that differs; --force replaces it")
         if folder.exists():
-            folder.rename(old)
+            place.rename(old)
         try:
-            partial.rename(folder)
+            partial.rename(place)
         except BaseException:
             if old.exists():
-                old.rename(folder)
+                old.rename(place)
             raise
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise InputError(f"{folder.name} cannot be written: {error.strerror or error}; choose another --out") from error
+        raise InputError(f"{folder} cannot be written: {error.strerror or error}; choose another --out") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return shards
@@ -71,21 +72,23 @@ def write_export(
 def check_folder(folder: Path) -> None:
     """Raise InputError unless `folder` is not there, is empty or is an earlier export and nothing else."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise InputError(f"{folder.name} is no folder; name a new one by --out")
-    other = sorted(path for path in _digests(folder) if not FILES.fullmatch(path))
-    card = folder / "README.md"
-    if other or (_digests(folder) and not (card.is_file() and "\n- persyn\n" in card.read_text(errors="replace"))):
+        raise InputError(f"{folder} is no folder; name a new one by --out")
+    names = _names(folder)
+    other, card = [name for name in names if not FILES.fullmatch(name)], folder / "README.md"
+    if other or (names and not (card.is_file() and "\n- persyn\n" in card.read_text(errors="replace"))):
         found = f", such as {other[0]}," if other else ""
-        raise InputError(f"{folder.name} holds files{found} that are no export; name a new or an empty folder by --out")
+        raise InputError(f"{folder} holds files{found} that are no export; name a new or an empty folder by --out")
+
+
+def _names(folder: Path) -> list[str]:
+    """Everything in `folder` but its folders, by relative path, sorted."""
+    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
+    return sorted(path.relative_to(folder).as_posix() for path in found)
 
 
 def _digests(folder: Path) -> dict[str, bytes]:
-    """Relative path -> sha256 of every file in `folder`; of a link nothing."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
-    return {
-        path.relative_to(folder).as_posix(): b"" if path.is_symlink() else hashlib.sha256(path.read_bytes()).digest()
-        for path in paths
-    }
+    """Relative path -> sha256 of the files that an export has."""
+    return {name: hashlib.sha256((folder / name).read_bytes()).digest() for name in _names(folder)}
 
 
 def _write(export: pl.DataFrame, card: Callable[[dict[str, Any]], str], folder: Path, shard_bytes: int) -> int:

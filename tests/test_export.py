@@ -264,6 +264,8 @@ def show_key(params: dict[str, Any]) -> None:
             "holds answers of c, no teacher",
         ),
         (change("data/dataset/persyn.parquet", DATASET, training="unknown"), [], "3 of 3 rows .* have other terms"),
+        (change("data/dataset/persyn.parquet", DATASET, license="GPL"), [], "3 of 3 rows .* have another licence"),
+        (change("data/prompts.parquet", PROMPTS, prompt="x"), [], "3 of 3 rows of the dataset are not of a prompt"),
         (forbid, [], r"teachers.a \(model-a\): its terms forbid training other models on its outputs \(Terms, 2c\)"),
         (show_key, [], "the card would show what looks like a key"),
     ],

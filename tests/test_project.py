@@ -61,6 +61,8 @@ def test_a_revision_is_read_as_it_was_and_the_folder_as_it_is(repository: Path) 
     with open_project() as now, open_project("HEAD") as then:
         assert now.tables("data", ["pairs", "other"], PAIRS)["pairs"]["winner"].item() == "b"
         assert then.tables("data", ["pairs", "other"], PAIRS)["pairs"]["winner"].item() == "a"
+        head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+        assert (now.commit, then.commit) == (f"{head} and changes that are not committed", head)
         assert then.params() == {"rewards": {"alpha": 0.4}}
         assert then.table("other.parquet", PAIRS) is None
         assert then.json("metrics.json") is None
