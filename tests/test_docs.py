@@ -97,31 +97,31 @@ def test_blocks_say_what_they_are() -> None:
 
 
 def test_every_command_runs(tmp_path: Path) -> None:
-    """The tutorial from its first line to its last, then the README in the root, then every other page in the profile
-    that the tutorial has made.
+    """The tutorial from its first line to its last, then each block of the other pages in the profile that it has made,
+    then the README in the root.
     """
     place = Workplace(tmp_path)
     run_page(place, DOCS / "tutorial.md")
     profile = place.folder
-    report = (profile / "metrics/reports/report.html").read_text()
-    assert "<html" in report
-    results = place.shell("git status --porcelain", "the tutorial")
-    assert results == "", "it leaves nothing uncommitted"
-    # `make demo` on the tutorial's parameters and prompts: DVC's run cache knows their results.
-    place.folder = place.root
-    shutil.copy(profile / "params.yaml", place.root)
-    shutil.rmtree(place.root / "data/raw")
-    shutil.copytree(profile / "data/raw", place.root / "data/raw")
-    run_page(place, ROOT / "README.md")
-    assert (place.root / "metrics/reports/comparison.md").is_file()
+    assert "<html" in (profile / "metrics/reports/report.html").read_text()
+    assert place.shell("git status --porcelain", "the tutorial") == "", "it leaves nothing uncommitted"
+    shutil.copy(profile / "params.yaml", tmp_path)
+    shutil.copytree(profile / "data/raw", tmp_path / "raw")
     for page in PAGES:
         if page.name not in ("tutorial.md", "README.md"):
-            place.folder = profile
-            run_page(place, page)
+            run_page(place, page, profile)
+    # `make demo` on the tutorial's parameters and prompts: DVC's run cache knows their results.
+    shutil.copy(tmp_path / "params.yaml", place.root)
+    shutil.rmtree(place.root / "data/raw")
+    shutil.copytree(tmp_path / "raw", place.root / "data/raw")
+    run_page(place, ROOT / "README.md", place.root)
+    assert (place.root / "metrics/reports/comparison.md").is_file()
 
 
-def run_page(place: Workplace, page: Path) -> None:
+def run_page(place: Workplace, page: Path, folder: Path | None = None) -> None:
+    """Run its commands and code and write its files; each block begins in `folder`, or where the last one ended."""
     for block in blocks(page):
+        place.folder = folder or place.folder
         if block.language == "sh" and block.is_run:
             lines = [line for line in block.text.splitlines() if not is_run_by_ci(line.partition("#")[0].split())]
             place.shell("\n".join(lines), str(block))
