@@ -190,9 +190,15 @@ def nearest(key: object, known: Iterable[object]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(names) or 'nothing'}"
 
 
-def printable(text: str) -> str:
-    """`text` on one line, every control character shown as an escape: data cannot steer the terminal."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+def printable(text: str, keep: str = "") -> str:
+    """`text` on one line, every control character shown as an escape: data cannot steer the terminal.
+
+    Args:
+        keep: control characters that stay, such as a newline.
+    """
+    return "".join(
+        character if character.isprintable() or character in keep else ascii(character)[1:-1] for character in text
+    )
 
 
 def write_json(value: object, path: str | Path) -> None:

@@ -7,16 +7,18 @@ import sys
 
 import typer
 
+from persyn.cli.diff import diff
 from persyn.cli.export import export
 from persyn.cli.generate import generate
 from persyn.cli.plan import ledger, plan
 from persyn.cli.report import report
+from persyn.cli.show import show
 from persyn.cli.store import store
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="PerSyn: what DVC cannot show. `dvc repro` runs it."
 )
-for command in (plan, generate, ledger, export, report):
+for command in (plan, generate, ledger, report, show, diff, export):
     app.command()(command)
 app.add_typer(store, name="store")
 

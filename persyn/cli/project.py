@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from persyn.schemas import InputError, check_table, printable
 
@@ -52,12 +53,29 @@ class Project:
         """params.yaml, whole.
 
         Raises:
-            InputError: there is none.
+            InputError: there is none, or it is not legal.
         """
         text = self.read("params.yaml")
         if text is None:
             raise InputError(f"{self.name} has no params.yaml here; run the command in the folder of a project")
-        return YAML(typ="safe", pure=True).load(text)
+        try:
+            found = YAML(typ="safe", pure=True).load(text)
+        except YAMLError as error:
+            raise InputError(f"cannot read params.yaml of {self.name}: {' '.join(str(error).split())}") from error
+        if not isinstance(found, dict):
+            raise InputError(f"params.yaml of {self.name} holds no sections; see the README for what it must hold")
+        return found
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section of params.yaml; empty if it is not there.
+
+        Raises:
+            InputError: it has no keys and values.
+        """
+        found = self.params().get(name) or {}
+        if not isinstance(found, dict):
+            raise InputError(f"{name} in params.yaml of {self.name} is {found!r}; it must be keys and their values")
+        return found
 
     def json(self, path: str) -> Any:
         """A metrics file; None if it is not there."""
