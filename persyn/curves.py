@@ -146,8 +146,8 @@ def build_curves(
 
     Returns:
         name -> table, numbers to six significant digits. allocation, comparison and ledger begin with `bar`, what the
-        bar stands for; comparison has no row of persyn's own. landscape has a column `learnability of <teacher>` for
-        each, alpha `share of <teacher>`.
+        bar stands for; comparison has no row of persyn's own. landscape has a column `<teacher> learnability` for
+        each, alpha `<teacher> share`.
 
     Raises:
         InputError: as build_rewards.
@@ -171,7 +171,7 @@ def plot_entries(teachers: Sequence[str], strategies: Sequence[str]) -> dict[str
 
     The file is to lie beside the folders of the curves (`curves`) and of the training losses (`training`).
     """
-    landscape, alpha = ([f"{value} of {teacher}" for teacher in teachers] for value in ("learnability", "share"))
+    landscape, alpha = ([f"{teacher} {value}" for teacher in teachers] for value in ("learnability", "share"))
     entries: dict[str, dict[str, Any]] = {
         "quality and learnability of every teacher": {
             "template": "scatter",
@@ -209,5 +209,5 @@ def _labelled(curve: pl.DataFrame, *names: str) -> pl.DataFrame:
 def _spread(curve: pl.DataFrame, index: Sequence[str], value: str) -> pl.DataFrame:
     """One row a different `index`, and the value of each teacher in a column of its own; NaN where it has none, which
     is not drawn, while an empty cell is drawn as 0."""
-    series = curve.select(*index, pl.col(value).alias("value"), series=pl.format(value + " of {}", "teacher"))
+    series = curve.select(*index, pl.col(value).alias("value"), series=pl.format("{} " + value, "teacher"))
     return series.pivot("series", index=index, values="value").with_columns(cs.float().fill_null(float("nan")))

@@ -1,11 +1,29 @@
 """Curves: the tables behind the pictures, by hand."""
 
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import polars as pl
 import pytest
+from ruamel.yaml import YAML
 
-from persyn.curves import allocation_curve, alpha_curve, comparison_curve, landscape_curve, ledger_curve
+from persyn.curves import (
+    allocation_curve,
+    alpha_curve,
+    build_curves,
+    comparison_curve,
+    landscape_curve,
+    ledger_curve,
+    plot_entries,
+)
 from persyn.defects import Policies
-from persyn.schemas import DEFECTS, LEARNABILITY, QUALITY, REWARDS, InputError
+from persyn.rewards import build_rewards
+from persyn.schemas import DEFECTS, LEARNABILITY, QUALITY, REWARDS, InputError, write_json, write_text
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_allocation() -> None:
@@ -106,3 +124,65 @@ def test_ledger() -> None:
         ("strong", "spent", 0, 0, 0),
         ("strong", "cached", 1, 20, 300),
     ]
+
+
+def run(strategies: list[str]) -> dict[str, pl.DataFrame]:
+    """The curves of teachers a, b and c on `scores`, under strategies that all do the same."""
+    quality, learned = scores()
+    by_teacher = [{t: table.filter(teacher=t) for t in "abc"} for table in (quality, learned)]
+    rewards, _ = build_rewards(quality, learned, pl.DataFrame(schema=DEFECTS), ["a", "b", "c"], Policies(), alpha=0.4)
+    same = {"difference": 0.0, "interval": None, "verdict": "within noise"}
+    comparison = {name: {"math": {"exact": same}} for name in strategies if name != "persyn"}
+    use = {"calls": 1, "prompt_tokens": 20, "response_tokens": 300}
+    return build_curves(
+        (by_teacher[0], by_teacher[1], pl.DataFrame(schema=DEFECTS), ["a", "b", "c"], Policies(), ()),
+        {"alpha": 0.4},
+        rewards,
+        {name: {"prompts": 2, "share": {"a": 0.5, "b": 0.0, "c": 0.5}} for name in strategies},
+        {name: {"math": {"exact": {"value": 0.5}}} for name in strategies},
+        comparison,
+        {"routed": {name: {"spent": use, "cached": use} for name in strategies}},
+    )
+
+
+def test_every_teacher_is_a_column_of_its_own_where_a_plot_has_one_line_each() -> None:
+    curves = run(["persyn", "mix"])
+    alpha, landscape = curves["alpha"], curves["landscape"]
+    assert alpha.row(0) == (0.0, 0.75, 0.0, 0.25), "alpha 0: shares of a, b and c, as above"
+    assert alpha.height == 11
+    assert landscape["a learnability"].fill_nan(None).to_list() == [-2.0, None, None]
+    assert landscape["quality"].to_list() == [6.0, 0.5, 3.0]
+    assert curves["comparison"]["bar"].to_list() == ["mix, exact, math"]
+    assert curves["ledger"]["bar"].to_list() == ["persyn, spent", "persyn, cached", "mix, spent", "mix, cached"]
+
+
+@pytest.mark.parametrize("strategies", [["persyn", "mix", "car"], ["persyn"]])
+def test_dvc_draws_every_plot_of_whatever_teachers_and_strategies(strategies: list[str], tmp_path: Path) -> None:
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    params = YAML(typ="safe", pure=True).load(ROOT / "params.yaml") | {"strategies": dict.fromkeys(strategies)}
+    YAML().dump(params, tmp_path / "params.yaml")
+    reports = tmp_path / "metrics" / "reports"
+    for name, curve in run(strategies).items():
+        write_text(curve.write_csv(), reports / "curves" / f"{name}.csv")
+    for name in strategies:
+        write_text("step,loss\n1,2.0\n2,1.0\n", reports / "training" / f"{name}.csv")
+    write_text("confidence,accuracy,pairs\n0.6,0.5,3\n", reports / "reliability.csv")
+    write_json(plot_entries(["a", "b", "c"], strategies), reports / "dvc.yaml")
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "-q", "--no-scm"], cwd=tmp_path, check=True)
+    shown = subprocess.run([*dvc, "plots", "show", "--json"], cwd=tmp_path, check=True, capture_output=True).stdout
+    plots = json.loads(shown)
+    assert "errors" not in plots
+    drawn = {name: plot[0]["content"]["data"]["values"] for name, plot in plots["data"].items() if plot}
+    assert {row["field"] for row in drawn["best teacher by alpha"]} == {"a share", "b share", "c share"}
+    points = [row for row in drawn["quality and learnability of every teacher"] if row["dvc_inferred_y_value"] != "NaN"]
+    assert [(row["field"], row["dvc_inferred_y_value"]) for row in points] == [
+        ("a learnability", "-2.0"),
+        ("b learnability", "-1.0"),
+        ("c learnability", "-1.6"),
+    ]
+    assert len(drawn["training loss"]) == 2 * len(strategies)
+    assert len(drawn["allocation"]) == 3 * len(strategies)
+    assert len(drawn["ledger"]) == 2 * len(strategies)
+    assert len(drawn.get("persyn minus the others", [])) == len(strategies) - 1
+    assert "metrics/reports/reliability.csv" in drawn

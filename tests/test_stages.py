@@ -30,7 +30,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-PROMPTS = "data/prompts.parquet"
+PROMPTS, SHARES = "data/prompts.parquet", "metrics/allocation"
 
 
 def run_up_to_routed(teachers: list[str], strategies: list[str]) -> None:
@@ -49,7 +49,14 @@ def run_up_to_routed(teachers: list[str], strategies: list[str]) -> None:
     for name in strategies:
         routes, routed = f"data/routes/{name}.parquet", f"data/routed/{name}.parquet"
         run_stage(
-            "routes", name, PROMPTS, "data/rewards.parquet", "models/router", "data/responses", routes, f"a-{name}.json"
+            "routes",
+            name,
+            PROMPTS,
+            "data/rewards.parquet",
+            "models/router",
+            "data/responses",
+            routes,
+            f"{SHARES}/{name}.json",
         )
         run_stage("routed", PROMPTS, routes, "data/responses", routed)
     run_stage("cost", PROMPTS, "data/responses", "data/routed", "metrics/cost.json")
@@ -81,6 +88,9 @@ def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
         scores, samples = f"metrics/evaluation/{name}.json", f"data/evaluation/{name}.parquet"
         run_stage("evaluation", f"models/student/{name}", "tasks", scores, samples)
     run_stage("comparison", "data/evaluation", "metrics/comparison.json", "metrics/comparison.md")
+    scored = "data/quality", "data/learnability", "data/defects.parquet", "data/rewards.parquet"
+    measured = SHARES, "metrics/evaluation", "metrics/comparison.json", "metrics/cost.json"
+    run_stage("curves", *scored, *measured, "metrics/reports/curves", "metrics/reports/dvc.yaml")
 
     for table in ("rewards", "pairs", "prompts", "defects"):
         read_table(f"data/{table}.parquet", getattr(schemas, table.upper()))
@@ -104,6 +114,8 @@ def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
     assert measured["persyn_math"]["math_verify"]["n"] == 2
     comparison = json.loads(Path("metrics/comparison.json").read_text())
     assert comparison.keys() == set(strategies) - {"persyn"}
+    assert pl.read_csv("metrics/reports/curves/allocation.csv").height == len(strategies) * len(teachers)
+    assert pl.read_csv("metrics/live/student/persyn/plots/metrics/loss.tsv", separator="\t").columns == ["step", "loss"]
     assert json.loads(Path("metrics/cost.json").read_text())["generate_then_select"]["calls"] == 36
     assert not list(project.rglob("*.partial"))
 
