@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from persyn.report.parts import Run
 
 from benchmarks.chromium import missing, open_chromium, open_page
 from persyn.prompts import prompt_id
 from persyn.report import build_report
+from persyn.report.parts import Run
 from persyn.routes import allocation
 from persyn.schemas import (
     DATASET,

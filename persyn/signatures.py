@@ -94,7 +94,7 @@ def _by_teacher(name: str, what: str, counts: Mapping[str, Any], key: str, level
 def _length(rewards: Mapping[str, Any]) -> Signature:
     name, what = (
         "reward is length",
-        "the reward ranks responses by how long they are, whatever else it seems to measure",
+        f"the reward ranks responses by how long they are; watch from {LENGTH[0]}, alarm from {LENGTH[1]} either way",
     )
     if not rewards:
         return Signature(name, what, "", "unknown", "dvc repro rewards")
@@ -167,7 +167,7 @@ def _dropped(datasets: Mapping[str, Any]) -> Signature:
 def _endless(samples: Mapping[str, pl.DataFrame]) -> Signature:
     name, what = (
         "student answers without end",
-        "its answers to evaluation items end in a loop (the detector of repetition)",
+        "its answers to evaluation items end in a loop",
     )
     found = {}
     for strategy, table in samples.items():
@@ -182,7 +182,7 @@ def _worst(
     name: str, what: str, found: Mapping[str, tuple[int, int]], levels: Levels, make: str, advice: str
 ) -> Signature:
     """Of counts by strategy, as (how many, of how many)."""
-    what += f" ({_told(levels)} of a strategy's)"
+    what += f" ({_told(levels)})"
     if not found:
         return Signature(name, what, "", "unknown", make)
     worst = max(sorted(found), key=lambda strategy: found[strategy][0] / found[strategy][1])

@@ -9,8 +9,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from persyn.report.outcome import comparison_section, ledger_section, training_section
 from persyn.report.overview import asides, facts, flow, lanes, verdict
 from persyn.report.parts import Run
-from persyn.report.routing import allocation_section, alpha_section, landscape_section, router_section
+from persyn.report.routing import allocation_section, landscape_section, router_section
 from persyn.report.sample import build_sample
+from persyn.report.sweep import alpha_section
 from persyn.schemas import printable
 from persyn.signatures import find_signatures, worst_first
 

@@ -9,8 +9,10 @@
   // Columns -> objects; a prompt owns the next so many responses and routes.
   function unpack(packed) {
     const table = (columns) => {
-      const names = Object.keys(columns);
-      return columns[names[0]].map((_, row) => Object.fromEntries(names.map((name) => [name, columns[name][row]])));
+      const [first, ...others] = Object.entries(columns);
+      const made = first[1].map((value) => ({[first[0]]: value}));
+      for (const [name, values] of others) values.forEach((value, row) => { made[row][name] = value; });
+      return made;
     };
     const responses = table(packed.responses), routes = table(packed.routes);
     let response = 0, route = 0;
@@ -125,7 +127,7 @@
     return made;
   }
 
-  const number = (value) => (value === null ? "–" : String(Number(value.toPrecision(3))).replace("-", "−"));
+  const number = (value) => (value === null ? "–" : String(Number(value.toFixed(3))).replace("-", "−"));
   const badge = (name, value) => text("span", `browse-badge ${name}`, value);
 
   function passage(value, length) {
@@ -144,7 +146,8 @@
       element("td", "browse-number", number(route.strength)),
       element("td", "browse-number", number(route.margin)),
       element("td", "", {0: "no: dropped", 1: "yes"}[route.kept] ?? "–")));
-    return element("table", "", element("thead", "", element("tr", "", ...head)), element("tbody", "", ...lines));
+    const made = element("table", "", element("thead", "", element("tr", "", ...head)), element("tbody", "", ...lines));
+    return element("div", "browse-scroll", made);
   }
 
   function responseCard(row, response) {
@@ -173,7 +176,7 @@
         text("span", "", row.license), " · ", text("code", "", `persyn show ${row.prompt_id}`)));
     if (row.reference) made.append(element("h3", "", "Reference"), passage(row.reference, sample.cut.reference));
     if (row.routes.length) made.append(element("h3", "", "Routes"), routesTable(row));
-    made.append(element("h3", "", row.responses.length === 1 ? "1 response" : `${row.responses.length} responses`),
+    made.append(element("h3", "", `Responses: ${row.responses.length} of ${sample.teachers.length} teachers`),
       element("div", "browse-cards", ...order.map((response) => responseCard(row, response))));
     return made;
   }
@@ -183,8 +186,8 @@
     if (row.parallel) line.append(badge("", "parallel"));
     const route = routesOf(row, filters.strategy)[0];
     if (route) {
-      const margin = route.margin === null ? "" : `, margin ${number(route.margin)}`;
-      line.append(badge("browse-route", `${sample.strategies[route.strategy]} → ${sample.teachers[route.teacher]}${margin}`));
+      const chosen = `${sample.strategies[route.strategy]} → ${sample.teachers[route.teacher]}`;
+      line.append(badge("browse-route", route.margin === null ? chosen : `${chosen}, margin ${number(route.margin)}`));
     }
     if (disagree(row)) line.append(badge("", "strategies disagree"));
     for (const problem of problemsOf(row, filters.strategy)) line.append(badge("browse-problem", label(problem)));
@@ -296,7 +299,8 @@
         + "Open the page in Chrome or Edge 80, Firefox 113, Safari 16.4, or later.";
       return;
     }
-    const bytes = Uint8Array.from(atob(find("sample").textContent), (letter) => letter.charCodeAt(0));
+    const letters = atob(find("sample").textContent), bytes = new Uint8Array(letters.length);
+    for (let place = 0; place < letters.length; place++) bytes[place] = letters.charCodeAt(place);
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     unpack(await new Response(stream).json());
     fillFilters();

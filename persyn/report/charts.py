@@ -1,43 +1,20 @@
-"""Charts: one function a picture, of tidy tables (those of persyn.curves, mostly), each an svg element of the page."""
+"""Charts: points and lines of tidy tables (those of persyn.curves, mostly), each an svg element of the page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import polars as pl
 from markupsafe import Markup
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-from persyn.report.svg import INK, MUTED, PAPER, RULE, Look, render, short
+from persyn.report.bars import ROW, WIDTH, in_percent, name_rows
+from persyn.report.svg import INK, MUTED, PAPER, STRATEGY_COLOURS, Look, render, short
+from persyn.report.svg import looks as looks_of
 
-WIDTH = 960  # pixels, of the page's text
-ROW = 26  # pixels of a bar with its gap
 MAX_POINTS = 1500
-MAX_STEPS = 400
-
-
-def stacked_shares(name: str, title: str, shares: pl.DataFrame, looks: Mapping[str, Look]) -> Markup:
-    """Bars of `row`, `teacher`, `share`: one bar a row, each in parts by teacher, in their order of appearance."""
-    rows = shares["row"].unique(maintain_order=True).to_list()
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        left = np.zeros(len(rows))
-        for teacher, look in looks.items():
-            of = dict(shares.filter(teacher=teacher).select("row", "share").iter_rows())
-            width = np.array([of.get(row, 0.0) for row in rows])
-            if width.any():
-                axes.barh(range(len(rows)), width, 0.72, left, color=look.colour, hatch=look.hatch, edgecolor=PAPER)
-            for place in np.flatnonzero(width >= 0.06):
-                _inside(axes, left[place] + width[place] / 2, place, f"{width[place]:.0%}", look)
-            left += width
-        _rows(axes, rows)
-        axes.set_xlim(0, max(1.0, left.max()))
-        _percent(axes.xaxis)
-
-    return render(name, title, (WIDTH, ROW * len(rows) + 50), paint)
+MAX_STEPS = 120
 
 
 def landscape(
@@ -63,7 +40,7 @@ def landscape(
             for teacher, look in looks.items():
                 here = (shown["teacher"] == teacher).to_numpy()
                 at = shown["learnability"].to_numpy()[here], (shown["quality"].to_numpy() + shift)[here]
-                axes.plot(*at, look.marker, color=look.colour, ms=4, mew=0, alpha=0.45)
+                axes.plot(*at, look.marker, color=look.colour, ms=5.5, mew=0, alpha=0.45)
                 for row in means.filter(teacher=teacher).iter_rows(named=True):
                     style: dict[str, Any] = {"color": look.colour, "ms": 12, "mec": INK, "mew": 1.6, "zorder": 5}
                     axes.plot(row["learnability"], row["quality"], look.marker, **style)
@@ -75,25 +52,6 @@ def landscape(
     return render(name, title, (WIDTH, 400), paint)
 
 
-def small_bars(name: str, title: str, panels: Mapping[str, Mapping[str, float]], first: str) -> Markup:
-    """A panel a measure, in each a bar a name; that of `first` in colour, the others grey."""
-    rows = list(next(iter(panels.values())))
-
-    def paint(figure: Figure) -> None:
-        for axes, (measure, values) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
-            bars = [values[row] for row in rows]
-            colours = ["#0072b2" if row == first else "#9a9a9a" for row in rows]
-            drawn = axes.barh(range(len(rows)), bars, 0.66, color=colours)
-            axes.bar_label(drawn, [f"{value:.3f}" for value in bars], padding=4, color=INK, fontsize=11)
-            axes.set_title(measure)
-            axes.set_xlim(min(0, *bars) * 1.4, max(*bars, 0.01) * 1.4)
-            _rows(axes, rows)
-            axes.xaxis.set_visible(False)
-            axes.spines[["bottom", "left"]].set_visible(False)
-
-    return render(name, title, (WIDTH, ROW * len(rows) + 46), paint)
-
-
 def reliability(name: str, title: str, bins: pl.DataFrame) -> Markup:
     """`confidence`, `accuracy`, `pairs`: how often the router is right by how sure it is; dots grow with pairs."""
 
@@ -103,39 +61,17 @@ def reliability(name: str, title: str, bins: pl.DataFrame) -> Markup:
         axes.plot(bins["confidence"], bins["accuracy"], color="#0072b2")
         size = 30 + 170 * bins["pairs"].to_numpy() / max(bins["pairs"].to_list(), default=1)
         axes.scatter(bins["confidence"], bins["accuracy"], size, color="#0072b2", edgecolors=PAPER, zorder=3)
-        axes.text(0.965, 0.985, "calibrated", ha="right", color=MUTED, fontsize=11)
         axes.set(xlim=(0.48, 1.02), ylim=(-0.04, 1.06), xlabel="how sure the router is", ylabel="how often it is right")
         axes.grid(visible=True)
 
-    return render(name, title, (460, 340), paint)
-
-
-def side_by_side(name: str, title: str, shares: Mapping[str, Mapping[str, float]], looks: Mapping[str, Look]) -> Markup:
-    """Two shares a teacher: the first a bar of its colour, the second an outlined mark on it."""
-    (ours, first), (theirs, second) = shares.items()
-    teachers = [teacher for teacher in looks if teacher in first or teacher in second]
-
-    def paint(figure: Figure) -> None:
-        axes = figure.subplots()
-        places = range(len(teachers))
-        for place, teacher in enumerate(teachers):
-            look = looks[teacher]
-            style: dict[str, Any] = {"color": look.colour, "hatch": look.hatch, "edgecolor": PAPER}
-            axes.barh(place, first.get(teacher, 0.0), 0.66, **style)
-        axes.plot([second.get(teacher, 0.0) for teacher in teachers], places, "D", color=PAPER, mec=INK, mew=1.8, ms=7)
-        _rows(axes, teachers)
-        axes.set_xlim(0, None)
-        axes.set_xlabel(f"bar: {ours}; diamond: {theirs}")
-        _percent(axes.xaxis)
-
-    return render(name, title, (460, max(240, ROW * len(teachers) + 64)), paint)
+    return render(name, title, (510, 340), paint)
 
 
 def alpha_lines(
     name: str, title: str, curve: pl.DataFrame, looks: Mapping[str, Look], alpha: float, scores: pl.DataFrame
 ) -> Markup:
     """`alpha`, `teacher`, `share` as lines; below, where there are any, `alpha`, `task`, `value` as dots."""
-    tasks = scores["task"].unique().sort().to_list()
+    tasks = score_looks(scores)
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(2 if tasks else 1, 1, sharex=True, squeeze=False)[:, 0]
@@ -146,10 +82,10 @@ def alpha_lines(
                 panels[0].plot(of["alpha"], of["share"], **style)
         panels[0].set_ylabel("best on so many prompts")
         panels[0].set_ylim(0, 1.15 * max(curve["share"].to_list(), default=1))
-        _percent(panels[0].yaxis)
-        for number, task in enumerate(tasks):
-            of, look = scores.filter(task=task).sort("alpha"), Look(number)
-            panels[1].plot(of["alpha"], of["value"], MARKER_OF[number % 4], color=look.colour, ms=8, mec=PAPER)
+        in_percent(panels[0].yaxis)
+        for task, look in tasks.items():
+            of = scores.filter(task=task).sort("alpha")
+            panels[1].plot(of["alpha"], of["value"], look.marker, color=look.colour, ms=8, mec=PAPER)
         for axes in panels:
             axes.axvline(alpha, color=INK, lw=1.2, ls=(0, (2, 2)))
             axes.grid(visible=True)
@@ -161,7 +97,9 @@ def alpha_lines(
     return render(name, title, (WIDTH, 520 if tasks else 330), paint)
 
 
-MARKER_OF = "osD^"
+def score_looks(scores: pl.DataFrame) -> dict[str, Look]:
+    """Task -> its look."""
+    return looks_of(scores["task"].unique().sort(), STRATEGY_COLOURS)
 
 
 def forest(name: str, title: str, curve: pl.DataFrame) -> Markup:
@@ -185,7 +123,7 @@ def forest(name: str, title: str, curve: pl.DataFrame) -> Markup:
             axes.set_title(f"{short(task, 26)}\n{short(metric, 30)}")
             axes.grid(axis="x")
             axes.xaxis.set_major_locator(MaxNLocator(5))
-            _rows(axes, strategies)
+            name_rows(axes, strategies)
         for axes in list(panels):  # those left over
             axes.set_visible(False)
 
@@ -207,46 +145,6 @@ def losses(name: str, title: str, training: Mapping[str, pl.DataFrame], looks: M
         axes.grid(visible=True)
 
     return render(name, title, (WIDTH, 320), paint)
-
-
-def bill(name: str, title: str, uses: pl.DataFrame, parts: Mapping[str, Look]) -> Markup:
-    """`row`, `part`, `calls`, `response_tokens` as stacked bars, a panel a unit."""
-    rows = uses["row"].unique(maintain_order=True).to_list()
-
-    def paint(figure: Figure) -> None:
-        for axes, unit in zip(figure.subplots(1, 2, sharey=True), ("calls", "response_tokens"), strict=True):
-            left = np.zeros(len(rows))
-            for part, look in parts.items():
-                of = dict(uses.filter(part=part).select("row", unit).iter_rows())
-                width = np.array([of.get(row, 0) for row in rows], dtype=float)
-                axes.barh(range(len(rows)), width, 0.66, left, color=look.colour, hatch=look.hatch, edgecolor=PAPER)
-                left += width
-            for place, total in enumerate(left):
-                axes.text(total, place, f" {total:,.0f}", va="center", fontsize=11)
-            axes.set_title(f"teacher {unit.replace('_', ' ')}")
-            axes.set_xlim(0, max(left.max(), 1) * 1.22)
-            _rows(axes, rows)
-            axes.xaxis.set_visible(False)
-            axes.spines["bottom"].set_visible(False)
-
-    return render(name, title, (WIDTH, ROW * len(rows) + 46), paint)
-
-
-def _rows(axes: Axes, rows: Sequence[str]) -> None:
-    """Names from the top down."""
-    axes.set_yticks(range(len(rows)), [short(row) for row in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.spines["left"].set_color(RULE)
-
-
-def _percent(axis: Any) -> None:
-    axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
-
-
-def _inside(axes: Axes, x: float, y: float, text: str, look: Look) -> None:
-    dark = look.number % 8 in (0, 2, 5)
-    box = {"facecolor": look.colour, "edgecolor": "none", "pad": 1.5}
-    axes.text(x, y, text, ha="center", va="center", fontsize=11, color="#ffffff" if dark else "#000000", bbox=box)
 
 
 def _apart(values: np.ndarray) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 import polars as pl
 
 from persyn.curves import comparison_curve, ledger_curve
-from persyn.report import charts
+from persyn.report import bars, charts
 from persyn.report.parts import REFERENCE, Chart, Run, Section, Table, count, decimal, interval
 from persyn.report.svg import Look
 
@@ -89,7 +89,7 @@ def ledger_section(run: Run) -> Section:
         f"{name} {cost['saved'][name]['calls']:.2f} times fewer" for name in cost["routed"]
     )
     caption = "What each strategy must pay for: the parallel set and what its chosen teachers then write."
-    chart = Chart(charts.bill("ledger", told, uses, PARTS), caption, PARTS)
+    chart = Chart(bars.bill("ledger", told, uses, PARTS), caption, PARTS)
     tables = [_strategies(cost), _teachers(cost)]
     return Section("ledger", title, lead, [chart], tables, _money(cost))
 

@@ -25,12 +25,12 @@ def facts(run: Run) -> list[tuple[str, str]]:
     methods = run.section("quality").get("methods") or {}
     found = [
         ("student", student.get("model")),
-        (f"{len(run.section('teachers'))} teachers", listed(list(run.section("teachers")), 20)),
+        (f"{len(run.section('teachers'))} teachers", listed(list(run.section("teachers")), 8)),
         ("alpha", f"{rewards['alpha']:g} (the weight of learnability)" if "alpha" in rewards else None),
         ("quality by", ", ".join(f"{method} ({domain})" for domain, method in methods.items())),
         ("learnability by", run.section("learnability").get("method")),
         ("router", router.get("model")),
-        (f"{len(run.section('strategies'))} strategies", listed(list(run.section("strategies")), 20)),
+        (f"{len(run.section('strategies'))} strategies", listed(list(run.section("strategies")), 12)),
         ("evaluation", ", ".join(run.section("evaluation").get("tasks") or [])),
     ]
     return [(name, str(value)) for name, value in found if value]
@@ -54,8 +54,9 @@ def verdict(comparison: Mapping[str, Any]) -> str:
     if not differing:
         tasks = listed(list(dict.fromkeys(task for _, task, _, _ in cells)))
         sizes = [found["n"] for *_, found in cells]
+        of = f"all {len(cells)} differences are" if len(cells) > 1 else "the difference is"
         return (
-            f"{REFERENCE} minus {listed(list(comparison))}, on {tasks}: all {len(cells)} differences are within noise "
+            f"{REFERENCE} minus {listed(list(comparison))}, on {tasks}: {of} within noise "
             f"({_range([min(sizes), max(sizes)], 0)} items a task{_detectable(cells)})."
         )
     told = [
@@ -63,10 +64,15 @@ def verdict(comparison: Mapping[str, Any]) -> str:
         f"{decimal(found['difference'], sign=True)}, 95 % {interval(found['interval'])})"
         for strategy, task, metric, found in sorted(differing, key=lambda cell: -abs(cell[3]["difference"]))[:NAMED]
     ]
-    more = f", and differs on {len(differing) - NAMED} more" if len(differing) > NAMED else ""
+    if len(differing) > NAMED:
+        above = sum(found["difference"] > 0 for *_, found in differing)
+        return (
+            f"Of {len(cells)} differences {REFERENCE} is above in {above}, below in {len(differing) - above} and "
+            f"within noise in {len(cells) - len(differing)}; the largest: {told[0]}."
+        )
     rest = len(cells) - len(differing)
     within = f"; the other {rest} of {len(cells)} differences are within noise" if rest else ""
-    return f"{REFERENCE} is {', '.join(told)}{more}{within}."
+    return f"{REFERENCE} is {', '.join(told)}{within}."
 
 
 def asides(run: Run) -> list[str]:

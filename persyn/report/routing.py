@@ -1,14 +1,14 @@
-"""Where the prompts went and why: allocation, reward landscape, router, alpha."""
+"""Where the prompts went and why: allocation, reward landscape, router."""
 
 from typing import Any
 
 import polars as pl
 
-from persyn.curves import allocation_curve, alpha_curve, landscape_curve
-from persyn.defects import Policies
-from persyn.report import charts
+from persyn.curves import allocation_curve, landscape_curve
+from persyn.report import bars, charts
 from persyn.report.parts import REFERENCE, Chart, Run, Section, Table, count, decimal, interval, percent
-from persyn.report.svg import Look, looks
+from persyn.report.svg import Look
+from persyn.report.sweep import by_run, runs_table
 
 
 def allocation_section(run: Run) -> Section:
@@ -18,25 +18,27 @@ def allocation_section(run: Run) -> Section:
         "Each strategy gives every prompt one teacher; bars are shares of the prompts.",
     )
     allocations = run.metric("allocation")
+    notes = [run.experiments_note] if run.experiments_note else []
     if not allocations:
-        return Section("allocation", title, lead, missing=["routes"])
+        return Section("allocation", title, lead, notes=notes, missing=["routes"])
     order = [name for name in run.strategies if name in allocations] or list(allocations)
     curve = allocation_curve({name: allocations[name] for name in order})
     used = _used(run, curve)
-    svg = charts.stacked_shares("allocation", _told(curve, "strategy"), curve.rename({"strategy": "row"}), used)
+    svg = bars.stacked_shares("allocation", _told(curve, "strategy"), curve.rename({"strategy": "row"}), used)
     drawn = [Chart(svg, "Share of the prompts by teacher, a bar a strategy.", used)]
     tables = [_counts("Prompts by strategy and teacher", curve, "strategy", used)]
     by_source = _by_source(run)
     if by_source is not None:
-        svg = charts.stacked_shares("sources", _told(by_source, "row"), by_source, used)
+        svg = bars.stacked_shares("sources", _told(by_source, "row"), by_source, used)
         drawn.append(Chart(svg, f"The same under {REFERENCE}, a bar a domain and source."))
         tables.append(_counts(f"{REFERENCE}: prompts by domain and source", by_source, "row", used))
     if run.experiments:
-        runs = _by_run(run)
-        svg = charts.stacked_shares("runs", _told(runs, "row"), runs, used)
-        drawn.append(Chart(svg, f"{REFERENCE} in this run and in DVC's experiments: student and alpha with the name."))
-        tables.append(_runs(run))
-    notes = [run.experiments_note] if run.experiments_note else []
+        runs = by_run(run)
+        svg = bars.stacked_shares("runs", _told(runs, "row"), runs, used)
+        drawn.append(
+            Chart(svg, f"{REFERENCE} in this run and in DVC's experiments (a student is named if it is another).")
+        )
+        tables.append(runs_table(run))
     return Section("allocation", title, lead, drawn, tables, notes)
 
 
@@ -92,7 +94,7 @@ def router_section(run: Run) -> Section:
     told = ", ".join(f"{name} {of['hit_at_1']:.2f}" for name, of in ranked.items())
     drawn = [
         Chart(
-            charts.small_bars("controls", f"Router and controls. Hit@1: {told}", panels, "router"),
+            bars.small_bars("controls", f"Router and controls. Hit@1: {told}", panels, "router"),
             "Hit@1: it chose the best teacher. Hit@3: the best is among its three first; oracle's: its choice is among "
             "the three best. Regret: mean reward lost against the best.",
         )
@@ -105,48 +107,11 @@ def router_section(run: Run) -> Section:
     told = "; ".join(
         f"{name} {share:.0%}, oracle {card['oracle_share'][name]:.0%}" for name, share in card["share"].items()
     )
-    svg = charts.side_by_side("oracle", f"Held-out prompts by teacher. {told}", shares, run.teachers)
+    svg = bars.side_by_side("oracle", f"Held-out prompts by teacher. {told}", shares, run.teachers)
     drawn.append(Chart(svg, "Whom the router chooses on held-out prompts, and who was best there."))
     numbers = [[label, *(decimal(of[field]) for of in ranked.values())] for field, label in names.items()]
     tables = [Table("Router and controls", ["", *ranked], numbers), _card(card)]
     return Section("router", title, lead, drawn, tables)
-
-
-def alpha_section(run: Run) -> Section:
-    """Who is best as learnability weighs more."""
-    title = "How much should learnability weigh?"
-    lead = "Alpha mixes the two scores: 0 is quality alone, 1 learnability alone. Nothing is paid for to draw this."
-    params = dict(run.section("rewards"))
-    missing = [stage for stage in ("quality", "learnability") if not getattr(run, stage)]
-    if run.defects is None:
-        missing.append("defects")
-    if missing or "alpha" not in params:
-        return Section("alpha", title, lead, missing=missing or ["rewards"])
-    teachers = run.section("teachers")
-    anchored = [name for name, entry in teachers.items() if (entry or {}).get("anchors") is not None]
-    tables = pl.concat(run.quality.values()), pl.concat(run.learnability.values()), run.defects
-    curve = alpha_curve(*tables, list(teachers), Policies(**run.section("defects")), anchored, **params)  # type: ignore[arg-type]
-    scores = _alpha_scores(run)
-    there = {name: look for name, look in run.teachers.items() if name in set(curve["teacher"])}
-    best = curve.sort("share", descending=True).unique("alpha", keep="first").sort("alpha")
-    told = "; ".join(f"{row['alpha']:g}: {row['teacher']} {row['share']:.0%}" for row in best.iter_rows(named=True))
-    svg = charts.alpha_lines("alpha", f"Most often best by alpha. {told}", curve, there, params["alpha"], scores)
-    caption = (
-        "Share of the parallel prompts on which each teacher's reward is the highest, by alpha; dashed: this run's."
-    )
-    drawn = [Chart(svg, caption, there, "line")]
-    if scores.height:
-        tasks = looks(scores["task"].unique().sort())
-        note = (
-            f"Below: scores of the same student trained on {REFERENCE}'s data by alpha, from this run and experiments."
-        )
-        drawn.append(Chart(charts.Markup(), note, tasks, "dot"))
-    rows = [
-        [f"{alpha:g}", *(percent(of.get(name)) for name in there)]
-        for alpha in curve["alpha"].unique().sort()
-        for of in [dict(curve.filter(alpha=alpha).select("teacher", "share").iter_rows())]
-    ]
-    return Section("alpha", title, lead, drawn, [Table("Best on, by alpha", ["alpha", *there], rows, folded=True)])
 
 
 def _worth(card: dict[str, Any] | Any) -> str:
@@ -177,12 +142,16 @@ def _used(run: Run, curve: pl.DataFrame) -> dict[str, Look]:
 
 
 def _counts(caption: str, shares: pl.DataFrame, by: str, used: dict[str, Look]) -> Table:
-    """Prompts, a row each value of `by`, a column a teacher."""
+    """Prompts, a row each value of `by`, a column a teacher; turned round where there are many teachers."""
     rows = []
     for (name,), group in shares.group_by(by, maintain_order=True):
         of = dict(group.select("teacher", "prompts").iter_rows())
         rows.append([str(name), count(sum(of.values())), *(count(of.get(teacher, 0)) for teacher in used)])
-    return Table(caption, [by if by != "row" else "domain · source", "prompts", *used], rows)
+    columns = [by if by != "row" else "domain · source", "prompts", *used]
+    if len(used) <= max(len(rows), 6):
+        return Table(caption, columns, rows)
+    columns, *turned = [list(line) for line in zip(columns, *rows, strict=True)]
+    return Table(caption, ["teacher", *columns[1:]], turned)
 
 
 def _by_source(run: Run) -> pl.DataFrame | None:
@@ -193,51 +162,6 @@ def _by_source(run: Run) -> pl.DataFrame | None:
     routes = run.routes[REFERENCE].join(run.prompts.with_columns(row=name), on="prompt_id", how="left", validate="m:1")
     counts = routes.group_by("row", "teacher").agg(prompts=pl.len()).sort("row", "teacher")
     return counts.with_columns(share=pl.col("prompts") / pl.col("prompts").sum().over("row"))
-
-
-def _by_run(run: Run) -> pl.DataFrame:
-    student, alpha = run.section("student").get("model"), run.section("rewards").get("alpha")
-    named = {f"this run: {student}, {alpha}": run.metric("allocation")}
-    named |= {f"{each.name}: {each.student}, {each.alpha}": each.allocation for each in run.experiments}
-    shares = {name: of[REFERENCE] for name, of in named.items() if REFERENCE in of}
-    return allocation_curve(shares).rename({"strategy": "row"})
-
-
-def _runs(run: Run) -> Table:
-    """Students and alphas with their scores under persyn."""
-    own = (
-        run.name,
-        run.section("student").get("model", ""),
-        run.section("rewards").get("alpha"),
-        run.metric("evaluation"),
-    )
-    others = [(each.name, each.student, each.alpha, each.evaluation) for each in run.experiments]
-    scores = [of.get(REFERENCE) or {} for *_, of in (own, *others)]
-    cells = list(dict.fromkeys((task, metric) for of in scores for task, metrics in of.items() for metric in metrics))
-    rows = [
-        [name, str(student), decimal(alpha, 2)]
-        + [decimal(((of.get(REFERENCE) or {}).get(task, {}).get(metric) or {}).get("value")) for task, metric in cells]
-        for name, student, alpha, of in (own, *others)
-    ]
-    columns = ["run", "student", "alpha", *(f"{task} {metric}" for task, metric in cells)]
-    return Table(f"This run and DVC's experiments: scores under {REFERENCE}", columns, rows, words=2)
-
-
-def _alpha_scores(run: Run) -> pl.DataFrame:
-    """alpha, task (and metric), value of the same student under persyn, where runs with other alphas are there."""
-    own, student = run.section("rewards").get("alpha"), run.section("student").get("model")
-    runs = [(own, run.metric("evaluation"))]
-    runs += [(each.alpha, each.evaluation) for each in run.experiments if each.student == student]
-    schema = {"alpha": pl.Float64, "task": pl.String, "value": pl.Float64}
-    if len({alpha for alpha, _ in runs}) < 2:
-        return pl.DataFrame(schema=schema)
-    rows = [
-        (alpha, f"{task} {metric}", found["value"])
-        for alpha, of in runs
-        for task, metrics in (of.get(REFERENCE) or {}).items()
-        for metric, found in metrics.items()
-    ]
-    return pl.DataFrame(rows, schema=schema, orient="row")
 
 
 def _told(shares: pl.DataFrame, by: str) -> str:

@@ -17,8 +17,7 @@ from tqdm import tqdm
 
 from persyn.schemas import DEFECTS, FINISH_REASONS, LEARNABILITY, QUALITY, RESPONSES, REWARDS, ROUTES
 
-LENGTHS = [20, 25, 30, 40, 50, 60, 80, 100, 125, 160, 200, 250, 320, 400, 500, 640, 800, 1000, 1250, 1600, 2000, 2500]
-LENGTHS += [3200, 4000, 5000, 6400, 8000, 10_000, 16_000, 32_000]
+LENGTHS = [*range(20, 100, 5), *range(100, 500, 25), *range(500, 2000, 100), *range(2000, 40_000, 1000)]
 """Characters at which responses may be cut."""
 LEAST_PROMPT = 200
 """Prompts and references are cut at twice the length of responses, and never shorter than this."""
@@ -151,12 +150,11 @@ def _chosen(ids: pl.DataFrame, routes: Mapping[str, pl.DataFrame], dataset: Mapp
     """ROUTES of these prompts with `strategy` and `kept` (null where there is no data set)."""
     tables = [pl.DataFrame(schema={**ROUTES, "kept": pl.Boolean, "strategy": pl.String})]
     for strategy, table in routes.items():
-        mine = _of(ids, [table], ROUTES)
+        mine = _of(ids, [table], ROUTES).with_columns(kept=pl.lit(None, dtype=pl.Boolean))
         if strategy in dataset:
             kept = dataset[strategy].select(*KEYS, kept=pl.lit(True))
-            mine = mine.join(kept, on=KEYS, how="left", validate="1:1").with_columns(pl.col("kept").fill_null(False))
-        else:
-            mine = mine.with_columns(kept=pl.lit(None, dtype=pl.Boolean))
+            mine = mine.drop("kept").join(kept, on=KEYS, how="left", validate="1:1")
+            mine = mine.with_columns(pl.col("kept").fill_null(False))
         tables.append(mine.with_columns(strategy=pl.lit(strategy)))
     return pl.concat(tables)
 
@@ -179,19 +177,16 @@ def _encode(
     def position(column: str, known: str) -> pl.Expr:
         return pl.col(column).cast(pl.String).cast(pl.Enum(names[known])).to_physical().alias(column)
 
-    def count(table: pl.DataFrame, name: str) -> pl.DataFrame:
-        return table.group_by("prompt_id").agg(pl.len().alias(name))
-
     answers = answers.with_columns(
         position("teacher", "teachers"), position("finish_reason", "finish_reasons"), tokens="num_response_tokens"
     ).sort(KEYS)
     chosen = chosen.with_columns(position("teacher", "teachers"), position("strategy", "strategies"))
     chosen = chosen.sort("prompt_id", "strategy", "strength", "teacher", descending=[False, False, True, False])
     for table, name in ((answers, "responses"), (chosen, "routes")):
-        drawn = drawn.join(count(table, name), on="prompt_id", how="left", validate="1:1").sort("prompt_id")
+        drawn = drawn.join(table["prompt_id"].value_counts(name=name), on="prompt_id", how="left", validate="1:1")
     rounded = pl.col(pl.Float64).round_sig_figs(4)
     return {
-        "prompts": drawn.with_columns(
+        "prompts": drawn.sort("prompt_id").with_columns(
             *(position(label, known) for label, known in LABELS.items()),
             pl.col("parallel").cast(pl.Int8),
             pl.col("responses", "routes").fill_null(0),
@@ -252,5 +247,4 @@ def _cut(column: str, length: int) -> pl.Expr:
 
 def _limits(length: int) -> dict[str, int]:
     """The length of every text where responses have this one."""
-    longer = max(2 * length, LEAST_PROMPT)
-    return {"prompt": longer, "reference": longer, "response": length}
+    return dict.fromkeys(["prompt", "reference"], max(2 * length, LEAST_PROMPT)) | {"response": length}

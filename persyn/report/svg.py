@@ -21,7 +21,7 @@ COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8
 """Okabe and Ito's, told apart by the colour-blind; a grey for their black, which a dark page would swallow."""
 STRATEGY_COLOURS = ["#18202b", "#aa3377", "#228833", "#4477aa", "#ccbb44", "#66ccee", "#ee6677", "#999999"]
 """Black, then Tol's: a strategy must not look like a teacher."""
-HATCHES, MARKERS, LINES = ["", "//////", "||||||", "xxxxx"], ["o", "s", "^", "D"], ["-", "--", ":", "-."]
+HATCHES, MARKERS, LINES = ["", "/////", "|||||", "xxxxx"], ["o", "s", "^", "D"], ["-", "--", ":", "-."]
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,
@@ -106,7 +106,7 @@ def render(name: str, title: str, size: tuple[float, float], paint: Callable[[Fi
     with mpl.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has its own font
         mpl.rcdefaults()
-        mpl.rcParams.update(STYLE)
+        mpl.rcParams.update(STYLE)  # type: ignore[arg-type]
         mpl.rcParams["svg.hashsalt"] = name
         figure = Figure(figsize=(size[0] / 72, size[1] / 72), layout="constrained")
         paint(figure)
@@ -128,6 +128,9 @@ def _inline(svg: bytes, name: str, title: str, width: float) -> Markup:
     }
     for element in root.iter():
         element.tag = element.tag.partition("}")[2]
+        element.tail = None
+        if element.tag != "text":
+            element.text = None
         fields = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
         if fields.get("id") not in used:
             fields.pop("id", None)
@@ -136,7 +139,7 @@ def _inline(svg: bytes, name: str, title: str, width: float) -> Markup:
     height = root.attrib["viewBox"].split()[3]
     root.attrib.clear()
     root.attrib |= {
-        "class": "plot",
+        "class": "plot wide" if width > 600 else "plot",
         "viewBox": f"0 0 {width:g} {height}",
         "role": "img",
         "aria-label": printable(title),
@@ -152,7 +155,7 @@ def _own(key: str, value: str, name: str) -> str:
         return value.replace("#", f"#{name}-")
     value = value.replace("url(#", f"url(#{name}-")
     if key == "style":
-        value = re.sub(r"font: ([^;]*?)([\d.]+px)[^;]*", _font, value)
+        value = re.sub(r"font-family: [^;]*(; )?", "", re.sub(r"font: ([^;]*?)([\d.]+px)[^;]*", _font, value))
         for token, variable in THEME.items():
             value = value.replace(token, variable)
     return value

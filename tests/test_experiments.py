@@ -1,0 +1,93 @@
+"""Experiments: `persyn report` finds those of DVC and tells them beside the run; it is one file and one line."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from invented import rows
+from typer.testing import CliRunner
+
+from persyn.cli import app
+
+PIPELINE = """
+stages:
+  router:
+    cmd: python made.py
+    deps: [made.py]
+    params: [student, rewards]
+    metrics: [{metrics/allocation/persyn.json: {cache: false}}, {metrics/evaluation/persyn.json: {cache: false}}]
+"""
+MADE = """
+import json
+import re
+from pathlib import Path
+alpha = float(re.search('alpha"?: ([0-9.]+)', Path("params.yaml").read_text())[1])
+made = {
+    "allocation": {"prompts": 10, "entropy": 0.5, "share": {"a": alpha, "b": 1 - alpha}},
+    "evaluation": {"sums": {"accuracy": {"value": alpha / 2, "stderr": None, "n": 4}}},
+}
+for name, content in made.items():
+    Path("metrics", name).mkdir(parents=True, exist_ok=True)
+    Path("metrics", name, "persyn.json").write_text(json.dumps(content))
+"""
+PARAMS = {
+    "teachers": {"a": {"model": "m"}, "b": {"model": "m"}},
+    "strategies": {"persyn": {"rule": "persyn"}},
+    "student": {"model": "small"},
+    "rewards": {"alpha": 0.5},
+}
+
+
+def call(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A profile in a repository, with one stage of DVC's."""
+    profile = tmp_path / "profiles" / "tiny"
+    (profile / "metrics").mkdir(parents=True)
+    monkeypatch.chdir(profile)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "none"))
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "test")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "test@localhost")
+    call("git", "init", str(tmp_path))
+    call("dvc", "init", "--subdir")
+    call("dvc", "config", "core.analytics", "false")
+    for name, text in {"dvc.yaml": PIPELINE, "made.py": MADE, "params.yaml": json.dumps(PARAMS)}.items():
+        Path(name).write_text(text)
+    call("dvc", "repro")
+    call("git", "add", ":/")
+    call("git", "commit", "-m", "first")
+    return profile
+
+
+def test_experiments_are_shown_beside_the_run(project: Path) -> None:
+    call("dvc", "exp", "run", "-n", "more-alpha", "-S", "rewards.alpha=0.75")
+    call("git", "checkout", "--force", "HEAD")
+    Path("../other").mkdir()
+    Path("../other/file").write_text("a later commit has no experiment of its own")
+    call("git", "add", ":/")
+    call("git", "commit", "-m", "second")
+    result = CliRunner().invoke(app, ["report"])
+    assert result.exit_code == 0, result.output
+    page = Path("metrics/reports/report.html").read_text()
+    assert ["tiny", "small", "0.50", "0.250"] in rows(page)
+    assert ["more-alpha", "small", "0.75", "0.375"] in rows(page)
+    assert "more-alpha: alpha 0.75 a 75%" in page
+    assert "could not be read" not in page
+
+
+def test_the_command_writes_one_line_and_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    missing = CliRunner().invoke(app, ["report"])
+    assert "has no params.yaml here" in str(missing.exception)
+    Path("params.yaml").write_text("teachers: {a: {model: m}}\nstrategies: {persyn: {rule: persyn}}\n")
+    result = CliRunner().invoke(app, ["report", "--sample", "3"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout == "report: metrics/reports/report.html (0.0 MB)\n"
+    page = Path("metrics/reports/report.html").read_text()
+    assert "experiments could not be read" in page
+    assert "not made yet: <code>dvc repro prompts</code>" in page

@@ -1,0 +1,179 @@
+"""Report: its numbers are those of the tables; it stands hostile names, missing parts and many teachers."""
+
+import dataclasses
+import html
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from invented import invented, rows
+from markupsafe import Markup
+
+from persyn.report import build_report
+from persyn.report.overview import verdict
+from persyn.report.parts import Experiment, Run
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "{{ 7*7 }}",
+    "$x^2$",
+    "_hidden",
+    "</style></script><b>",
+    "a\x00\x1b[31m\u202eb",
+]
+
+
+class Reader(HTMLParser):
+    """Every tag with its attributes, and the text of the page outside scripts and styles."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text, self.inside = "", ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.inside not in ("script", "style"):
+            self.text += f" {data.strip()} " if data.strip() else ""
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return invented(["ann", "ben", "eve"], ["persyn", "strong", "random"], ["sums", "words"])
+
+
+@pytest.fixture(scope="module")
+def page(run: Run) -> str:
+    return build_report(run)
+
+
+def test_its_numbers_are_those_of_the_tables(run: Run, page: str) -> None:
+    found, cost = rows(page), run.metric("cost")
+    text = " ".join(Reader(page).text.split())
+    chosen = run.routes["persyn"]["teacher"].to_list()
+    assert ["persyn", "40", *(str(chosen.count(name)) for name in ("ann", "ben", "eve"))] in found
+    spent, cached = (str(cost["routed"]["persyn"][part]["calls"]) for part in ("spent", "cached"))
+    assert ["persyn", "persyn", "40", spent, cached, "39", "1 empty", "1,000", "400"] in found
+    assert f"prompts read {43} " in text
+    assert f"responses {60} of 3 teachers" in text
+    assert f"pairs {run.pairs.height} " in text  # type: ignore[union-attr]
+    means = run.metric("rewards")["teachers"]["eve"]
+    [eve] = [row for row in found if row[0] == "eve" and len(row) == 5 and "%" in row[-1]]
+    assert eve[1:4] == [f"{means[of]:.3f}".replace("-", "\u2212") for of in ("quality", "learnability", "reward")]
+    difference = run.metric("comparison")["random"]["sums"]["accuracy"]
+    [random] = [row for row in found if row[:3] == ["sums", "accuracy", "random"]]
+    assert random[3] == difference["verdict"]
+    assert random[6].startswith(f"{difference['difference']:+.3f} (")
+    assert f"{run.metric('router')['regret']:.3f}" in text
+    ratio = cost["saved"]["persyn"]["response_tokens"]
+    assert f"{ratio:.2f} times fewer response tokens" in text
+
+
+def test_the_verdict_says_no_more_than_the_numbers(run: Run) -> None:
+    cell = {"difference": 0.1, "interval": [-0.1, 0.3], "mde": 0.2, "n": 16, "p": 0.3, "p_holm": 0.3}
+    within, differs = cell | {"verdict": "within noise"}, cell | {"verdict": "differs", "difference": -0.4}
+    assert "No verdict yet" in verdict({})
+    one = verdict({"strong": {"sums": {"accuracy": within}}})
+    assert one == (
+        "persyn minus strong, on sums: the difference is within noise (16 items a task; the smallest true "
+        "difference likely to be found is 0.20)."
+    )
+    two = verdict({"strong": {"sums": {"accuracy": within}, "words": {"accuracy": differs}}})
+    assert "below strong on words (accuracy \u22120.400" in two
+    assert "the other 1 of 2 differences are within noise" in two
+    assert "within noise" not in verdict({"strong": {"sums": {"accuracy": differs}}})
+
+
+def test_equal_runs_give_equal_pages(run: Run, page: str) -> None:
+    assert build_report(run) == page
+
+
+def test_charts_are_told_apart_and_described(page: str) -> None:
+    tags = Reader(page).tags
+    ids = [attrs["id"] for _, attrs in tags if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    used = set(re.findall(r"url\(#([^)]+)\)", page)) | set(re.findall(r'href="#([\w-]+)"', page))
+    assert used <= set(ids)
+    plots = [attrs for tag, attrs in tags if tag == "svg"]
+    assert len(plots) == 10
+    assert all(attrs["role"] == "img" and len(attrs["aria-label"] or "") > 20 for attrs in plots)
+
+
+def test_nothing_is_fetched_and_no_script_but_the_browsers_may_run(page: str) -> None:
+    tags = Reader(page).tags
+    [policy] = [attrs["content"] or "" for tag, attrs in tags if attrs.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert policy.count("sha256-") == 1
+    assert sum(tag == "script" and not attrs for tag, attrs in tags) == 1
+    for tag, attrs in tags:
+        assert tag not in ("link", "img", "iframe", "object", "embed", "base")
+        assert not any(name.startswith("on") for name in attrs), (tag, attrs)
+        assert all((attrs.get(name) or "#").startswith("#") for name in ("href", "src", "xlink:href")), (tag, attrs)
+
+
+def test_hostile_names_are_text() -> None:
+    run = invented(HOSTILE, ["persyn", *HOSTILE], [*HOSTILE, "plain"], source=HOSTILE[0])
+    broken = {"duplicate " + HOSTILE[0]: 3}
+    run.metrics["prompts"]["dropped"] = broken
+    page = build_report(dataclasses.replace(run, name=HOSTILE[0], experiments_note=HOSTILE[0]))
+    reader = Reader(page)
+    assert not [tag for tag, _ in reader.tags if tag in ("img", "b")]
+    for name in HOSTILE[:5]:
+        assert html.unescape(name) in reader.text
+    assert "{{ 7*7 }}" in page
+    assert "49 " not in re.findall(r"<figcaption>.*?</figcaption>", page)[0]
+    assert not set("\x00\x1b\u202e") & set(page)
+    assert re.search(r"<text[^>]*>\$x\^2\$", page), "no formula is made of a name"
+
+
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Charts are not drawn, which takes most of the time."""
+    for module in ("bars", "charts"):
+        monkeypatch.setattr(f"persyn.report.{module}.render", lambda *arguments: Markup("<svg></svg>"))
+
+
+@pytest.mark.usefixtures("unpainted")
+@pytest.mark.parametrize("stage", ["prompts", "quality", "rewards", "pairs", "router", "allocation", "dataset"])
+def test_a_run_that_ended_early_has_a_page(run: Run, stage: str) -> None:
+    """Only what comes before the stage is there."""
+    order = ["prompts", "responses", "quality", "learnability", "defects", "rewards", "pairs", "router"]
+    order += ["allocation", "routes", "routed", "dataset", "training", "evaluation", "samples", "comparison", "cost"]
+    kept = order[: order.index(stage)]
+    fields = {name: getattr(run, name) for name in kept if hasattr(run, name)}
+    metrics = {name: run.metrics[name] for name in kept if name in run.metrics}
+    page = build_report(Run(run.params, "early", metrics, **fields))
+    named = {"allocation": "routes", "dataset": "evaluation"}.get(stage, stage)
+    assert f"not made yet: <code>dvc repro {named}</code>" in page
+    assert "No verdict yet" in page
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_every_single_part_may_be_missing(run: Run) -> None:
+    for field in dataclasses.fields(Run)[3:-2]:
+        nothing: Any = {} if isinstance(getattr(run, field.name), dict) else None
+        assert "</html>" in build_report(dataclasses.replace(run, **{field.name: nothing}), sample=5)
+    for name in run.metrics:
+        assert "</html>" in build_report(dataclasses.replace(run, metrics={**run.metrics, name: None}), sample=5)
+
+
+def test_many_teachers_and_strategies_fit() -> None:
+    teachers = [f"organisation/model-{number}-instruct" for number in range(19)]
+    strategies = ["persyn", *(f"strategy_{number}" for number in range(9))]
+    run = invented(teachers, strategies, ["ifeval", "gsm8k", "truthfulqa"], count=400)
+    same = run.metric("allocation"), run.metric("evaluation")
+    runs = [Experiment("exp-0", "student/model", 0.0, *same), Experiment("exp-1", "other", 0.2, *same)]
+    page = build_report(dataclasses.replace(run, experiments=runs))
+    assert len(page.encode()) < 3e6
+    looks = {(look.colour, look.hatch) for look in run.teachers.values()}
+    assert len(looks) == 19, "no two teachers look alike"
+    assert "exp-1: alpha 0.2, other" in page
+    assert ["exp-0", "student/model", "0.00"] in [row[:3] for row in rows(page)]
