@@ -75,5 +75,5 @@ def _on_this_machine(speed: Mapping[str, Any]) -> dict[str, Any]:
     kept = {section: knobs for section, knobs in speed.items() if section not in ENGINES}
     for section in ("router", "student"):
         if section in kept:
-            kept[section] = {**kept[section], "launch": None}
+            kept[section] = {**kept[section], "launch": None, "report_to": None}
     return {**kept, "transformers": {"batch_size": PROMPTS}}
