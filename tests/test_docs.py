@@ -26,7 +26,7 @@ DOCS = ROOT / "docs"
 CI = (ROOT / ".ci/run").read_text()
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = [block for block in BLOCKS if block.language == "sh"]
-FREE = {"cd", "curl", "docker", "export", "git", "pip", "python", "ssh", "vllm", "hf", "tensorboard"}
+FREE = {"cd", "curl", "docker", "export", "git", "pip", "python", "ssh", "vllm", "hf", "tail", "tensorboard"}
 """Programs that are not ours: what a block that is not run may start unchecked."""
 
 
