@@ -33,6 +33,10 @@ class State:
     missing: Sequence[str] = ()
     """What could not be read, a line each."""
 
+    def strategies(self, only: str | None) -> set[str]:
+        """Those that the parameters name, or of them `only` this one."""
+        return {name for name in self.params.get("strategies") or {} if only in (None, name)}
+
 
 def build_diff(a: State, b: State, strategy: str | None = None) -> dict[str, Any]:
     """Compare two states, as far as both have a part.
@@ -42,7 +46,7 @@ def build_diff(a: State, b: State, strategy: str | None = None) -> dict[str, Any
 
     Returns:
         a, b: their names; params, router, cost, defects: changed_values; prompts: compare_prompts; allocation:
-        strategy -> compare_routes, or {only: the side that has it}; scores: teacher -> compare_scores, or {only};
+        strategy -> compare_routes, or {only: the side that names it}; scores: teacher -> compare_scores, or {only};
         evaluation: compare_evaluations; missing: lines; same: whether nothing of all this differs. A part that one side
         lacks is None, or not there.
     """
@@ -138,8 +142,7 @@ def compare_evaluations(a: State, b: State, strategy: str | None = None) -> dict
         strategies compared on this task and metric) and verdict: "differs" where p_holm < 0.05, else "within noise". A
         strategy of one side is {only}.
     """
-    names = [{name for name in [*side.evaluation, *side.samples] if strategy in (None, name)} for side in (a, b)]
-    found = _by_name(names, lambda name: _metrics(a, b, name))
+    found = _by_name([side.strategies(strategy) for side in (a, b)], lambda name: _metrics(a, b, name))
     families: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for tasks in found.values():
         for task, metrics in tasks.items():
@@ -153,6 +156,7 @@ def compare_evaluations(a: State, b: State, strategy: str | None = None) -> dict
 
 
 def _metrics(a: State, b: State, strategy: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """task -> metric -> its fields, but for those of what is corrected for all strategies."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for side, state in (("a", a), ("b", b)):
         for task, metrics in state.evaluation.get(strategy, {}).items():
@@ -174,8 +178,12 @@ def _metrics(a: State, b: State, strategy: str) -> dict[str, dict[str, dict[str,
 def _allocation(a: State, b: State, strategy: str | None) -> dict[str, Any]:
     texts = [side.prompts.select("prompt_id", "prompt") for side in (b, a) if side.prompts is not None]
     prompts = pl.concat(texts).unique("prompt_id", keep="first") if texts else None
-    names = [{name for name in side.routes if strategy in (None, name)} for side in (a, b)]
-    return _by_name(names, lambda name: compare_routes(a.routes[name], b.routes[name], prompts))
+
+    def compare(name: str) -> dict[str, Any] | None:
+        made = name in a.routes and name in b.routes
+        return compare_routes(a.routes[name], b.routes[name], prompts) if made else None
+
+    return _by_name([side.strategies(strategy) for side in (a, b)], compare)
 
 
 def _one_a_prompt(routes: pl.DataFrame) -> pl.DataFrame:
@@ -187,7 +195,8 @@ def _one_a_prompt(routes: pl.DataFrame) -> pl.DataFrame:
 def _by_name(sides: Sequence[set[str]], compare: Callable[[str], Any]) -> dict[str, Any]:
     a, b = sides
     alone = {name: {"only": "a" if name in a else "b"} for name in a ^ b}
-    return {name: alone.get(name) or compare(name) for name in sorted(a | b)}
+    found = {name: alone.get(name) or compare(name) for name in sorted(a | b)}
+    return {name: fields for name, fields in found.items() if fields}
 
 
 def _of_both(compare: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
@@ -223,13 +232,8 @@ def _of_strategy(cost: Values | None, strategy: str | None) -> Any:
 
 def _differs(found: Mapping[str, Any]) -> list[bool]:
     prompts, scores = found["prompts"] or {}, found["scores"] or {}
-    evaluated = [
-        fields
-        for tasks in found["evaluation"].values()
-        if "only" not in tasks
-        for metrics in tasks.values()
-        for fields in metrics.values()
-    ]
+    shared = [tasks for tasks in found["evaluation"].values() if "only" not in tasks]
+    evaluated = [fields for tasks in shared for metrics in tasks.values() for fields in metrics.values()]
     return [
         *(bool(found[part]) for part in ("params", "router", "cost", "defects")),
         any(prompts.get(name) for name in ("changed", "added", "removed")),

@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from persyn.terminal import first_words, number, rows_table, shown
 
 SHORT = 12  # ids to list
+SCALE = ("defects", "learnability", "quality", "rewards")  # sections that say what a reward is
 
 
 def diff_text(found: Mapping[str, Any], limit: int) -> RenderableType:
@@ -32,6 +32,8 @@ def diff_text(found: Mapping[str, Any], limit: int) -> RenderableType:
         for strategy, fields in found["allocation"].items():
             parts += _allocation(strategy, fields, limit)
         parts += _scores(found["scores"])
+        if any(path.partition(".")[0] in SCALE for path in found["params"]):
+            parts.append(Text(f"A and B make rewards by other parameters ({', '.join(SCALE)}): on another scale."))
         parts += _changes("router, on held-out prompts", found["router"])
         parts += _evaluation(found["evaluation"])
         parts += _changes("tokens and calls", found["cost"]) + _changes("defects of the parallel set", found["defects"])
@@ -42,28 +44,20 @@ def diff_text(found: Mapping[str, Any], limit: int) -> RenderableType:
 
 
 def _changes(title: str, changes: Mapping[str, Mapping[str, Any]] | None) -> list[RenderableType]:
-    if not changes:
-        return []
     rows = [
-        (path, *(_leaf(sides, side) for side in "ab"), _gap(sides.get("a"), sides.get("b")))
-        for path, sides in changes.items()
+        [path, _leaf(sides, "a"), _leaf(sides, "b"), _gap(sides.get("a"), sides.get("b"))]
+        for path, sides in (changes or {}).items()
     ]
-    numeric = any(row[3] for row in rows)
-    columns, rows = ["", "A", "B", "B - A"], rows if numeric else [row[:3] for row in rows]
-    return [rows_table(title, columns if numeric else columns[:3], rows, columns[1:] if numeric else [])]
+    columns = ["", "A", "B", "B - A"] if any(row[3] for row in rows) else ["", "A", "B"]
+    right = columns[1:] if len(columns) == 4 else []
+    return [rows_table(title, columns, [row[: len(columns)] for row in rows], right)] if rows else []
 
 
 def _leaf(sides: Mapping[str, Any], side: str) -> Any:
-    if side not in sides:
-        return "not there"
-    value = sides[side]
-    return (
-        value
-        if isinstance(value, str)
-        else number(value)
-        if isinstance(value, float)
-        else json.dumps(value, default=str)
-    )
+    value = sides.get(side, "not there")
+    if isinstance(value, list) and all(isinstance(inner, float) for inner in value):
+        return f"[{', '.join(map(number, value))}]"
+    return value if isinstance(value, str | float) else json.dumps(value, default=str)
 
 
 def _gap(a: Any, b: Any) -> str:
@@ -86,7 +80,7 @@ def _prompts(prompts: Mapping[str, Any] | None) -> list[RenderableType]:
 
 def _allocation(strategy: str, fields: Mapping[str, Any], limit: int) -> list[RenderableType]:
     if "only" in fields:
-        return [shown(f"\nstrategy {strategy}: only {fields['only'].upper()} has its routes")]
+        return [shown(f"\nstrategy {strategy}: only {fields['only'].upper()} has it")]
     moved = fields["moved"]
     if not fields["unlike"]:
         return []
@@ -108,7 +102,7 @@ def _moved(row: Mapping[str, Any]) -> str:
     return f"{row['from']} → {row['to']}{margin}\n{first_words(row['prompt'] or '')}"
 
 
-def _flow(title: str, flow: list[dict[str, Any]]) -> Table:
+def _flow(title: str, flow: list[dict[str, Any]]) -> RenderableType:
     counts = {(row["from"], row["to"]): row["prompts"] for row in flow}
     sources, targets = ({row[end] for row in flow} for end in ("from", "to"))
     names = sorted(sources | targets)
@@ -136,27 +130,29 @@ def _scores(scores: Mapping[str, Mapping[str, Any]] | None) -> list[RenderableTy
 
 
 def _evaluation(evaluation: Mapping[str, Any]) -> list[RenderableType]:
-    rows, alone = [], []
+    parts: list[RenderableType] = []
     for strategy, tasks in evaluation.items():
         if "only" in tasks:
-            alone.append(shown(f"strategy {strategy}: only {tasks['only'].upper()} was evaluated"))
+            parts.append(shown(f"strategy {strategy}: only {tasks['only'].upper()} has it"))
             continue
-        for task, metrics in tasks.items():
-            rows += [_evaluated(strategy, task, metric, fields) for metric, fields in metrics.items()]
-    if not any(row[3] != row[4] or row[-1] not in ("", "within noise") for row in rows):
-        rows = []
-    columns = ["strategy", "task", "metric", "A", "B", "B - A [95 %]", "p (Holm)", "items", "verdict"]
-    title = "evaluation: B against A, paired by item where both have the samples"
-    table = [rows_table(title, columns, rows, columns[3:8])] if rows else []
-    return [*table, *alone]
+        cells = [(task, metric, fields) for task, metrics in tasks.items() for metric, fields in metrics.items()]
+        if any(fields.get("a") != fields.get("b") or fields.get("interval") for *_, fields in cells):
+            columns = ["task, metric", "A", "B", "B - A [95 %]", "verdict"]
+            rows = [(f"{task}\n{metric}", *_evaluated(fields)) for task, metric, fields in cells]
+            parts.append(
+                rows_table(
+                    f"evaluation of {strategy}, paired by item where both have the samples", columns, rows, columns[1:3]
+                )
+            )
+    return parts
 
 
-def _evaluated(strategy: str, task: str, metric: str, fields: Mapping[str, Any]) -> tuple[Any, ...]:
+def _evaluated(fields: Mapping[str, Any]) -> tuple[Any, ...]:
     a, b = fields.get("a"), fields.get("b")
     if "difference" not in fields:
-        return strategy, task, metric, a, b, _gap(a, b), "", "", "not paired"
+        return a, b, _gap(a, b), "not paired:\nno samples" if len(fields) == 2 else "one side only"
     gap = number(fields["difference"], "+")
     if fields["interval"]:
-        gap += " [" + ", ".join(number(bound, "+") for bound in fields["interval"]) + "]"
+        gap += "\n[" + ", ".join(number(bound, "+") for bound in fields["interval"]) + "]"
     items = f"{fields['n']}" + (f" of {fields['n'] + fields['unpaired']}" if fields["unpaired"] else "")
-    return strategy, task, metric, a, b, gap, number(fields["p_holm"]), items, fields["verdict"]
+    return a, b, gap, f"{fields['verdict']}\np {number(fields['p_holm'])}, n {items}"

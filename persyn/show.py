@@ -222,13 +222,13 @@ def _strategies(found: Mapping[str, Any]) -> list[RenderableType]:
         for route in routes:
             verdict = {None: "not made", True: "kept", False: f"left out: {route['reason'] or 'no response'}"}
             answer = route["teacher"], route["response"]
-            written = None if answer[1] is None else f"{route['finish_reason']}, {route['num_response_tokens']} tokens"
+            written = None if answer[1] is None else f"{route['finish_reason']}, {route['num_response_tokens']}"
             cells = route["strength"], route["margin"], written, verdict[route["kept"]]
             rows.append((strategy, route["teacher"], *cells))
             if route["response"] is not None and answer not in seen:
                 seen.add(answer)
                 others += _panel(route["response"], f"{route['teacher']}, as routed")
-    columns = ["strategy", "teacher", "strength", "margin", "wrote", "dataset"]
+    columns = ["strategy", "teacher", "strength", "margin", "finish, tokens", "dataset"]
     return [*others, rows_table("routes", columns, rows, columns[2:4])] if rows else others
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -29,14 +30,14 @@ def first_words(text: str, width: int = 60) -> str:
     return line if len(line) <= width else f"{line[: width - 1]}…"
 
 
-def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Iterable[str] = ()) -> Table:
-    """A table of data.
+def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Iterable[str] = ()) -> Group:
+    """A table of data below its title, which would be wrapped to its width were it the table's own.
 
     Args:
         columns: their names.
         right: those of them that are numbers.
     """
-    table = Table(title=shown(f"\n{title}", "bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
         narrow = 16 if column == "prompt_id" else None
         table.add_column(
@@ -44,4 +45,4 @@ def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
         )
     for row in rows:
         table.add_row(*map(shown, row))
-    return table
+    return Group(shown(f"\n{title}", "bold"), table)

@@ -14,7 +14,7 @@ def diff(
         str, typer.Argument(help="A commit, a branch, a tag, an experiment's name, or workspace.")
     ] = "HEAD",
     rev_b: Annotated[str, typer.Argument(help="The same.")] = "workspace",
-    strategy: Annotated[str | None, typer.Option(help="Only what concerns this strategy.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Of allocation, evaluation and tokens only this one's.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="How many moved prompts to list a strategy.")] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="All of it as json, with every moved prompt.")] = False,
 ) -> None:
