@@ -29,7 +29,7 @@ STUDENTS = {
 def recipes() -> list[tuple[str, list[str]]]:
     """(profile folder, words of the command) of every `dvc exp run` on the page."""
     found = []
-    for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S):
+    for block in re.findall(r"```sh[^\n]*\n(.*?)```", PAGE, re.S):
         lines = block.replace("\\\n", " ").strip().split("\n")
         assert lines[0].startswith("cd profiles/"), "a block says where it runs"
         found += [(lines[0].removeprefix("cd "), shlex.split(line)) for line in lines[1:]]

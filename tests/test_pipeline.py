@@ -99,7 +99,7 @@ def faults(pipeline: Any) -> list[str]:
             teacher = next(iter(PARAMS["teachers"].values()))
             needed -= {f"persyn/generation/{other}.py" for other in BACKENDS if other != teacher["backend"]}
         if name in ("quality", "dataset"):  # a judge is behind a server
-            needed -= {f"persyn/generation/{other}.py" for other in ("pdeath", "ray", "transformers", "vllm")}
+            needed -= {f"persyn/generation/{other}.py" for other in {"pdeath", "ray", *BACKENDS} - {"openai"}}
         needed = needed - {"persyn/schemas.py"} | {f"stages/{name}.py"}
         needed = {next((p for p in packages if file.startswith(f"{p}/")), file) for file in needed}
         if code != needed:
