@@ -211,5 +211,6 @@ def test_citation_is_complete() -> None:
     assert f'version = "{citation["version"]}"' in pyproject
     assert f'license = "{citation["license"]}"' in pyproject
     [paper] = citation["references"]
-    assert paper["url"].endswith("2510.10925")
+    assert paper["identifiers"][0]["value"] == "arXiv:2510.10925"
+    assert len(paper["authors"]) == 11
     assert "END OF TERMS AND CONDITIONS" in (ROOT / "LICENSE").read_text()
