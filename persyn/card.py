@@ -56,8 +56,8 @@ def build_card(
         "Synthetic data for supervised fine-tuning: every response was written by a language model. Made by PerSyn, "
         "after [arXiv 2510.10925](https://arxiv.org/abs/2510.10925).",
         "## How it was made",
-        f"- Strategy {as_text(strategy)} chose who answers a prompt; {dataset['teacher'].n_unique()} teachers wrote "
-        "what is here.",
+        f"- Strategy {as_text(strategy)} chose who answers a prompt; teachers that wrote what is here: "
+        f"{dataset['teacher'].n_unique()}.",
         f"- Prompts: {cleaning['read']} read, {cleaning['kept']} kept; dropped: {_reasons(cleaning['dropped'])}.",
         f"- Decontamination: {cleaning['dropped'].get('contaminated', 0)} of the prompts read shared text with an "
         "evaluation set named in `prompts.decontaminate` and were dropped.",
@@ -85,8 +85,8 @@ def _front_matter(strategy: str, dataset: pl.DataFrame, config: Mapping[str, Any
     license_ = {"license": one} if one else {"license": "other", "license_name": "see-conditions"}
     data = DatasetCardData(
         pretty_name=f"PerSyn: {strategy}",
-        size_categories=size,
-        task_categories="text-generation",
+        size_categories=[size],
+        task_categories=["text-generation"],
         tags=["synthetic", "distillation", "persyn"],
         configs=config and [dict(config)],
         **license_,

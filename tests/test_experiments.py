@@ -9,6 +9,7 @@ from invented import rows
 from typer.testing import CliRunner
 
 from persyn.cli import app
+from persyn.schemas import InputError
 
 PIPELINE = """
 stages:
@@ -91,3 +92,6 @@ def test_the_command_writes_one_line_and_one_file(tmp_path: Path, monkeypatch: p
     page = Path("metrics/reports/report.html").read_text()
     assert "experiments could not be read" in page
     assert "not made yet: <code>dvc repro prompts</code>" in page
+    refused = CliRunner().invoke(app, ["report", "--out", "params.yaml/report.html"])
+    assert isinstance(refused.exception, InputError)
+    assert "cannot be written" in str(refused.exception)

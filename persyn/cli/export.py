@@ -51,10 +51,10 @@ def export(
             f"not pushed publicly: {'; '.join(reasons)}; push it privately, leave them out, or say by --accept-terms "
             f"that you have leave to publish"
         )
-    shards = write_export(rows, card, folder, force)
+    shards, teachers = write_export(rows, card, folder, force), rows["teacher_id"].n_unique()
     typer.echo(
-        f"{folder}: {rows.height} rows of {rows['teacher_id'].n_unique()} teachers in {shards} parquet "
-        f"file{'s' if shards > 1 else ''}, {rows['reward'].count()} rows with scores; README.md is the card"
+        f"{folder}: {rows.height} rows of {teachers} teacher{'s' * (teachers != 1)} in {shards} parquet "
+        f"file{'s' * (shards != 1)}, {rows['reward'].count()} rows with scores; README.md is the card"
     )
     if push:
         typer.echo(f"pushed: {push_export(folder, push, not public)}")

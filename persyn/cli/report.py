@@ -24,13 +24,16 @@ def report(
 
     from persyn.cli.project import open_project
     from persyn.report import build_report
-    from persyn.schemas import write_text
+    from persyn.schemas import InputError, write_text
 
     with open_project() as project, Console(stderr=True).status("reading the project"):
         run = read_run(project)
     with Console(stderr=True).status("making the report"):
         page = build_report(run, sample=sample)
+    try:
         write_text(page, out)
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from error
     typer.echo(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
