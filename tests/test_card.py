@@ -24,7 +24,7 @@ def card_of(prompts: pl.DataFrame, teachers: dict[str, Teacher]) -> DatasetCard:
 
 def test_the_card_says_how_the_data_was_made_and_what_binds_its_user() -> None:
     card = card_of(PROMPTS, stub_teachers("t", "conditional", "keep the notice (MIT, 1)"))
-    assert card.data["size_categories"] == ["n<1K"] and card.data["task_categories"] == ["text-generation"], "lists"
+    assert [card.data[f"{what}_categories"] for what in ("size", "task")] == [["n<1K"], ["text-generation"]]
     assert (card.data["license"], card.data["license_name"]) == ("other", "see-conditions")
     assert "| t | model-t |  | MIT | conditional | 2 | 100.0% |" in card.text
     assert "| test | Apache-2.0 | 2 |" in card.text
