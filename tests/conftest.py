@@ -11,6 +11,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
     CUDA_VISIBLE_DEVICES="",
+    OMP_NUM_THREADS="1",  # pytest -n fills the cores; and one number of threads, or the last bits of a sum differ
 )
 
 import polars as pl

@@ -129,7 +129,6 @@ class Workplace:
             "HOME": str(self.home),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(self.root),
-            "OMP_NUM_THREADS": "1",
             **{f"GIT_{who}_{what}": "docs@localhost" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
         }
         script = f"set -euo pipefail\n{text}\npwd > {shlex.quote(str(where))}"

@@ -70,7 +70,7 @@ def write_params(**sections: Any) -> None:
 def start(command: list[str], **environment: str) -> int:
     """Run a command on the project's code; its exit status."""
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **environment}
+    environment = {**os.environ, "PYTHONPATH": paths, **environment}
     return subprocess.run(command, env=environment, capture_output=True, timeout=300).returncode
 
 

@@ -114,13 +114,16 @@
     return made;
   }
 
+  function escaped(character) {
+    const code = character.codePointAt(0);
+    return code < 256 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u{${code.toString(16)}}`;
+  }
+
   function text(tag, name, value) {
     const made = element(tag, name);
     let start = 0;
     for (const found of value.matchAll(HIDDEN)) {
-      const code = found[0].codePointAt(0);
-      const escape = code < 256 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u{${code.toString(16)}}`;
-      made.append(value.slice(start, found.index), element("span", "browse-escape", escape));
+      made.append(value.slice(start, found.index), element("span", "browse-escape", escaped(found[0])));
       start = found.index + found[0].length;
     }
     made.append(value.slice(start));
@@ -248,7 +251,7 @@
 
   function choices(name, values, shownAs = (value) => value) {
     const options = values.map((value) => {
-      const option = text("option", "", shownAs(value));
+      const option = element("option", "", shownAs(value).replace(HIDDEN, escaped));  // it holds no element
       option.value = value;
       return option;
     });
