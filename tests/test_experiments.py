@@ -79,6 +79,11 @@ def test_experiments_are_shown_beside_the_run(project: Path) -> None:
     assert ["more-alpha", "small", "0.75", "0.375"] in rows(page)
     assert "more-alpha: alpha 0.75 a 75%" in page
     assert "could not be read" not in page
+    then = CliRunner().invoke(app, ["report", "--rev", "more-alpha", "--out", "then.html"])
+    assert then.exit_code == 0, then.output
+    page = Path("then.html").read_text()
+    assert "<h1>tiny at more-alpha</h1>" in page
+    assert ["tiny at more-alpha", "small", "0.75", "0.375"] in rows(page)
 
 
 def test_the_command_writes_one_line_and_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ FILES = ("prompts", "defects", "rewards", "router", "comparison", "cost")
 def report(
     out: Annotated[Path, typer.Option(help="The file to write.")] = OUT,
     sample: Annotated[int, typer.Option(min=0, help="Prompts at most that the page lets you browse.")] = 5000,
+    rev: Annotated[str | None, typer.Option(help="As of a commit, a branch, a tag or an experiment.")] = None,
 ) -> None:
     """Where the prompts went and why, whether it was worth it, and the prompts themselves, as one html file."""
     from rich.console import Console
@@ -26,7 +27,7 @@ def report(
     from persyn.report import build_report
     from persyn.schemas import InputError, write_text
 
-    with open_project() as project, Console(stderr=True).status("reading the project"):
+    with open_project(rev) as project, Console(stderr=True).status("reading the project"):
         run = read_run(project)
     with Console(stderr=True).status("making the report"):
         page = build_report(run, sample=sample)
@@ -50,9 +51,10 @@ def read_run(project: "Project") -> "Run":
     teachers, strategies = list(params.get("teachers") or {}), list(params.get("strategies") or {})
     of_each = {kind: _by_strategy(project, kind, strategies) for kind in ("allocation", "dataset", "evaluation")}
     experiments, note = _experiments()
+    profile = Path.cwd().name if Path.cwd().parent.name == "profiles" else "demo"
     return Run(
         params,
-        Path.cwd().name if Path.cwd().parent.name == "profiles" else "demo",
+        profile if project.name == "workspace" else f"{profile} at {project.name}",
         {name: project.json(f"metrics/{name}.json") for name in FILES} | of_each,
         project.table("data/prompts.parquet", schemas.PROMPTS),
         project.tables("data/responses", teachers, schemas.RESPONSES),
