@@ -38,7 +38,9 @@ def comparison_section(run: Run) -> Section:
     rows = [_compared(row, evaluation, comparison) for row in curve.iter_rows(named=True)]
     columns = ["task", "metric", "strategy", "verdict", "score", "items"]
     columns += [f"{REFERENCE} minus it", "smallest detectable", "p (Holm)"]
-    table = Table("Scores (± standard error) and differences (95 % interval)", columns, rows, words=4)
+    caption = "Scores (± standard error) as lm-eval gives them; differences (95 % interval) of means over items, "
+    caption += "which are not those of the scores where a metric counts the parts of items (IFEval's inst_level)."
+    table = Table(caption, columns, rows, words=4)
     return Section("comparison", title, lead, drawn, [table], missing=[] if comparison else ["comparison"])
 
 

@@ -15,10 +15,10 @@ from matplotlib.figure import Figure
 from persyn.schemas import printable
 
 INK, MUTED, RULE, PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
-"""Stand for the page's own colours, so that a chart follows its light or dark."""
+"""Stand for the page's own colours."""
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
 COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a8a8a", "#e8d83a"]
-"""Okabe and Ito's, told apart by the colour-blind; a grey for their black, which a dark page would swallow."""
+"""Okabe and Ito's, told apart by the colour-blind; a grey for their black, which is the page's ink."""
 STRATEGY_COLOURS = ["#18202b", "#aa3377", "#228833", "#4477aa", "#ccbb44", "#66ccee", "#ee6677", "#999999"]
 """Black, then Tol's: a strategy must not look like a teacher."""
 HATCHES, MARKERS, LINES = ["", "/////", "|||||", "xxxxx"], ["o", "s", "^", "D"], ["-", "--", ":", "-."]
