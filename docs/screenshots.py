@@ -56,14 +56,14 @@ def top(driver: "Chrome") -> tuple[float, float]:
     return 0, bottom(driver, "#allocation figure")
 
 
-def section(name: str, last: str) -> Callable[["Chrome"], tuple[float, float]]:
-    """One section of the page, down to one of its elements."""
+def section(name: str, last: str = "") -> Callable[["Chrome"], tuple[float, float]]:
+    """One section of the page, down to one of its elements or to its end."""
     return lambda driver: (edge(driver, f"#{name}", "top"), bottom(driver, f"#{name} {last}"))
 
 
 def browser(driver: "Chrome") -> tuple[float, float]:
-    """The prompts on which the strategies disagree, rewards furthest apart first, one of them open."""
-    driver.execute_script("location.hash = '#browse?sort=apart&disagree=on&parallel=on'")
+    """The parallel prompts, rewards furthest apart first, one of them open."""
+    driver.execute_script("location.hash = '#browse?sort=apart&parallel=on'")
     driver.execute_async_script("setTimeout(arguments[0], 300)")
     driver.find_element("css selector", ".browse-open").click()
     return edge(driver, "#browse", "top"), bottom(driver, "#browse-list > li:nth-child(4)")
@@ -73,7 +73,7 @@ VIEWS = {
     "report": top,
     "landscape": section("landscape", ".charts"),
     "router": section("router", ".charts"),
-    "signatures": section("signatures", "li:nth-child(6)"),
+    "signatures": section("signatures"),
     "browser": browser,
 }
 

@@ -23,8 +23,7 @@ def allocation_curve(allocations: Mapping[str, Mapping[str, Any]]) -> pl.DataFra
         allocations: strategy -> metrics/allocation/<strategy>.json.
 
     Returns:
-        strategy, teacher, share (of the routes, 0 to 1), prompts (share times the prompts; a prompt that two teachers
-        answer counts as half for each); in the order given.
+        strategy, teacher, share (of the routes, 0 to 1), prompts (share times the prompts); in the order given.
     """
     rows = [
         (strategy, teacher, float(share), round(share * found["prompts"]))

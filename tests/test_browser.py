@@ -197,6 +197,36 @@ def test_filters_show_what_the_tables_say(browser: Browser, tables: dict[str, An
     expect(prompts.filter("parallel", domain="math").join(routes["persyn"].filter(teacher="teacher-1"), on="prompt_id"))
 
 
+def test_two_teachers_of_a_prompt(chromium: "Chrome", tmp_path: Path) -> None:
+    """The stronger one's margin counts, and one row of two that is trained on is enough."""
+    tables = made_up(4, 2, 30)
+    ids = tables["prompts"]["prompt_id"].sort().to_list()
+    leads = {ids[0]: 0.3, ids[1]: 0.01, ids[2]: 0.2, ids[3]: 0.1}
+    rows = [
+        (identity, name, strength, sign * lead)
+        for identity, lead in leads.items()
+        for name, strength, sign in (("teacher-1", lead, 1), ("teacher-2", 0.0, -1))
+    ]
+    routes = pl.DataFrame(rows, schema=tables["routes"]["persyn"].schema, orient="row")
+    answers = pl.concat(tables["responses"].values())
+    kept = tables["dataset"]["persyn"].clear()
+    of = pl.DataFrame({"prompt_id": ids[:3], "teacher": ["teacher-1", "teacher-2", "teacher-1"]})
+    tables |= {
+        "routes": {"persyn": routes},
+        "routed": {"persyn": answers},
+        "dataset": {"persyn": pl.concat([kept, of], how="diagonal")},
+    }
+    browser = Browser(chromium, page_of(tables, tmp_path))
+    browser.choose("sort", "unsure")
+    assert browser.ids() == [ids[1], ids[3], ids[2], ids[0]]
+    browser.type("low", "0")
+    browser.type("high", "0.15")
+    assert browser.ids() == [ids[1], ids[3]]
+    browser.click("[type=reset]")
+    browser.choose("problem", "dropped")
+    assert browser.ids() == [ids[3]]
+
+
 def test_what_went_wrong(browser: Browser, tables: dict[str, Any]) -> None:
     defects, routes, first = tables["defects"], tables["routes"], tables["responses"]["teacher-1"]
     expected = {

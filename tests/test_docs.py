@@ -19,6 +19,7 @@ from pages import PAGES, Workplace, anchors, blocks, code_spans, inline_commands
 from ruamel.yaml import YAML
 from typer.main import get_command
 
+from benchmarks.chromium import missing
 from benchmarks.tiny import ROOT, tiny_project
 from persyn.cli import app
 
@@ -28,6 +29,8 @@ BLOCKS = [block for page in PAGES for block in blocks(page)]
 COMMANDS = [block for block in BLOCKS if block.language == "sh"]
 FREE = {"cd", "curl", "docker", "export", "git", "pip", "python", "ssh", "vllm", "hf", "tail", "tensorboard"}
 """Programs that are not ours: what a block that is not run may start unchecked."""
+EXTRAS = {"ray", "vllm"}
+"""Packages that need not be installed."""
 
 
 def is_run_by_ci(words: list[str]) -> bool:
@@ -42,12 +45,6 @@ def test_ci_runs_what_the_pages_leave_to_it() -> None:
         assert f"\n{target}: setup\n" in makefile
 
 
-def is_missing_extra(module: str) -> bool:
-    """Whether it is of an extra that is not installed here."""
-    package = module.partition(".")[0]
-    return package in ("ray", "vllm") and importlib.util.find_spec(package) is None
-
-
 def check(words: list[str]) -> None:
     """Raise if a command that is not run has an option, a target or a module that does not exist."""
     program, *arguments = words
@@ -57,12 +54,12 @@ def check(words: list[str]) -> None:
         parse_args(arguments)
     elif program == "make":
         subprocess.run(["make", "-n", *arguments], cwd=ROOT, check=True, capture_output=True)
-    elif words[:2] == ["python", "-m"] and not is_missing_extra(words[2]):
+    elif words[:2] == ["python", "-m"] and words[2].partition(".")[0] not in EXTRAS:
         spec = importlib.util.find_spec(f"{words[2]}.__main__") if (ROOT / words[2]).is_dir() else None
         spec = spec or importlib.util.find_spec(words[2])
         assert spec, f"there is no module {words[2]}"
         options = [word.partition("=")[0] for word in words[3:] if word.startswith("--")]
-        if Path(str(spec.origin)).is_relative_to(ROOT):
+        if (ROOT / words[2].partition(".")[0]).is_dir():
             source = Path(str(spec.origin)).read_text()
             assert not [option for option in options if f'"{option}"' not in source]
     else:
@@ -116,6 +113,10 @@ def test_every_command_runs(tmp_path: Path) -> None:
     for page in PAGES:
         if page.name not in ("tutorial.md", "README.md"):
             run_page(place, page, profile)
+    if not missing():
+        place.shell(f"python {DOCS}/screenshots.py --project {profile} --out {tmp_path}/images", "make screenshots")
+        made = {file.name for file in (tmp_path / "images").iterdir()}
+        assert made == {file.name for file in (DOCS / "images").iterdir()}, "every picture of the docs is made so"
     # `make demo` on the tutorial's parameters and prompts: DVC's run cache knows their results.
     shutil.copy(tmp_path / "params.yaml", place.root)
     shutil.rmtree(place.root / "data/raw")

@@ -16,7 +16,7 @@ stages:
   router:
     cmd: python made.py
     deps: [made.py]
-    params: [student, rewards]
+    params: [student, rewards, router]
     metrics: [{metrics/allocation/persyn.json: {cache: false}}, {metrics/evaluation/persyn.json: {cache: false}}]
 """
 MADE = """
@@ -37,6 +37,7 @@ PARAMS = {
     "strategies": {"persyn": {"rule": "persyn"}},
     "student": {"model": "small"},
     "rewards": {"alpha": 0.5},
+    "router": {"epochs": 1},
 }
 
 
@@ -66,8 +67,12 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_experiments_are_shown_beside_the_run(project: Path) -> None:
-    call("dvc", "exp", "run", "-n", "more-alpha", "-S", "rewards.alpha=0.75")
-    call("git", "checkout", "--force", "HEAD")
+    for name, changed in {
+        "more-alpha": ["rewards.alpha=0.75"],
+        "both": ["rewards.alpha=0.25", "router.epochs=2"],
+    }.items():
+        call("dvc", "exp", "run", "-n", name, *(word for change in changed for word in ("-S", change)))
+        call("git", "checkout", "--force", "HEAD")
     Path("../other").mkdir()
     Path("../other/file").write_text("a later commit has no experiment of its own")
     call("git", "add", ":/")
@@ -75,15 +80,16 @@ def test_experiments_are_shown_beside_the_run(project: Path) -> None:
     result = CliRunner().invoke(app, ["report"])
     assert result.exit_code == 0, result.output
     page = Path("metrics/reports/report.html").read_text()
-    assert ["tiny", "small", "0.50", "0.250"] in rows(page)
-    assert ["more-alpha", "small", "0.75", "0.375"] in rows(page)
+    assert ["tiny", "small", "—", "0.50", "0.250"] in rows(page)
+    assert ["more-alpha", "small", "—", "0.75", "0.375"] in rows(page)
+    assert ["both", "small", "router.epochs", "0.25", "0.125"] in rows(page)
     assert "more-alpha: alpha 0.75 a 75%" in page
     assert "could not be read" not in page
     then = CliRunner().invoke(app, ["report", "--rev", "more-alpha", "--out", "then.html"])
     assert then.exit_code == 0, then.output
     page = Path("then.html").read_text()
     assert "<h1>tiny at more-alpha</h1>" in page
-    assert ["tiny at more-alpha", "small", "0.75", "0.375"] in rows(page)
+    assert ["tiny at more-alpha", "small", "—", "0.75", "0.375"] in rows(page)
 
 
 def test_the_command_writes_one_line_and_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

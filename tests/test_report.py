@@ -6,13 +6,16 @@ import re
 from html.parser import HTMLParser
 from typing import Any
 
+import polars as pl
 import pytest
 from invented import invented, rows
 from markupsafe import Markup
 
 from persyn.report import build_report
-from persyn.report.overview import verdict
+from persyn.report.charts import forest
+from persyn.report.overview import _fewer, verdict
 from persyn.report.parts import Experiment, Run
+from persyn.routes import allocation
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
@@ -80,7 +83,8 @@ def test_its_numbers_are_those_of_the_tables(run: Run, page: str) -> None:
 def test_the_verdict_says_no_more_than_the_numbers(run: Run) -> None:
     cell = {"difference": 0.1, "interval": [-0.1, 0.3], "mde": 0.2, "n": 16, "p": 0.3, "p_holm": 0.3}
     within, differs = cell | {"verdict": "within noise"}, cell | {"verdict": "differs", "difference": -0.4}
-    assert "No verdict yet" in verdict({})
+    assert "No verdict yet" in verdict(None)
+    assert "no other strategy to compare persyn with" in verdict({})
     one = verdict({"strong": {"sums": {"accuracy": within}}})
     assert one == (
         "persyn minus strong, on sums: the difference is within noise (16 items a task; the smallest true "
@@ -165,15 +169,96 @@ def test_every_single_part_may_be_missing(run: Run) -> None:
         assert "</html>" in build_report(dataclasses.replace(run, metrics={**run.metrics, name: None}), sample=5)
 
 
+def changed(run: Run, alpha: float, student: str = "student/model", **others: Any) -> dict[str, Any]:
+    """The run's parameters, but for these."""
+    return {**run.params, "rewards": {"alpha": alpha}, "student": {"model": student}, **others}
+
+
 def test_many_teachers_and_strategies_fit() -> None:
     teachers = [f"organisation/model-{number}-instruct" for number in range(19)]
     strategies = ["persyn", *(f"strategy_{number}" for number in range(9))]
     run = invented(teachers, strategies, ["ifeval", "gsm8k", "truthfulqa"], count=400)
     same = run.metric("allocation"), run.metric("evaluation")
-    runs = [Experiment("exp-0", "student/model", 0.0, *same), Experiment("exp-1", "other", 0.2, *same)]
+    runs = [Experiment("exp-0", changed(run, 0.0), *same), Experiment("exp-1", changed(run, 0.2, "other"), *same)]
     page = build_report(dataclasses.replace(run, experiments=runs))
     assert len(page.encode()) < 3e6
     looks = {(look.colour, look.hatch) for look in run.teachers.values()}
     assert len(looks) == 19, "no two teachers look alike"
     assert "exp-1: alpha 0.2, other" in page
-    assert ["exp-0", "student/model", "0.00"] in [row[:3] for row in rows(page)]
+    assert ["exp-0", "student/model", "—", "0.00"] in [row[:4] for row in rows(page)]
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_a_teacher_without_scores_leaves_the_rest_of_the_page(run: Run) -> None:
+    more = {**run.params, "teachers": {**run.params["teachers"], "zoe": {"model": "m"}}}
+    page = build_report(dataclasses.replace(run, params=more), sample=5)
+    assert "This cannot be drawn: none of 20 prompts has both scores of every teacher" in html.unescape(page)
+    wrong = build_report(
+        dataclasses.replace(run, params={**run.params, "rewards": {"alpha": 0.4, "beta": 1}}), sample=5
+    )
+    assert "This cannot be drawn: rewards.beta is not a parameter" in html.unescape(wrong)
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_persyn_alone_is_a_whole_run() -> None:
+    page = build_report(invented(["ann", "ben"], ["persyn"], ["sums"]), sample=5)
+    assert "There is no other strategy" not in page
+    assert "no other strategy to compare persyn with" in page
+    assert "not made yet" not in page
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_two_teachers_of_a_prompt_count_for_both(run: Run) -> None:
+    """The first half of the prompts is answered by ann too, where another had them alone."""
+    routes = run.routes["persyn"]
+    second = routes.head(20).filter(pl.col("teacher") != "ann").with_columns(teacher=pl.lit("ann"))
+    both = pl.concat([routes, second]).sort("prompt_id", "teacher")
+    allocations = {**run.metric("allocation"), "persyn": allocation(both, ["ann", "ben", "eve"])}
+    metrics = {**run.metrics, "allocation": allocations}
+    page = build_report(dataclasses.replace(run, routes={**run.routes, "persyn": both}, metrics=metrics), sample=0)
+    counts = [str((both["teacher"] == name).sum()) for name in ("ann", "ben", "eve")]
+    assert ["persyn", "40", *counts] in rows(page)
+    by_source = [row for row in rows(page) if row[0].endswith(" · s")]
+    assert [sum(int(row[column]) for row in by_source) for column in range(1, 5)] == [40, *map(int, counts)]
+    assert "counts for both" in page
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_what_experiments_differ_in_is_said(run: Run) -> None:
+    """A teacher that this run has not, and other epochs: no effect of alpha."""
+    other = {"persyn": {"prompts": 40, "entropy": 0.3, "share": {"ann": 0.1, "cy": 0.9}}}
+    epochs = changed(run, 0.8, sft={"epochs": 5}, speed={"student": {}})
+    runs = [Experiment("longer", epochs, other, run.metric("evaluation"))]
+    shown = dataclasses.replace(run, experiments=runs)
+    page = build_report(shown, sample=0)
+    assert ["longer", "student/model", "sft.epochs", "0.80"] in [row[:4] for row in rows(page)]
+    assert "differ from it in alpha alone" not in page
+    legend = re.findall(r'<ul class="legend">.*?</ul>', page, re.DOTALL)
+    assert any("cy" in names for names in legend)
+    alone = Experiment("alone", changed(run, 0.8), {}, run.metric("evaluation"))
+    assert "differ from it in alpha alone" in build_report(dataclasses.replace(run, experiments=[alone]), sample=0)
+    assert "</html>" in build_report(Run(run.params, experiments=[Experiment("x", {}, {}, {})]))
+
+
+@pytest.mark.usefixtures("unpainted")
+def test_teachers_with_anchors_are_told_apart(run: Run) -> None:
+    assert run.rewards is not None
+    few = pl.concat([run.rewards.filter(pl.col("teacher") != "eve"), run.rewards.filter(teacher="eve").head(5)])
+    params = {**run.params, "teachers": {**run.params["teachers"], "eve": {"model": "m", "anchors": 5}}}
+    page = build_report(dataclasses.replace(run, rewards=few, params=params), sample=0)
+    assert "are scored on so many of the 20 prompts only: eve (5)" in page
+    assert "answered by every teacher but eve, by anchors" in page
+    assert "Without eve: teachers with anchors are placed beside the router" in page
+
+
+def test_a_chart_of_four_metrics_has_no_empty_frame() -> None:
+    cells = [(f"task-{number}", "accuracy", "strong", 0.1, 0.0, 0.2, "within noise") for number in range(4)]
+    columns = ["task", "metric", "strategy", "difference", "low", "high", "verdict"]
+    svg = forest("forest", "four", pl.DataFrame(cells, schema=columns, orient="row"))
+    assert len(re.findall(r'id="forest-axes|>task-\d<', svg)) == 4
+    assert svg.count(">strong<") == 2, "the names of the rows, once a line of panels"
+
+
+def test_fewer_is_not_said_of_as_many() -> None:
+    words = [_fewer(ratio, "calls") for ratio in (1.5, 1.001, 0.5)]
+    assert words == ["1.50 times fewer calls", "as many calls", "2.00 times more calls"]

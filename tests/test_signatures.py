@@ -24,7 +24,7 @@ METRICS: dict[str, Any] = {
     "router": ROUTER,
     "defects": {"a": COUNTS, "b": COUNTS},
     "allocation": {"persyn": {"share": {"a": 0.5, "b": 0.5}}},
-    "dataset": {"persyn": {"rows": 100, "kept": 100}},
+    "dataset": {"persyn": {"rows": 100, "kept": 100, "dropped": {}}},
 }
 ENDLESS = "and so on and on, " * 40
 
@@ -104,9 +104,10 @@ def test_routing_to_the_long_winded() -> None:
 
 
 def test_dropped_rows_and_endless_answers_name_the_worst_strategy() -> None:
-    kept = {"persyn": {"rows": 100, "kept": 99}, "strong": {"rows": 100, "kept": 70}}
-    dropped = found("dataset rows dropped", dataset=kept)
-    assert (dropped.state, dropped.value) == ("alarm", "strong 30 of 100 (30%); persyn 1 of 100")
+    persyn = {"rows": 160, "kept": 99, "dropped": {"second": 60, "empty": 1}}
+    strong = {"rows": 100, "kept": 70, "dropped": {"empty": 30}}
+    dropped = found("dataset rows dropped", dataset={"persyn": persyn, "strong": strong})
+    assert (dropped.state, dropped.value) == ("alarm", "strong 30 of 100 (30%); persyn 1 of 100"), "a second is no loss"
     endless = found("student answers without end", {"strong": evaluated(*["fine"] * 9, ENDLESS)})
     assert (endless.state, endless.value) == ("watch", "strong 1 of 10 (10%)")
 

@@ -120,11 +120,8 @@ def _experiment(state: Any, name: str | None = None) -> "Experiment | None":
         kind, strategy = Path(path).parent.name, Path(path).stem
         if path.startswith(f"metrics/{kind}/") and kind in files and content.get("data"):
             files[kind][strategy] = content["data"]
-    student, alpha = (params.get("student") or {}).get("model"), (params.get("rewards") or {}).get("alpha")
-    return Experiment(
-        name or state.name or state.rev[:7], str(student), alpha, files["allocation"], files["evaluation"]
-    )
+    return Experiment(name or state.name or state.rev[:7], params, files["allocation"], files["evaluation"])
 
 
 def _numbers(run: "Experiment") -> tuple[Any, ...]:
-    return run.student, run.alpha, run.allocation, run.evaluation
+    return run.params, run.allocation, run.evaluation

@@ -47,7 +47,7 @@ def build_report(run: Run, *, sample: int = 5000) -> str:
         .render(
             name=run.name,
             facts=facts(run),
-            verdict=verdict(run.metric("comparison")),
+            verdict=verdict(run.metrics.get("comparison")),
             asides=asides(run),
             steps=flow(run),
             lanes=lanes(run),

@@ -50,12 +50,16 @@
     const teachers = strategy && new Set(routes.map((route) => route.teacher));
     const responses = row.responses.filter((one) => !strategy || teachers.has(one.teacher));
     const found = new Set(responses.flatMap((one) => one.problems));
-    if (routes.some((route) => route.kept === 0)) found.add("dropped");
+    const served = new Set(routes.filter((route) => route.kept !== 0).map((route) => route.strategy));
+    if (routes.some((route) => !served.has(route.strategy))) found.add("dropped");
     return found;
   }
 
+  // Of two teachers of a strategy the stronger comes first, and its margin counts.
   function marginOf(row, strategy) {
-    const margins = routesOf(row, strategy).map((route) => route.margin).filter((margin) => margin !== null);
+    const first = new Map();
+    for (const route of routesOf(row, strategy)) if (!first.has(route.strategy)) first.set(route.strategy, route.margin);
+    const margins = [...first.values()].filter((margin) => margin !== null);
     return margins.length ? Math.min(...margins) : null;
   }
 
@@ -148,7 +152,7 @@
       text("td", "", sample.teachers[route.teacher]),
       element("td", "browse-number", number(route.strength)),
       element("td", "browse-number", number(route.margin)),
-      element("td", "", {0: "no: dropped", 1: "yes"}[route.kept] ?? "–")));
+      element("td", "", {0: "no", 1: "yes"}[route.kept] ?? "–")));
     const made = element("table", "", element("thead", "", element("tr", "", ...head)), element("tbody", "", ...lines));
     return element("div", "browse-scroll", made);
   }

@@ -13,6 +13,7 @@ from persyn.report.bars import ROW, WIDTH, in_percent, name_rows
 from persyn.report.svg import INK, MUTED, PAPER, STRATEGY_COLOURS, Look, render, short
 from persyn.report.svg import looks as looks_of
 
+FEW = 10  # values of quality, so few that points would hide each other
 MAX_POINTS = 1500
 MAX_STEPS = 120
 
@@ -111,7 +112,7 @@ def forest(name: str, title: str, curve: pl.DataFrame) -> Markup:
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat
-        for axes, (task, metric) in zip(panels, cells, strict=False):
+        for (task, metric), axes in zip(cells, panels, strict=False):  # in this order, or one panel is lost
             axes.axvline(0, color=MUTED, lw=1.2)
             for row in curve.filter(task=task, metric=metric).iter_rows(named=True):
                 place, differs = strategies.index(row["strategy"]), row["verdict"] == "differs"
@@ -149,6 +150,6 @@ def losses(name: str, title: str, training: Mapping[str, pl.DataFrame], looks: M
 
 def _apart(values: np.ndarray) -> np.ndarray:
     """How far to move each point up or down, so that few equal values do not hide each other; the same each time."""
-    if len(values) == 0 or len(np.unique(values)) > 10:
+    if len(values) == 0 or len(np.unique(values)) > FEW:
         return np.zeros(len(values))
     return np.random.default_rng(0).uniform(-0.03, 0.03, len(values)) * (np.ptp(values) or 1.0)

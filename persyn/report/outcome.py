@@ -41,7 +41,8 @@ def comparison_section(run: Run) -> Section:
     caption = "Scores (± standard error) as lm-eval gives them; differences (95 % interval) of means over items, "
     caption += "which are not those of the scores where a metric counts the parts of items (IFEval's inst_level)."
     table = Table(caption, columns, rows, words=4)
-    return Section("comparison", title, lead, drawn, [table], missing=[] if comparison else ["comparison"])
+    missing = ["comparison"] if run.metrics.get("comparison") is None else []
+    return Section("comparison", title, lead, drawn, [table], missing=missing)
 
 
 def training_section(run: Run) -> Section:
@@ -123,10 +124,9 @@ def _strategies(cost: Any) -> Table:
         + [f"{cost['saved'][name][of]:.2f} \u00d7" for of in ("calls", "response_tokens")]
         for name, used in cost["routed"].items()
     ]
-    rows += [
-        [f"all together: {part}", count(use["calls"]), count(use["response_tokens"]), "—", "—", "—"]
-        for part, use in cost["total"].items()
-    ]
+    spent, cached = cost["total"]["spent"], cost["total"]["cached"]
+    together = [count(number) for number in (spent["calls"], spent["response_tokens"], cached["calls"])]
+    rows.append(["all together, with the parallel set", *together, "—", "—"])
     columns = ["strategy", "new calls", "new response tokens", "cached calls", "fewer calls", "fewer response tokens"]
     return Table(
         "Spent, cached, and how many times fewer than generate-then-select (with the parallel set)", columns, rows

@@ -36,12 +36,14 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in found if value]
 
 
-def verdict(comparison: Mapping[str, Any]) -> str:
+def verdict(comparison: Mapping[str, Any] | None) -> str:
     """What the comparison carries, and no more, in one sentence.
 
     Args:
-        comparison: metrics/comparison.json, or nothing.
+        comparison: metrics/comparison.json; None where it is not made yet.
     """
+    if comparison is None:
+        return "No verdict yet: no students have been compared (dvc repro comparison)."
     cells = [
         (strategy, task, metric, found)
         for strategy, tasks in comparison.items()
@@ -49,7 +51,7 @@ def verdict(comparison: Mapping[str, Any]) -> str:
         for metric, found in metrics.items()
     ]
     if not cells:
-        return "No verdict yet: no students have been compared (dvc repro comparison)."
+        return f"No verdict: there is no other strategy to compare {REFERENCE} with (strategies in params.yaml)."
     differing = [cell for cell in cells if cell[3]["verdict"] == "differs"]
     if not differing:
         tasks = listed(list(dict.fromkeys(task for _, task, _, _ in cells)))
@@ -79,22 +81,21 @@ def asides(run: Run) -> list[str]:
     """Was the routing worth it, and the price: a sentence each, where the numbers are there."""
     found, over, cost = [], run.metric("router").get("over_majority"), run.metric("cost")
     if over:
-        better = "no better than" if over["verdict"] == "within noise" else "better than"
-        better = "worse than" if over["verdict"] != "within noise" and over["difference"] < 0 else better
+        better = "better than" if over["difference"] > 0 else "worse than"
+        better = "not shown to be better than" if over["verdict"] == "within noise" else better
         held_out = run.metric("router")["num_held_out"]
-        noise = ", within noise" if over["verdict"] == "within noise" else ""
         found.append(
             f"On {held_out} held-out prompts the router is {better} one teacher for everything "
-            f"(reward {decimal(over['difference'], sign=True)}{noise})."
+            f"(reward {decimal(over['difference'], sign=True)}, 95 % {interval(over['interval'])})."
         )
     saved = (cost.get("saved") or {}).get(REFERENCE)
     if saved:
         spent, parallel = cost["routed"][REFERENCE]["spent"]["calls"], cost["parallel"].values()
         calls = spent + sum(use["calls"] for use in parallel)
+        fewer = " and ".join(_fewer(ratio, what.replace("_", " ")) for what, ratio in saved.items())
         found.append(
             f"{REFERENCE} took {count(calls)} teacher calls where generate-then-select takes "
-            f"{count(cost['generate_then_select']['calls'])}: {saved['calls']:.2f} times fewer calls, "
-            f"{saved['response_tokens']:.2f} times fewer response tokens."
+            f"{count(cost['generate_then_select']['calls'])}: {fewer}."
         )
     return found
 
@@ -110,7 +111,7 @@ def flow(run: Run) -> list[Step]:
             Step("prompts read", count(prompts["read"])),
             Step("dropped", count(sum(dropped.values())), reasons or "none"),
             Step("kept", count(prompts["kept"]), ", ".join(f"{n:,} {name}" for name, n in prompts["domains"].items())),
-            Step("parallel", count(prompts["parallel"]), "answered by every teacher"),
+            Step("parallel", count(prompts["parallel"]), _parallel(run)),
         ]
     answers = sum(table.height for table in run.responses.values())
     answers = answers or sum(found["responses"] for found in run.metric("defects").values())
@@ -142,17 +143,17 @@ def lanes(run: Run) -> Table:
     rows = []
     for name, entry in run.section("strategies").items():
         allocation, data = run.metric("allocation").get(name), run.metric("dataset").get(name)
-        used, tasks = routed.get(name), run.metric("evaluation").get(name) or {}
+        used, samples = routed.get(name), run.samples.get(name)
         prompts = allocation and allocation["prompts"]
         dropped = ", ".join(f"{number:,} {why}" for why, number in (data["dropped"] if data else {}).items() if number)
         steps = run.training[name]["step"].max() if name in run.training and run.training[name].height else None
-        items = sum(max(found["n"] for found in metrics.values()) for metrics in tasks.values())
+        items = None if samples is None else samples.select("task", "sample_id").n_unique()
         cells = [prompts, used and used["spent"]["calls"], used and used["cached"]["calls"], data and data["kept"]]
         numbers = [count(cell) for cell in cells]
         rows.append(
             [
                 *(name, str((entry or {}).get("rule", name)), *numbers, dropped or ("none" if data else "—")),
-                *(count(steps if isinstance(steps, int | float) else None), count(items or None)),
+                *(count(steps if isinstance(steps, int | float) else None), count(items)),
             ]
         )
     columns = ["strategy", "rule", "prompts routed", "new calls", "cached", "dataset rows", "dropped"]
@@ -169,6 +170,17 @@ def _answers(run: Run, answers: int) -> Step:
     whole = len(run.section("teachers"))
     some = f" of {whole}" if teachers < whole else ""
     return Step("responses", count(answers), f"of {teachers}{some} teachers")
+
+
+def _parallel(run: Run) -> str:
+    few = f" but {listed(run.anchored, 2)}, by anchors" if run.anchored else ""
+    return f"answered by every teacher{few}"
+
+
+def _fewer(ratio: float, what: str) -> str:
+    if f"{ratio:.2f}" == "1.00":
+        return f"as many {what}"
+    return f"{ratio:.2f} times fewer {what}" if ratio > 1 else f"{1 / ratio:.2f} times more {what}"
 
 
 def _detectable(cells: list[tuple[str, str, str, Any]]) -> str:

@@ -18,8 +18,7 @@ class Experiment:
     """A run of DVC's with other parameters."""
 
     name: str
-    student: str
-    alpha: float | None
+    params: Mapping[str, Any]
     allocation: Mapping[str, Any]
     """strategy -> metrics/allocation/<strategy>.json."""
     evaluation: Mapping[str, Any]
@@ -60,6 +59,11 @@ class Run:
     def section(self, name: str) -> Mapping[str, Any]:
         """A section of params.yaml; empty where there is none."""
         return self.params.get(name) or {}
+
+    @property
+    def anchored(self) -> list[str]:
+        """Teachers that answer a few parallel prompts only, by params.yaml."""
+        return [name for name, entry in self.section("teachers").items() if (entry or {}).get("anchors") is not None]
 
     @property
     def teachers(self) -> dict[str, Look]:

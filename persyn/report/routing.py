@@ -6,16 +6,16 @@ import polars as pl
 
 from persyn.curves import allocation_curve, landscape_curve
 from persyn.report import bars, charts
-from persyn.report.parts import REFERENCE, Chart, Run, Section, Table, count, decimal, interval, percent
+from persyn.report.parts import REFERENCE, Chart, Run, Section, Table, count, decimal, interval, listed, percent
 from persyn.report.svg import Look
-from persyn.report.sweep import by_run, runs_table
+from persyn.report.sweep import by_anchors, by_run, runs_table
 
 
 def allocation_section(run: Run) -> Section:
     """Who got how many prompts: by strategy, by source under persyn, and by run."""
     title, lead = (
         "Where the prompts went",
-        "Each strategy gives every prompt one teacher; bars are shares of the prompts.",
+        "Each strategy gives every prompt one teacher, or two where its rule says so; bars are shares of the routes.",
     )
     allocations = run.metric("allocation")
     notes = [run.experiments_note] if run.experiments_note else []
@@ -26,18 +26,19 @@ def allocation_section(run: Run) -> Section:
     used = _used(run, curve)
     svg = bars.stacked_shares("allocation", _told(curve, "strategy"), curve.rename({"strategy": "row"}), used)
     drawn = [Chart(svg, "Share of the prompts by teacher, a bar a strategy.", used)]
-    tables = [_counts("Prompts by strategy and teacher", curve, "strategy", used)]
-    by_source = _by_source(run)
+    sizes = {name: (allocations[name]["prompts"], _num_routes(run, name)) for name in order}
+    tables = [_counts("Prompts by strategy and teacher", "strategy", curve.rename({"strategy": "row"}), sizes, used)]
+    by_source, sizes = _by_source(run)
     if by_source is not None:
         svg = bars.stacked_shares("sources", _told(by_source, "row"), by_source, used)
         drawn.append(Chart(svg, f"The same under {REFERENCE}, a bar a domain and source."))
-        tables.append(_counts(f"{REFERENCE}: prompts by domain and source", by_source, "row", used))
-    if run.experiments:
-        runs = by_run(run)
-        svg = bars.stacked_shares("runs", _told(runs, "row"), runs, used)
-        drawn.append(
-            Chart(svg, f"{REFERENCE} in this run and in DVC's experiments (a student is named if it is another).")
-        )
+        tables.append(_counts(f"{REFERENCE}: prompts by domain and source", "domain · source", by_source, sizes, used))
+    runs = by_run(run)
+    if run.experiments and runs.height:
+        there = _used(run, runs)
+        svg = bars.stacked_shares("runs", _told(runs, "row"), runs, there)
+        caption = f"{REFERENCE} in this run and in DVC's experiments, each with what else differs in it."
+        drawn.append(Chart(svg, caption, there))
         tables.append(runs_table(run))
     return Section("allocation", title, lead, drawn, tables, notes)
 
@@ -64,8 +65,9 @@ def landscape_section(run: Run) -> Section:
     caption = "Small: responses on the parallel set. Large, outlined: a teacher's mean."
     if run.rewards.height > charts.MAX_POINTS:
         caption += f" Of {run.rewards.height:,} responses about {charts.MAX_POINTS:,} are drawn; means are of all."
-    if run.rewards["quality"].n_unique() <= 10:
-        caption += " Quality has few values: points are spread a little up and down so that they can be seen."
+    of_domain = pl.col("prompt_id").replace_strict(domains, default="all", return_dtype=pl.String)
+    if run.rewards.group_by(of_domain).agg(pl.col("quality").n_unique())["quality"].min() <= charts.FEW:  # type: ignore[operator]
+        caption += " Where quality has few values, points are spread a little up and down so that they can be seen."
     rows = {row["teacher"]: row for row in curve.iter_rows(named=True)}
     fields = ("quality", "learnability", "reward")
     table = Table(
@@ -73,7 +75,7 @@ def landscape_section(run: Run) -> Section:
         ["teacher", "quality", "learnability (nats a token)", "reward", "best on"],
         [[name, *(decimal(rows[name][of]) for of in fields), percent(rows[name]["best"])] for name in there],
     )
-    return Section("landscape", title, lead, [Chart(svg, caption, there, "dot")], [table])
+    return Section("landscape", title, lead, [Chart(svg, caption, there, "dot")], [table], by_anchors(run))
 
 
 def router_section(run: Run) -> Section:
@@ -111,7 +113,8 @@ def router_section(run: Run) -> Section:
     drawn.append(Chart(svg, "Whom the router chooses on held-out prompts, and who was best there."))
     numbers = [[label, *(decimal(of[field]) for of in ranked.values())] for field, label in names.items()]
     tables = [Table("Router and controls", ["", *ranked], numbers), _card(card)]
-    return Section("router", title, lead, drawn, tables)
+    apart = f"Without {listed(run.anchored)}: teachers with anchors are placed beside the router once it is trained."
+    return Section("router", title, lead, drawn, tables, [apart] if run.anchored else [])
 
 
 def _worth(card: dict[str, Any] | Any) -> str:
@@ -141,27 +144,43 @@ def _used(run: Run, curve: pl.DataFrame) -> dict[str, Look]:
     return {name: look for name, look in run.teachers.items() if name in set(curve["teacher"])}
 
 
-def _counts(caption: str, shares: pl.DataFrame, by: str, used: dict[str, Look]) -> Table:
-    """Prompts, a row each value of `by`, a column a teacher; turned round where there are many teachers."""
+def _num_routes(run: Run, strategy: str) -> int:
+    """As many as prompts, but where its rule gives a prompt two teachers."""
+    routes = run.routes.get(strategy)
+    return int(run.metric("allocation")[strategy]["prompts"]) if routes is None else routes.height
+
+
+def _counts(
+    caption: str, by: str, shares: pl.DataFrame, sizes: dict[str, tuple[int, int]], used: dict[str, Look]
+) -> Table:
+    """A row each row of `shares`, a column a teacher; turned round where there are many teachers.
+
+    Args:
+        sizes: row -> its prompts and its routes.
+    """
     rows = []
-    for (name,), group in shares.group_by(by, maintain_order=True):
-        of = dict(group.select("teacher", "prompts").iter_rows())
-        rows.append([str(name), count(sum(of.values())), *(count(of.get(teacher, 0)) for teacher in used)])
-    columns = [by if by != "row" else "domain · source", "prompts", *used]
+    for (name,), group in shares.group_by("row", maintain_order=True):
+        of, (prompts, routes) = dict(group.select("teacher", "share").iter_rows()), sizes[str(name)]
+        rows.append([str(name), count(prompts), *(count(of.get(teacher, 0) * routes) for teacher in used)])
+    if any(prompts != routes for prompts, routes in sizes.values()):
+        caption += " (one that two teachers answer counts for both)"
+    columns = [by, "prompts", *used]
     if len(used) <= max(len(rows), 6):
         return Table(caption, columns, rows)
     columns, *turned = [list(line) for line in zip(columns, *rows, strict=True)]
     return Table(caption, ["teacher", *columns[1:]], turned)
 
 
-def _by_source(run: Run) -> pl.DataFrame | None:
-    """row (domain · source), teacher, share, prompts of persyn's routes."""
+def _by_source(run: Run) -> tuple[pl.DataFrame | None, dict[str, tuple[int, int]]]:
+    """row (domain · source), teacher, share of persyn's routes; and row -> its prompts and its routes."""
     if run.prompts is None or REFERENCE not in run.routes:
-        return None
+        return None, {}
     name = pl.concat_str(pl.col("domain").cast(pl.String), pl.col("source"), separator=" · ")
     routes = run.routes[REFERENCE].join(run.prompts.with_columns(row=name), on="prompt_id", how="left", validate="m:1")
-    counts = routes.group_by("row", "teacher").agg(prompts=pl.len()).sort("row", "teacher")
-    return counts.with_columns(share=pl.col("prompts") / pl.col("prompts").sum().over("row"))
+    routes = routes.with_columns(pl.col("row").fill_null("of no prompt here")).with_columns(of=pl.len().over("row"))
+    shares = routes.group_by("row", "teacher").agg(share=pl.len() / pl.col("of").first()).sort("row", "teacher")
+    sizes = routes.group_by("row").agg(pl.col("prompt_id").n_unique(), pl.len())
+    return shares, {row: (prompts, number) for row, prompts, number in sizes.iter_rows()}
 
 
 def _told(shares: pl.DataFrame, by: str) -> str:
