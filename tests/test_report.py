@@ -258,7 +258,7 @@ def test_a_chart_of_four_metrics_has_no_empty_frame(monkeypatch: pytest.MonkeyPa
     figure = Figure()
     monkeypatch.setattr("persyn.report.charts.render", lambda name, title, size, paint: paint(figure))
     forest("forest", "four", pl.DataFrame(cells, schema=columns, orient="row"))
-    assert [axes.get_title(loc="left").startswith("task") for axes in figure.axes if axes.get_visible()] == [True] * 4
+    assert [axes.get_title().startswith("task") for axes in figure.axes if axes.get_visible()] == [True] * 4
 
 
 def test_fewer_is_not_said_of_as_many() -> None:
