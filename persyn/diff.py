@@ -39,10 +39,7 @@ class State:
 
 
 def build_diff(a: State, b: State, strategy: str | None = None) -> dict[str, Any]:
-    """Compare two states, as far as both have a part.
-
-    Args:
-        strategy: the only one to look at; None looks at all.
+    """Compare two states, as far as both have a part; of one strategy alone, or (None) of all.
 
     Returns:
         a, b: their names; params, router, cost, defects: changed_values; prompts: compare_prompts; allocation:
@@ -119,18 +116,22 @@ def compare_routes(a: pl.DataFrame, b: pl.DataFrame, prompts: pl.DataFrame | Non
 
 
 def compare_scores(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
-    """REWARDS: teacher -> {rows (prompts scored in both), quality, learnability, reward: {a, b} means over those, and
-    changed (rows of which a score differs)}, or {only: the side that has it}."""
+    """REWARDS: teacher -> {rows (prompts scored in both), unpaired (in one alone), changed (rows of which a score
+    differs), quality, learnability, reward: {a, b} means over `rows`}, or {only: the side that has it}."""
     both = a.join(b, on=["prompt_id", "teacher"], how="inner", suffix="_b", validate="1:1")
     differs = pl.any_horizontal(pl.col(name) != pl.col(f"{name}_b") for name in SCORES)
     means = [pl.col(column).mean() for name in SCORES for column in (name, f"{name}_b")]
     rows = both.group_by("teacher").agg(*means, rows=pl.len(), changed=differs.sum()).to_dicts()
-    scored = {
+    scored: dict[str, Any] = {
         row["teacher"]: {"rows": row["rows"], "changed": row["changed"]}
         | {name: {"a": row[name], "b": row[f"{name}_b"]} for name in SCORES}
         for row in rows
     }
-    return _by_name([set(a["teacher"]), set(b["teacher"])], lambda name: scored.get(name, {"rows": 0, "changed": 0}))
+    counts = [dict(side["teacher"].value_counts().rows()) for side in (a, b)]
+    for name in counts[0].keys() & counts[1].keys():
+        fields = scored.setdefault(name, {"rows": 0, "changed": 0})
+        fields["unpaired"] = counts[0][name] + counts[1][name] - 2 * fields["rows"]
+    return _by_name([set(count) for count in counts], scored.__getitem__)
 
 
 def compare_evaluations(a: State, b: State, strategy: str | None = None) -> dict[str, Any]:
@@ -168,10 +169,11 @@ def _metrics(a: State, b: State, strategy: str) -> dict[str, dict[str, dict[str,
     joined = one.join(other, on=KEYS, how="full", coalesce=True, suffix="_b", validate="1:1").sort(KEYS)
     for (task, metric), rows in joined.group_by("task", "metric", maintain_order=True):
         paired = rows.drop_nulls(["value", "value_b"])
+        cell = found.setdefault(str(task), {}).setdefault(str(metric), {})
+        cell["unpaired"] = rows.height - paired.height
         if paired.height:
             was, now = paired["value"].to_numpy(), paired["value_b"].to_numpy()
-            fields = {"a": float(was.mean()), "b": float(now.mean()), "unpaired": rows.height - paired.height}
-            found.setdefault(str(task), {})[str(metric)] = fields | paired_difference(now, was)
+            cell |= {"a": float(was.mean()), "b": float(now.mean())} | paired_difference(now, was)
     return found
 
 
@@ -224,24 +226,23 @@ def _of_strategy(cost: Values | None, strategy: str | None) -> Any:
     """Of metrics/cost.json, what concerns this strategy."""
     if cost is None or strategy is None:
         return cost
-    return {
-        part: {name: value for name, value in cost.get(part, {}).items() if name == strategy}
-        for part in ("routed", "saved")
-    }
+    parts = {part: cost.get(part, {}) for part in ("routed", "saved")}
+    return {part: {name: of[name] for name in of if name == strategy} for part, of in parts.items()}
 
 
 def _differs(found: Mapping[str, Any]) -> list[bool]:
     prompts, scores = found["prompts"] or {}, found["scores"] or {}
-    shared = [tasks for tasks in found["evaluation"].values() if "only" not in tasks]
-    evaluated = [fields for tasks in shared for metrics in tasks.values() for fields in metrics.values()]
+    tasks = [task for of in found["evaluation"].values() if "only" not in of for task in of.values()]
     return [
         *(bool(found[part]) for part in ("params", "router", "cost", "defects")),
         any(prompts.get(name) for name in ("changed", "added", "removed")),
         any(fields.get("only") or fields.get("unlike") for fields in found["allocation"].values()),
-        any(fields.get("only") or fields["changed"] for fields in scores.values()),
-        any("only" in tasks for tasks in found["evaluation"].values()),
-        any(
-            fields.get("a") != fields.get("b") or fields.get("interval") or fields.get("unpaired")
-            for fields in evaluated
-        ),
+        any(fields.get("only") or fields["changed"] or fields["unpaired"] for fields in scores.values()),
+        any("only" in of for of in found["evaluation"].values()),
+        any(is_changed(fields) for metrics in tasks for fields in metrics.values()),
     ]
+
+
+def is_changed(evaluated: Values) -> bool:
+    """Whether a metric of compare_evaluations says anything."""
+    return bool(evaluated.get("a") != evaluated.get("b") or evaluated.get("interval") or evaluated.get("unpaired"))

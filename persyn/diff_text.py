@@ -7,10 +7,11 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from persyn.diff import is_changed
 from persyn.terminal import first_words, number, rows_table, shown
 
 SHORT = 12  # ids to list
-SCALE = ("defects", "learnability", "quality", "rewards")  # sections that say what a reward is
+SCALE = ("defects", "learnability", "quality", "rewards", "student", "teachers")  # sections that say what a reward is
 
 
 def diff_text(found: Mapping[str, Any], limit: int) -> RenderableType:
@@ -120,7 +121,10 @@ def _scores(scores: Mapping[str, Mapping[str, Any]] | None) -> list[RenderableTy
     for teacher, fields in (scores or {}).items():
         if "only" in fields:
             alone.append(shown(f"teacher {teacher}: only {fields['only'].upper()} has its rewards"))
-        elif fields["changed"]:
+            continue
+        if fields["unpaired"]:
+            alone.append(shown(f"teacher {teacher}: {fields['unpaired']} prompts are scored on one side only"))
+        if fields["changed"]:
             for name in ("quality", "learnability", "reward"):
                 a, b = fields[name]["a"], fields[name]["b"]
                 rows.append((teacher, name, fields["rows"], a, b, _gap(a, b)))
@@ -136,7 +140,7 @@ def _evaluation(evaluation: Mapping[str, Any]) -> list[RenderableType]:
             parts.append(shown(f"strategy {strategy}: only {tasks['only'].upper()} has it"))
             continue
         cells = [(task, metric, fields) for task, metrics in tasks.items() for metric, fields in metrics.items()]
-        if any(fields.get("a") != fields.get("b") or fields.get("interval") for *_, fields in cells):
+        if any(is_changed(fields) for *_, fields in cells):
             columns = ["task, metric", "A", "B", "B - A [95 %]", "verdict"]
             rows = [(f"{task}\n{metric}", *_evaluated(fields)) for task, metric, fields in cells]
             parts.append(
@@ -150,7 +154,8 @@ def _evaluation(evaluation: Mapping[str, Any]) -> list[RenderableType]:
 def _evaluated(fields: Mapping[str, Any]) -> tuple[Any, ...]:
     a, b = fields.get("a"), fields.get("b")
     if "difference" not in fields:
-        return a, b, _gap(a, b), "not paired:\nno samples" if len(fields) == 2 else "one side only"
+        sides = "one side only" if a is None or b is None else "not paired:\nno samples"
+        return a, b, _gap(a, b), "no item\nin common" if "unpaired" in fields else sides
     gap = number(fields["difference"], "+")
     if fields["interval"]:
         gap += "\n[" + ", ".join(number(bound, "+") for bound in fields["interval"]) + "]"

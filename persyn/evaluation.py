@@ -134,8 +134,8 @@ def _name(metric: str, kept: str) -> str:
 
 
 def _response(sample: Any) -> str:
-    """What was answered; where given choices are weighed, the likeliest."""
-    answers = sample["filtered_resps"]
+    """What was answered, before a filter takes the answer out of it; where given choices are weighed, the likeliest."""
+    answers = [first for first, *_ in sample["resps"]]
     if isinstance(answers[0], str):
         return str(answers[0])
     likeliest = max(range(len(answers)), key=lambda choice: answers[choice][0])

@@ -1,18 +1,14 @@
 """Show: one prompt through the whole pipeline."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
-from rich.console import Group, RenderableType
-from rich.panel import Panel
-from rich.text import Text
 
 from persyn.defects import DETECTORS, Policies
 from persyn.schemas import InputError
-from persyn.terminal import first_words, number, rows_table, shown
 
 if TYPE_CHECKING:
     from persyn.router.settings import Settings
@@ -36,6 +32,9 @@ class Made:
     """Strategy -> ROUTES; so `routed` (RESPONSES) and `dataset` (DATASET)."""
     routed: Tables = field(default_factory=dict)
     dataset: Tables = field(default_factory=dict)
+    teachers: Sequence[str] = ()
+    """All that there are to be; so `strategies`."""
+    strategies: Sequence[str] = ()
 
 
 def find_prompt(prompts: pl.DataFrame, prefix: str) -> str:
@@ -67,17 +66,6 @@ def search_prompts(prompts: pl.DataFrame, text: str) -> pl.DataFrame:
     return found.select("prompt_id", "domain", "parallel", "prompt").sort("prompt_id")
 
 
-def search_text(found: pl.DataFrame, limit: int) -> RenderableType:
-    """What search_prompts found, `limit` rows of it."""
-    rows = [
-        (row["prompt_id"], row["domain"], "yes" if row["parallel"] else "no", first_words(row["prompt"]))
-        for row in found.head(limit).to_dicts()
-    ]
-    table = rows_table("prompts", ["prompt_id", "domain", "parallel", "first words"], rows)
-    left = found.height - len(rows)
-    return Group(table, Text(f"{found.height} found" + (f", {left} not listed: --limit lists more" if left else "")))
-
-
 def trace_prompt(
     made: Made, prompt_id: str, policies: Policies, *, keep_length: bool, role: str | None = None
 ) -> dict[str, Any]:
@@ -103,12 +91,17 @@ def trace_prompt(
         "responses": responses,
         "pairs": _rows(made.pairs, prompt_id, "winner", "loser", "margin"),
         "strategies": {name: _routes(made, name, prompt, policies, keep_length) for name in made.routes},
-        "missing": [part for part in MADE if not _was_made(getattr(made, part))],
+        "missing": _missing(made),
     }
 
 
-def router_role(prompts: pl.DataFrame, rewards: pl.DataFrame, settings: "Settings", prompt_id: str) -> str:
+def router_role(
+    prompts: pl.DataFrame, rewards: pl.DataFrame, pairs: pl.DataFrame, settings: "Settings", prompt_id: str
+) -> str:
     """What fit_router uses a parallel prompt for, by the settings.
+
+    Args:
+        pairs: PAIRS of the teachers that the router is trained on.
 
     Raises:
         InputError: the settings leave nothing to train on, or to measure on.
@@ -127,14 +120,24 @@ def router_role(prompts: pl.DataFrame, rewards: pl.DataFrame, settings: "Setting
         used, checked = split_prompts(used, settings.validation, "router.validation")
         if prompt_id in checked["prompt_id"]:
             return "validation: stops its training early"
-    return "trained on" if prompt_id in used["prompt_id"] else "not used: it has no rewards, or num_train leaves it out"
+    if prompt_id not in used["prompt_id"]:
+        return "not used: it has no rewards, or num_train leaves it out"
+    return "trained on" if prompt_id in pairs["prompt_id"] else "not used: it has no pair, all margins are too small"
 
 
 MADE = ("responses", "quality", "learnability", "defects", "rewards", "pairs", "routes", "routed", "dataset")
 
 
-def _was_made(part: Tables | pl.DataFrame | None) -> bool:
-    return part is not None and len(part) > 0
+def _missing(made: Made) -> list[str]:
+    """Parts that were not made; of one that some teachers or strategies have, the names of the others."""
+    found = []
+    for part in MADE:
+        tables, names = getattr(made, part), made.teachers if part in MADE[:3] else made.strategies
+        if tables is None or (isinstance(tables, Mapping) and not tables):
+            found.append(part)
+        elif isinstance(tables, Mapping) and (others := [name for name in names if name not in tables]):
+            found.append(f"{part} of {', '.join(others)}")
+    return found
 
 
 def _rows(table: pl.DataFrame | None, prompt_id: str, *columns: str) -> list[dict[str, Any]]:
@@ -189,57 +192,3 @@ def _routes(
             reason = [*reasons, "second" if kept & set(routed) else "outdated"][0]
         found.append(route | {"kept": was_kept, "reason": reason})
     return found
-
-
-def trace_text(found: Mapping[str, Any]) -> RenderableType:
-    """What trace_prompt found."""
-    facts = Text("\n").join(
-        Text.assemble((f"{name:<10}", "bold"), shown(value))
-        for name, value in {
-            "domain": found["domain"],
-            "source": found["source"],
-            "licence": found["license"],
-            "reference": found["reference"],
-            "parallel": "yes: every teacher answers" if found["parallel"] else "no: only who it is routed to answers",
-            "router": found["router"] or "not known",
-        }.items()
-    )
-    parts: list[RenderableType] = [*_panel(found["prompt"], f"prompt {found['prompt_id']}"), facts, Text("")]
-    for row in found["responses"]:
-        parts += _panel(row["response"], row["teacher"] + (", best" if row["best"] else ""), _scores(row))
-    if found["pairs"]:
-        rows = [(row["winner"], row["loser"], row["margin"]) for row in found["pairs"]]
-        parts.append(rows_table("pairs", ["winner", "loser", "margin"], rows, ["margin"]))
-    parts += _strategies(found)
-    if found["missing"]:
-        parts.append(Text(f"Not made yet: {', '.join(found['missing'])}; `dvc repro` makes them.", style="yellow"))
-    return Group(*parts)
-
-
-def _strategies(found: Mapping[str, Any]) -> list[RenderableType]:
-    rows, others, seen = [], [], {(row["teacher"], row["response"]) for row in found["responses"]}
-    for strategy, routes in found["strategies"].items():
-        for route in routes:
-            verdict = {None: "not made", True: "kept", False: f"left out: {route['reason'] or 'no response'}"}
-            answer = route["teacher"], route["response"]
-            written = None if answer[1] is None else f"{route['finish_reason']}, {route['num_response_tokens']}"
-            cells = route["strength"], route["margin"], written, verdict[route["kept"]]
-            rows.append((strategy, route["teacher"], *cells))
-            if route["response"] is not None and answer not in seen:
-                seen.add(answer)
-                others += _panel(route["response"], f"{route['teacher']}, as routed")
-    columns = ["strategy", "teacher", "strength", "margin", "finish, tokens", "dataset"]
-    return [*others, rows_table("routes", columns, rows, columns[2:4])] if rows else others
-
-
-def _scores(row: Mapping[str, Any]) -> str:
-    scores = [f"{name} {number(row[name])}" for name in ("quality", "learnability", "reward") if row[name] is not None]
-    tokens = f"{row['num_prompt_tokens']} + {row['num_response_tokens']} tokens"
-    defects = [f"defects: {', '.join(row['defects'])}"] * bool(row["defects"])
-    return ", ".join([row["finish_reason"], tokens, *scores, *["truncated"] * bool(row["truncated"]), *defects])
-
-
-def _panel(text: str, title: str, facts: str = "") -> list[RenderableType]:
-    """What was written, in a frame; what is known of it stands outside, where no text can forge it."""
-    about = Text.assemble(shown(title, "bold"), shown(f": {facts}" if facts else ""))
-    return [about, Panel(shown(text))]

@@ -1,5 +1,6 @@
 """Stages: argv, params and tables in, one persyn call, tables out. dvc.yaml is the only place that knows a path."""
 
+import difflib
 import json
 import logging
 import os
@@ -21,6 +22,10 @@ PARAMS = Path("params.yaml")
 # Teachers and strategies name files, stages, and paths in this file, in which a dot goes deeper.
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 RESERVED = {"con", "prn", "aux", "nul"}
+SECTIONS = (
+    *("prompts", "teachers", "licenses", "responses", "quality", "learnability", "student", "defects", "rewards"),
+    *("pairs", "router", "strategies", "dataset", "sft", "evaluation", "budget", "prices", "speed"),
+)
 SECRET = re.compile(
     r"\b(?:sk-[\w-]{16,}|hf_\w{20,}|gh[a-z]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}"
     r"|xox[a-z]-[\w-]{10,}|Bearer\s+\S{16,})|-----BEGIN [A-Z ]*PRIVATE KEY"
@@ -45,7 +50,8 @@ def read_value(path: str) -> Any:
         node = YAML(typ="safe", pure=True).load(PARAMS)
     except (OSError, YAMLError) as error:
         raise InputError(f"cannot read {PARAMS}: {' '.join(str(error).split())}") from error
-    _check_params(node)
+    check_secrets(node)
+    _check_names(node)
     walked: list[str] = []
     for key in path.split("."):
         if not isinstance(node, dict) or key not in node:
@@ -153,8 +159,12 @@ def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
 
 
-def _check_params(params: Any) -> None:
-    """Refuse secrets (params.yaml is shared, and dvc.lock repeats it) and names that cannot be a file's."""
+def check_secrets(params: Any) -> None:
+    """Refuse what looks like a key: params.yaml is shared, and dvc.lock repeats it.
+
+    Raises:
+        InputError: there is one; its beginning is named.
+    """
     seen: set[int] = set()  # aliases make a node stand in many places: each is looked at once
     nodes = [params]
     while nodes:
@@ -167,8 +177,17 @@ def _check_params(params: Any) -> None:
         if isinstance(node, dict | list) and id(node) not in seen:
             seen.add(id(node))
             nodes += [*node, *node.values()] if isinstance(node, dict) else node
+
+
+def _check_names(params: Any) -> None:
+    """Refuse what is nearly a section's name (others serve for YAML's anchors), and names that cannot be a file's."""
+    sections = params if isinstance(params, dict) else {}
+    for section in sections:
+        near = difflib.get_close_matches(str(section), SECTIONS, n=1, cutoff=0.75)
+        if section not in SECTIONS and near:
+            raise InputError(f"{PARAMS}: {section!r} is no section that is read; did you mean {near[0]}?")
     for section in ("teachers", "strategies"):
-        entries = params.get(section) if isinstance(params, dict) else None
+        entries = sections.get(section)
         for name in entries if isinstance(entries, dict) else ():
             if not NAME.fullmatch(str(name)) or str(name) in RESERVED:
                 raise InputError(

@@ -97,7 +97,9 @@ def test_every_shipped_parameter_survives_dvc_lock(profile: str) -> None:
     ("text", "message"),
     [
         ("pairs: {min_margn: 0}", r"pairs.min_margn is not a parameter; did you mean min_margin\?"),
-        ("pair: {}", r"pairs is missing in .*; did you mean pair\?"),
+        ("pair: {}", r"'pair' is no section that is read; did you mean pairs\?"),
+        ("pairs: {min_margin: 0}\nbudgett: {max_tokens: 5}", r"'budgett' is no section .*; did you mean budget\?"),
+        ("defects: {}", r"pairs is missing in .*; known: defects"),
         ("pairs: 3", "pairs must be a mapping in .*, got 3"),
         ("pairs: {}\npairs: {}", "duplicate key"),
         ("pairs: {", "cannot read"),

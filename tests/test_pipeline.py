@@ -12,6 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from persyn.generation import BACKENDS
+from stages import SECTIONS
 
 ROOT = Path(__file__).parent.parent
 UNTRACKED = {"budget", "prices", "speed"}  # how fast and for how much, never what
@@ -143,7 +144,7 @@ def test_every_stage_has_its_script_and_every_section_is_read() -> None:
     scripts = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
     assert scripts == set(PIPELINE["stages"])
     read = {name.split(".")[0] for script in scripts for name in sections(ROOT / "stages" / f"{script}.py")}
-    assert read | {"prices"} == set(PARAMS), "only the command line reads prices"
+    assert read | {"prices"} == set(PARAMS) == set(SECTIONS), "only the command line reads prices"
 
 
 def test_outputs_have_one_maker() -> None:

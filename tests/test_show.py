@@ -28,7 +28,8 @@ from persyn.schemas import (
     InputError,
     write_table,
 )
-from persyn.show import Made, find_prompt, router_role, search_prompts, trace_prompt, trace_text
+from persyn.show import Made, find_prompt, router_role, search_prompts, trace_prompt
+from persyn.show_text import trace_text
 
 HOSTILE = "<script>alert(1)</script> \x1b[31mred\x1b[0m [red]markup[/red] [/] :smile: =1+1 \u202etxt\r\x07\nsecond line"
 VISIBLE = ("<script>", r"\x1b[31mred\x1b[0m", "[red]markup[/red] [/]", ":smile:", "=1+1", r"\u202etxt\r\x07")
@@ -116,6 +117,10 @@ def test_parts_that_are_not_made_are_named() -> None:
         "Not made yet: responses, quality, learnability, defects, rewards, pairs, routes, routed, dataset"
         in " ".join(text.split())
     )
+    half = Made(prompts_table(["Hi"]), responses={"a": rows(RESPONSES)}, pairs=rows(PAIRS), teachers=["a", "b", "c"])
+    missing = trace(half)["missing"]
+    assert missing[0] == "responses of b, c"
+    assert "pairs" not in missing, "there are none, but it was made"
     routed = made({"a": "Hi!"})
     routed.routed, routed.dataset = {}, {}
     [row] = trace(routed)["strategies"]["both"]
@@ -156,11 +161,15 @@ def test_the_router_s_use_of_a_prompt_is_that_of_its_training() -> None:
     prompts = prompts_table([f"prompt {number}" for number in range(8)])
     rewards = rows(REWARDS, *((identity, "a", 1.0, -1.0, 1.0) for identity in prompts["prompt_id"][:7]))
     settings = Settings(model="m", holdout=0.3, validation=0.2, num_train=4)
-    roles = [router_role(prompts, rewards, settings, identity) for identity in prompts["prompt_id"]]
+    pairs = rows(PAIRS, *((identity, "a", "b", 0.5) for identity in prompts["prompt_id"]))
+    roles = [router_role(prompts, rewards, pairs, settings, identity) for identity in prompts["prompt_id"]]
     counts = {
         name: sum(role.startswith(name) for role in roles) for name in ("held out", "validation", "trained", "not used")
     }
     assert counts == {"held out": 2, "validation": 1, "trained": 3, "not used": 2}
+    [first, *_] = [each for each, role in zip(prompts["prompt_id"], roles, strict=True) if role == "trained on"]
+    fewer = pairs.filter(pl.col("prompt_id") != first)
+    assert router_role(prompts, rewards, fewer, settings, first).startswith("not used: it has no pair")
 
 
 @pytest.fixture

@@ -108,6 +108,8 @@ def test_a_task_of_several_filters_and_of_repeated_items_keeps_them_apart(chat_m
     scores, samples = evaluate_student(chat_model, folder, 2, tasks=["gsm8k"], max_tokens=4, limit=2)
     assert set(scores["gsm8k"]) == {"exact_match,strict-match", "exact_match,flexible-extract"}
     assert samples.height == samples.select("metric", "sample_id").n_unique() == 4
+    assert samples.group_by("sample_id").agg(pl.col("response").n_unique())["response"].to_list() == [1, 1]
+    assert "[invalid]" not in samples["response"], "what was answered, not what a filter makes of it"
 
 
 def test_hub_data_sets_are_pinned_or_local() -> None:

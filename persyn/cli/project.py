@@ -39,8 +39,13 @@ class Project:
             InputError: it was made, but is neither in DVC's cache nor in a remote.
         """
         where = f"{self.folder}/{path}" if self.folder else path
-        if not self.files.isfile(where):
+        try:
+            if self.files.info(where)["type"] != "file":
+                return None
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except ImportError as error:  # of the package that the DVC remote needs
+            raise InputError(f"cannot read {path} of {self.name}: {error}") from error
         try:
             return self.files.cat_file(where)
         except FileNotFoundError as error:
@@ -53,18 +58,28 @@ class Project:
         """params.yaml, whole.
 
         Raises:
-            InputError: there is none, or it is not legal.
+            InputError: there is none, it is not legal, or it holds a key.
         """
-        text = self.read("params.yaml")
-        if text is None:
+        from stages import check_secrets
+
+        found = self.yaml("params.yaml")
+        if found is None:
             raise InputError(f"{self.name} has no params.yaml here; run the command in the folder of a project")
-        try:
-            found = YAML(typ="safe", pure=True).load(text)
-        except YAMLError as error:
-            raise InputError(f"cannot read params.yaml of {self.name}: {' '.join(str(error).split())}") from error
         if not isinstance(found, dict):
             raise InputError(f"params.yaml of {self.name} holds no sections; see the README for what it must hold")
+        check_secrets(found)
         return found
+
+    def yaml(self, path: str) -> Any:
+        """A YAML file; None if it is not there, or empty.
+
+        Raises:
+            InputError: it is not legal.
+        """
+        try:
+            return YAML(typ="safe", pure=True).load(self.read(path) or b"")
+        except YAMLError as error:
+            raise InputError(f"cannot read {path} of {self.name}: {' '.join(str(error).split())}") from error
 
     def section(self, name: str) -> dict[str, Any]:
         """A section of params.yaml; empty if it is not there.
@@ -78,22 +93,38 @@ class Project:
         return found
 
     def json(self, path: str) -> Any:
-        """A metrics file; None if it is not there."""
+        """A metrics file; None if it is not there.
+
+        Raises:
+            InputError: it is not legal.
+        """
         import json
 
         text = self.read(path)
-        return None if text is None else json.loads(text)
+        try:
+            return None if text is None else json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{path} of {self.name} is no JSON ({error}); run `dvc repro` to make it again") from error
 
     def table(self, path: str, schema: "pl.Schema") -> "pl.DataFrame | None":
         """A table, checked; None if it is not there.
 
         Raises:
-            InputError: as check_table.
+            InputError: as check_table, or it is damaged.
         """
         import polars as pl
 
         content = self.read(path)
-        return None if content is None else check_table(pl.read_parquet(content), schema, f"{path} of {self.name}")
+        if content is None:
+            return None
+        try:
+            found = pl.read_parquet(content)
+        except pl.exceptions.PolarsError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{path} of {self.name} is damaged ({reason}); delete it, then `dvc checkout` or `dvc repro`"
+            ) from error
+        return check_table(found, schema, f"{path} of {self.name}")
 
     def tables(self, folder: str, names: Iterable[str], schema: "pl.Schema") -> "dict[str, pl.DataFrame]":
         """`<folder>/<name>.parquet` of those names that have one."""
@@ -135,10 +166,18 @@ def open_project(revision: str | None = None) -> Iterator[Project]:
     archive = subprocess.run(["git", "-C", root, "archive", commit], stdout=subprocess.PIPE, check=True).stdout
     with tempfile.TemporaryDirectory(prefix="persyn-") as folder:
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
-            tar.extractall(folder, filter="data")
+            tar.extractall(folder, filter=_inside)
         settings = {"cache": {"dir": here.cache.local_cache_dir}, "core": {"no_scm": True}}
         then = Repo(str(Path(folder) / Path(here.root_dir).relative_to(root)), config=settings)
         yield Project(DVCFileSystem(repo=then), name=str(revision), commit=commit)
+
+
+def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """Leave out a link that leads out of the repository."""
+    try:
+        return tarfile.data_filter(member, folder)
+    except (tarfile.AbsoluteLinkError, tarfile.LinkOutsideDestinationError):
+        return None
 
 
 def _head() -> str | None:

@@ -28,7 +28,8 @@ def show(
 
     from persyn.cli.project import open_project
     from persyn.schemas import PROMPTS, InputError
-    from persyn.show import find_prompt, search_prompts, search_text, trace_text
+    from persyn.show import find_prompt, search_prompts
+    from persyn.show_text import search_text, trace_text
 
     if (prompt_id is None) == (search is None):
         got = "neither" if search is None else "both"
@@ -67,6 +68,8 @@ def _read(project: "Project", prompts: Any) -> "Made":
         routes=project.tables("data/routes", strategies, ROUTES),
         routed=project.tables("data/routed", strategies, RESPONSES),
         dataset=project.tables("data/dataset", strategies, DATASET),
+        teachers=teachers,
+        strategies=strategies,
     )
 
 
@@ -85,13 +88,18 @@ def _trace(project: "Project", made: "Made", prompt_id: str) -> dict[str, Any]:
 
 def _role(project: "Project", made: "Made", prompt_id: str) -> str | None:
     """What the router uses a prompt for; None where that cannot be told."""
+    import polars as pl
+
     if prompt_id not in made.prompts.filter("parallel")["prompt_id"]:
         return "not used: it is not parallel"
-    if made.rewards is None or "model" not in (section := project.section("router")):
+    if made.rewards is None or made.pairs is None or "model" not in (section := project.section("router")):
         return None
     from persyn.router.settings import Settings
     from persyn.schemas import check_keys
     from persyn.show import router_role
 
     check_keys("router", section, Settings)
-    return router_role(made.prompts, made.rewards, Settings(**section), prompt_id)
+    entries = project.section("teachers")
+    anchored = [name for name, entry in entries.items() if (entry or {}).get("anchors") is not None]
+    pairs = made.pairs.filter(~(pl.col("winner").is_in(anchored) | pl.col("loser").is_in(anchored)))
+    return router_role(made.prompts, made.rewards, pairs, Settings(**section), prompt_id)
