@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import Path
+from pathlib import PureWindowsPath
 from typing import Any
 
 import polars as pl
@@ -79,7 +79,8 @@ def _front_matter(strategy: str, dataset: pl.DataFrame, config: Mapping[str, Any
     from huggingface_hub import DatasetCardData
 
     licenses = {name.lower() for column in ("license", "teacher_license") for name in dataset[column].unique()}
-    one = next(iter(licenses)) if len(licenses) == 1 and licenses <= HUB_LICENSES else None
+    free = set(dataset["training"]) <= {"allowed"}  # else the name alone would promise more than the conditions
+    one = next(iter(licenses)) if len(licenses) == 1 and licenses <= HUB_LICENSES and free else None
     bounds = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
     size = next((name for bound, name in bounds.items() if dataset.height < bound), "n>1M")
     license_ = {"license": one} if one else {"license": "other", "license_name": "see-conditions"}
@@ -136,4 +137,6 @@ def as_text(value: object) -> str:
 
 def shown(name: str) -> str:
     """The name of a model or of a source; of a path somewhere on a machine its last part."""
-    return Path(name).name if name.startswith("~") or Path(name).is_absolute() else name
+    windows = PureWindowsPath(name)  # knows a drive, and both kinds of slash
+    machine = name.startswith(("~", "/", "file:")) or windows.is_absolute() or ".." in windows.parts
+    return windows.name if machine else name

@@ -7,6 +7,7 @@ from typing import Any
 import polars as pl
 
 from persyn.card import as_table, as_text, shown
+from persyn.defects import Policies
 from persyn.generation import Teacher
 from persyn.schemas import MESSAGES, InputError
 
@@ -27,7 +28,7 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "learnability": (pl.Float64, "score of the answer under the student before training; null as `quality`"),
     "reward": (pl.Float64, "both, mixed, relative to the other teachers' answers to this prompt; null as `quality`"),
     "strength": (pl.Float64, "the router's strength of this teacher on this prompt; null where no router chose"),
-    "margin": (pl.Float64, "its lead over the best other teacher; null as `strength`"),
+    "margin": (pl.Float64, "its lead over the best other teacher; null as `strength`, or where there is no other"),
     "num_response_tokens": (pl.Int64, "tokens of the answer, by the teacher's tokenizer"),
     "finish_reason": (pl.String, "stop, or length where the answer was cut"),
 }
@@ -119,7 +120,7 @@ def against_publishing(export: pl.DataFrame) -> list[str]:
     reasons = [f"the terms of {name} are {training}" for name, training in sorted(found.rows())]
     return reasons + [
         f"the prompts of {source} name no licence"
-        for source in export.filter(license="")["source"].unique().sort().to_list()
+        for source in export.filter(pl.col("license").str.strip_chars() == "")["source"].unique().sort().to_list()
     ]
 
 
@@ -176,9 +177,14 @@ def _list(lines: Sequence[str]) -> str:
 def _router(found: Mapping[str, Any]) -> str:
     names = ("num_train", "num_held_out", "hit_at_1", "hit_at_3", "pair_accuracy", "regret", "calibration")
     values = ", ".join(f"{name} {found[name]}" for name in names if name in found)
-    verdict = found.get("over_majority", {}).get("verdict")
-    beside = f"; its lead over always the most frequent teacher: {verdict}" if verdict else ""
-    return f"Router, on held-out parallel prompts: {as_text(values + beside) or 'not measured'}."
+    over, placed = found.get("over_majority"), ", ".join(found.get("placed") or [])
+    beside = ""
+    if over:
+        bounds = "" if over["interval"] is None else " (95 % {:+.3f} to {:+.3f})".format(*over["interval"])
+        beside = f"; its reward minus that of the one teacher of the highest mean reward: {over['difference']:+.3f}"
+        beside += f"{bounds}, {over['verdict']}"
+    without = f"; measured without {placed}, placed beside it by anchors" if placed else ""
+    return f"Router, on held-out parallel prompts: {as_text(values + beside + without) or 'not measured'}."
 
 
 def _evaluation_sets(params: Mapping[str, Any]) -> str:
@@ -192,12 +198,18 @@ def _scores(export: pl.DataFrame, params: Mapping[str, Any]) -> str:
     judges = [quality[kind] for kind in ("reward_model", "judge") if quality.get(kind)]
     models = ", ".join(f"{shown(str(one.get('model')))} {one.get('revision') or ''}".strip() for one in judges)
     learnability = as_text((params.get("learnability") or {}).get("method", "mean_logprob"))
+    defects = ", ".join(Policies(**params.get("defects") or {}).kinds("penalise", "drop"))
+    minus = (
+        f", minus {rewards.get('penalty', 1.0):g} where an answer has a defect ({as_text(defects)})" if defects else ""
+    )
+    slope = rewards.get("alpha_slope") or 0.0
+    weight = f"; alpha follows the prompt, by a slope of {slope:g}" if slope else ""
     lines = [
         f"quality: {as_text(methods)}{f'; model {as_text(models)}' if models else ''}. Scales differ by method.",
         f"learnability: {learnability} of the answer under the student before training (mean\\_logprob: nats a token).",
         f"reward: (1 - alpha) quality + alpha learnability, both normalised "
-        f"({as_text(rewards.get('normalization', 'min_max'))}) over the teachers of one prompt.",
-        f"{export['reward'].count()} of {export.height} rows have scores: every teacher answered their prompts.",
+        f"({as_text(rewards.get('normalization', 'min_max'))}) over the teachers of one prompt{minus}{weight}.",
+        f"{export['reward'].count()} of {export.height} rows have scores: their prompts were parallel.",
     ]
     return _list(lines)
 

@@ -1,5 +1,6 @@
 """Hub: a table and its card as the folder of a Hugging Face dataset, written whole or not at all, and its upload."""
 
+import glob
 import hashlib
 import math
 import os
@@ -44,8 +45,12 @@ def write_export(
     """
     check_folder(folder)
     place = folder.resolve()
+    for lost in place.parent.glob(f".{glob.escape(place.name)}.*.old"):
+        if not place.exists():
+            lost.rename(place)  # an export that was being replaced when its process was killed
     partial, old = (place.with_name(f".{place.name}.{os.getpid()}.{what}") for what in ("partial", "old"))
     try:
+        shutil.rmtree(partial, ignore_errors=True)
         (partial / "data").mkdir(parents=True)
         shards = _write(export, card, partial, shard_bytes)
         there = _digests(folder)
@@ -70,20 +75,47 @@ def write_export(
 
 
 def check_folder(folder: Path) -> None:
-    """Raise InputError unless `folder` is not there, is empty or is an earlier export and nothing else."""
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise InputError(f"{folder} is no folder; name a new one by --out")
-    names = _names(folder)
-    other, card = [name for name in names if not FILES.fullmatch(name)], folder / "README.md"
-    if other or (names and not (card.is_file() and "\n- persyn\n" in card.read_text(errors="replace"))):
-        found = f", such as {other[0]}," if other else ""
-        raise InputError(f"{folder} holds files{found} that are no export; name a new or an empty folder by --out")
+    """Raise InputError unless `folder` is not there, is empty or is an earlier export, unchanged, and nothing else."""
+    try:
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise InputError(f"{folder} is no folder; name a new one by --out")
+        names = _names(folder)
+        other = [name for name in names if not FILES.fullmatch(name)]
+        if other or (names and not _is_export(folder)):
+            found = f", such as {other[0]}," if other else ""
+            raise InputError(
+                f"{folder} holds files{found} that are no export, or one that was changed since; name a new or an "
+                f"empty folder by --out"
+            )
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror or error}; choose another --out") from error
+
+
+def _is_export(folder: Path) -> bool:
+    """Whether its card names the data that lie beside it."""
+    card = folder / "README.md"
+    return card.is_file() and _identity(folder) in card.read_text(errors="replace")
+
+
+def _identity(folder: Path) -> str:
+    """What a card says of the data of its folder."""
+    data = (content for name, content in _digests(folder).items() if name != "README.md")
+    return f"sha256 of the data: {hashlib.sha256(b''.join(data)).hexdigest()}"
 
 
 def _names(folder: Path) -> list[str]:
-    """Everything in `folder` but its folders, by relative path, sorted."""
-    found = [path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()]
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    """Everything in `folder` but its folders, by relative path, sorted; none if it is not there.
+
+    Raises:
+        OSError: a folder in it cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    walked = os.walk(folder, onerror=refuse) if folder.exists() else ()
+    paths = [Path(place, name) for place, folders, files in walked for name in [*folders, *files]]
+    return sorted(path.relative_to(folder).as_posix() for path in paths if path.is_symlink() or not path.is_dir())
 
 
 def _digests(folder: Path) -> dict[str, bytes]:
@@ -102,9 +134,8 @@ def _write(export: pl.DataFrame, card: Callable[[dict[str, Any]], str], folder: 
     for index in range(shards):
         name = f"data/train-{index:05d}-of-{shards:05d}.parquet"
         rows.shard(shards, index, contiguous=True).to_parquet(folder / name)
-    sha256 = hashlib.sha256(b"".join(_digests(folder).values())).hexdigest()
     files = [{"split": "train", "path": DATA_FILES}]
-    entry = {"config_name": "default", "description": f"sha256 of the data: {sha256}", "data_files": files}
+    entry = {"config_name": "default", "description": _identity(folder), "data_files": files}
     (folder / "README.md").write_text(card(entry))
     return shards
 

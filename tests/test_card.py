@@ -33,7 +33,9 @@ def test_the_card_says_how_the_data_was_made_and_what_binds_its_user() -> None:
     condition = "- Responses of t (licence MIT) may train other models on a condition: keep the notice (MIT, 1)."
     assert f"- Prompts under Apache-2.0.\n{condition}\n" in card.text
     assert "secret text" not in card.content
-    assert card_of(PROMPTS.with_columns(license=pl.lit("MIT")), stub_teachers("t")).data["license"] == "mit"
+    mit = PROMPTS.with_columns(license=pl.lit("MIT"))
+    assert card_of(mit, stub_teachers("t", "allowed")).data["license"] == "mit"
+    assert card_of(mit, stub_teachers("t", "conditional")).data["license"] == "other", "the name would say too little"
 
 
 HOSTILE = "x | y\n\n# Owned\n---\n<script>alert(1)</script> [a](http://e.vil) `b` **c** \\| \u202e \x1b[2J"

@@ -109,6 +109,28 @@ def test_scores_are_means_of_the_prompts_that_both_scored() -> None:
     assert "+0.5" in text
 
 
+def test_what_only_one_side_has_is_a_difference() -> None:
+    """Fewer prompts scored, fewer items evaluated, though all that both have is equal."""
+    a, b = (State(name, PARAMS, rewards=rewards("a", 0.5, count)) for name, count in (("A", 4), ("B", 2)))
+    found = build_diff(a, b)
+    assert (found["scores"]["a"]["unpaired"], found["same"]) == (2, False)
+    assert "teacher a: 2 prompts are scored on one side only" in printed(found)
+    a, b = (State(name, PARAMS, samples={"persyn": samples([0.0] * count)}) for name, count in (("A", 4), ("B", 2)))
+    found = build_diff(a, b)
+    assert not found["same"]
+    assert "n 2 of 4" in printed(found)
+    apart = State("B", PARAMS, samples={"persyn": samples([0.0], first=50)})
+    assert "no item" in printed(build_diff(a, apart))
+
+
+def test_another_teacher_or_student_is_another_scale() -> None:
+    a = State("A", PARAMS, rewards=rewards("a", 0.5))
+    for section in ("teachers", "student"):
+        b = State("B", PARAMS | {section: {"x": 1}}, rewards=rewards("a", 0.7))
+        assert "on another scale" in " ".join(printed(build_diff(a, b)).split())
+    assert "on another scale" not in printed(build_diff(a, State("B", PARAMS, rewards=rewards("a", 0.7))))
+
+
 def test_what_differs_is_named_by_its_path() -> None:
     a = {"x": {"y": 1, "gone": [1, 2]}, "list": [{"limit": 24}, {"limit": 3}], "flag": 1, "same": None}
     b = {"x": {"y": 1.0, "new": {"deep": "v"}}, "list": [{"limit": 24}, {"limit": 4}], "flag": True, "same": None}

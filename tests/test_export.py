@@ -1,5 +1,7 @@
 """What leaves the project: the folder that datasets and trainers take, its card, and what is refused."""
 
+import functools
+import hashlib
 import json
 import math
 import re
@@ -79,7 +81,8 @@ def make(params: dict[str, Any], source: str = "/home/someone/p.jsonl") -> None:
         share = {name: chosen.count(name) / 3 for name in teachers}
         write_json({"share": share, "entropy": 0.0, "prompts": 3}, f"metrics/allocation/{strategy}.json")
     write_json({"read": 9, "kept": 3, "dropped": {"contaminated": 6}}, "metrics/prompts.json")
-    write_json({"hit_at_1": 0.5, "over_majority": {"verdict": "within noise"}}, "metrics/router.json")
+    over = {"difference": -0.3, "interval": [-0.4, -0.2], "verdict": "differs"}
+    write_json({"hit_at_1": 0.5, "over_majority": over, "placed": {"c": {}}}, "metrics/router.json")
 
 
 def export(*arguments: str) -> str:
@@ -186,7 +189,9 @@ def test_the_card_is_valid_and_says_where_the_data_is_from(project: dict[str, An
         "alpha: 0.4",
         "made for: student (licence MIT)",
         "instruction by reward\\_model; model judge",
-        "hit\\_at\\_1 0.5; its lead over always the most frequent teacher: within noise",
+        "hit\\_at\\_1 0.5; its reward minus that of the one teacher of the highest mean reward: -0.300 (95 % -0.400 to "
+        "-0.200), differs; measured without c",
+        "over the teachers of one prompt, minus 1 where an answer has a defect (empty, refusal, repetition, ",
         "compared with: evaluation/x.jsonl",
         "6 of the prompts read shared text",
         "| a | 66.7% | 2 |",
@@ -239,7 +244,18 @@ def forbid(params: dict[str, Any]) -> None:
 
 
 def show_key(params: dict[str, Any]) -> None:
-    params["strategies"]["persyn"]["note"] = "sk-" + "x" * 20
+    params["strategies"]["persyn"]["note"] = "hf_" + "x" * 26
+
+
+def spoil(path: str) -> Callable[[dict[str, Any]], None]:
+    def spoilt(params: dict[str, Any]) -> None:
+        Path(path).write_bytes(b"<<<<<<< HEAD\nstages: [")
+
+    return spoilt
+
+
+def empty(params: dict[str, Any]) -> None:
+    params["strategies"]["persyn"] = None
 
 
 @pytest.mark.parametrize(
@@ -267,7 +283,13 @@ def show_key(params: dict[str, Any]) -> None:
         (change("data/dataset/persyn.parquet", DATASET, license="GPL"), [], "3 of 3 rows .* have another licence"),
         (change("data/prompts.parquet", PROMPTS, prompt="x"), [], "3 of 3 rows of the dataset are not of a prompt"),
         (forbid, [], r"teachers.a \(model-a\): its terms forbid training other models on its outputs \(Terms, 2c\)"),
-        (show_key, [], "the card would show what looks like a key"),
+        (show_key, [], "holds what looks like a key"),
+        (empty, [], "--strategy 'persyn' is not in params.yaml"),
+        (lambda params: params.pop("quality"), [], "quality in params.yaml must be keys and their values, got None"),
+        (spoil("data/rewards.parquet"), [], r"data/rewards.parquet of workspace is damaged \(.*\); delete it"),
+        (spoil("metrics/router.json"), [], r"metrics/router.json of workspace is no JSON \(.*\); run `dvc repro`"),
+        (spoil("dvc.lock"), [], "cannot read dvc.lock of workspace: "),
+        (None, ["--out", "x" * 300], "cannot be read: File name too long; choose another --out"),
     ],
 )
 def test_a_mistake_is_one_clear_line_and_writes_nothing(
@@ -307,11 +329,68 @@ def test_what_lies_in_the_folder_is_never_lost(project: dict[str, Any], monkeypa
     Path("empty/notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"empty holds files, such as notes.txt, that are no export"):
         export("--out", "empty", "--force")
-    Path("other").mkdir()
-    Path("other/README.md").write_text("# Mine\n")
-    with pytest.raises(InputError, match="other holds files that are no export"):
-        export("--out", "other", "--force")
+    for text in ("# Mine\n", "# Mine\n\n- persyn\n", first):
+        Path("other").mkdir(exist_ok=True)
+        Path("other/README.md").write_text(text)
+        with pytest.raises(InputError, match="other holds files that are no export"):
+            export("--out", "other", "--force")
+    Path("empty/notes.txt").unlink()
+    shard = Path("empty/data/train-00000-of-00001.parquet")
+    shard.write_bytes(shard.read_bytes() + b"more")
+    with pytest.raises(InputError, match="empty holds files that are no export, or one that was changed since"):
+        export("--out", "empty", "--force")
     assert not list(Path().glob(".*"))
+
+
+def test_an_export_whose_replacement_was_killed_is_there_again(project: dict[str, Any]) -> None:
+    export()
+    Path("exports/persyn").rename("exports/.persyn.1.old")
+    Path("exports/.persyn.1.partial").mkdir()
+    project["rewards"]["alpha"] = 0.5
+    make(project)
+    with pytest.raises(InputError, match="holds an earlier export that differs"):
+        export()
+    assert "alpha: 0.4" in Path("exports/persyn/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("change_it", "message"),
+    [
+        (lambda params: params["rewards"].update(alpha=0.9), "rewards in params.yaml is not what dvc.lock has"),
+        (lambda params: params["strategies"]["persyn"].update(x=1), "strategies.persyn in params.yaml is not"),
+        (
+            change("data/rewards.parquet", REWARDS, reward="7"),
+            "data/rewards.parquet is not what dvc.lock has for .*rewards",
+        ),
+        (lambda params: write_json({"hit_at_1": 1.0}, "metrics/router.json"), "metrics/router.json is not what"),
+    ],
+)
+def test_tables_and_parameters_of_other_runs_are_refused(
+    project: dict[str, Any], change_it: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    def recorded(path: str) -> dict[str, str]:
+        return {"path": path, "md5": hashlib.md5(Path(path).read_bytes()).hexdigest()}
+
+    def entry(params: list[str], deps: list[str], outs: list[str]) -> dict[str, Any]:
+        values = {name: functools.reduce(lambda node, key: node[key], name.split("."), project) for name in params}
+        of = {"deps": [recorded(path) for path in deps], "outs": [recorded(path) for path in outs]}
+        return of | {"params": {"params.yaml": json.loads(json.dumps(values))}}
+
+    stages = {
+        "rewards": entry(["rewards"], [], ["data/rewards.parquet"]),
+        "router": entry([], ["data/rewards.parquet"], ["metrics/router.json"]),
+        "routes@persyn": entry(["strategies.persyn"], ["data/rewards.parquet"], ["data/routes/persyn.parquet"]),
+        "dataset@persyn": entry([], ["data/routed/persyn.parquet"], ["data/dataset/persyn.parquet"]),
+    }
+    YAML().dump({"schema": "2.0", "stages": stages}, Path("dvc.lock"))
+    export()
+    card = Path("exports/persyn/README.md").read_text()
+    assert re.search(r"DVC: data/dataset/persyn.parquet is [0-9a-f]{32} \(md5, dvc.lock\)", card)
+    change_it(project)
+    YAML().dump(project, Path("params.yaml"))
+    with pytest.raises(InputError, match=message):
+        export("--force")
+    assert Path("exports/persyn/README.md").read_text() == card
 
 
 @pytest.fixture

@@ -99,7 +99,9 @@ def folder(tmp_path: Path) -> Path:
     """An export of one row."""
     values = {name: None if kind.is_float() else [] if kind.is_nested() else "1" for name, kind in EXPORT.items()}
     row = pl.DataFrame({name: [value] for name, value in values.items()}, schema=EXPORT, strict=False)
-    write_export(row, lambda entry: "---\ntags:\n- persyn\n---\n", tmp_path / "made", replace=False)
+    write_export(
+        row, lambda entry: f"---\ntags:\n- persyn\n---\n{entry['description']}\n", tmp_path / "made", replace=False
+    )
     return tmp_path / "made"
 
 

@@ -1,6 +1,7 @@
 """The reader of a project: its folder, a commit, an experiment, a profile whose pipeline is links."""
 
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import polars as pl
@@ -67,6 +68,34 @@ def test_a_revision_is_read_as_it_was_and_the_folder_as_it_is(repository: Path) 
         assert then.table("other.parquet", PAIRS) is None
         assert then.json("metrics.json") is None
     assert not Path(then.files.repo.root_dir).exists()
+
+
+def test_a_link_out_of_the_repository_is_no_trouble(repository: Path) -> None:
+    (repository / "away").symlink_to("/nowhere")
+    (repository / "up").symlink_to("../../../../nowhere")
+    call("git", "add", ":/")
+    call("git", "commit", "-m", "links")
+    with open_project("HEAD") as then:
+        assert then.params() == {"rewards": {"alpha": 0.4}}
+        assert then.read("away") is None
+
+
+@pytest.mark.skipif(find_spec("dvc_s3") is not None, reason="the extra s3 is installed")
+def test_a_remote_whose_package_is_missing_is_said(repository: Path) -> None:
+    call("dvc", "remote", "add", "-d", "far", "s3://bucket/persyn")
+    call("git", "add", ":/")
+    call("git", "commit", "-m", "remote")
+    with open_project("HEAD") as then, pytest.raises(InputError, match=r"cannot read .* of HEAD: .*dvc-s3"):
+        then.tables("data", ["pairs"], PAIRS)
+
+
+def test_a_key_in_params_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    secret = "hf_" + "x" * 26
+    Path("params.yaml").write_text(f"speed: {{openai: {{key: {secret}}}}}")
+    with pytest.raises(InputError, match="looks like a key") as raised:
+        Project().params()
+    assert secret not in str(raised.value)
 
 
 def test_what_the_cache_lacks_is_said(repository: Path) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import polars as pl
 
@@ -64,31 +64,33 @@ def _make(project: "Project", strategy: str) -> "tuple[pl.DataFrame, Callable[[d
     """EXPORT of a strategy, and what writes its card, as write_export takes it."""
     from persyn.card import build_card
     from persyn.export import build_export, describe_export
-    from persyn.schemas import InputError
-    from stages import SECRET
 
     params = project.params()
     teachers = _teachers(params, strategy)
+    lock = project.yaml("dvc.lock") or {}
+    _check_lock(project, params, lock, teachers, strategy)
     tables = _tables(project, strategy, teachers)
     _gate(params, teachers, tables["dataset"])
     rows = build_export(**tables, teachers=teachers)
     names = (f"dataset/{strategy}", "prompts", f"allocation/{strategy}", "router")
     paths = [f"metrics/{name}.json" for name in names]
     counts, cleaning, allocation, router = (_there(project, path, project.json(path)) for path in paths)
-    sections = describe_export(strategy, rows, params, allocation, router, _provenance(project, strategy))
+    sections = describe_export(strategy, rows, params, allocation, router, _provenance(project, strategy, lock))
     about = tables["prompts"], tables["dataset"], counts, teachers, cleaning
-    card = partial(build_card, strategy, *about, sections)
-    if SECRET.search(card()):
-        raise InputError("the card would show what looks like a key; take it out of params.yaml and revoke it")
-    return rows, card
+    return rows, partial(build_card, strategy, *about, sections)
 
 
 def _teachers(params: dict[str, Any], strategy: str) -> "dict[str, Teacher]":
     from persyn.generation import Teacher
+    from persyn.models import Student
     from persyn.schemas import InputError, check_keys, nearest
 
-    if strategy not in params["strategies"]:
+    for section in ("prompts", "quality", "rewards", "strategies", "student", "teachers"):
+        if not isinstance(params.get(section), dict):
+            raise InputError(f"{section} in params.yaml must be keys and their values, got {params.get(section)!r}")
+    if not isinstance(params["strategies"].get(strategy), dict):
         raise InputError(f"--strategy {strategy!r} is not in params.yaml{nearest(strategy, params['strategies'])}")
+    check_keys("student", params["student"], Student)
     for name, entry in params["teachers"].items():
         check_keys(f"teachers.{name}", entry, Teacher)
     return {name: Teacher(**entry) for name, entry in params["teachers"].items()}
@@ -139,20 +141,49 @@ def _gate(params: dict[str, Any], teachers: "dict[str, Teacher]", dataset: "pl.D
     check_terms({name: teachers[name] for name in names}, licenses)
 
 
-def _provenance(project: "Project", strategy: str) -> dict[str, str | None]:
-    """What made the dataset: label -> value. Its md5 only where dvc.lock names the table that is read."""
+def _check_lock(
+    project: "Project", params: dict[str, Any], lock: dict[str, Any], teachers: "Iterable[str]", strategy: str
+) -> None:
+    """Every table, metric and parameter that an export rests on is the one that dvc.lock has, as far as it has them."""
     import hashlib
+    from functools import cache
+
+    from persyn.diff import changed_values
+    from persyn.schemas import InputError
+
+    @cache
+    def md5(path: str) -> str | None:
+        content = project.read(path)
+        return None if content is None else hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+    of_teachers = [f"{kind}@{name}" for name in teachers for kind in ("responses", "quality")]
+    of_strategy = [f"{kind}@{strategy}" for kind in ("routes", "routed", "dataset")]
+    for stage in ["prompts", *of_teachers, "rewards", "router", *of_strategy]:
+        entry = (lock.get("stages") or {}).get(stage) or {}
+        files = [*(entry.get("deps") or []), *(entry.get("outs") or [])]
+        ours = {file["path"]: file["md5"] for file in files if file["path"].endswith((".parquet", ".json"))}
+        other = [path for path, recorded in ours.items() if md5(path) not in (recorded, None)]
+        for path, recorded in (entry.get("params") or {}).get("params.yaml", {}).items():
+            now: Any = params
+            for key in path.split("."):
+                now = now.get(key) if isinstance(now, dict) else None
+            other += [f"{path} in params.yaml"] * bool(changed_values({path: recorded}, {path: now}))
+        if other:
+            raise InputError(
+                f"{other[0]} is not what dvc.lock has for the stage {stage}: the tables are of different runs; run "
+                f"`dvc repro`, or export a revision (--rev)"
+            )
+
+
+def _provenance(project: "Project", strategy: str, lock: dict[str, Any]) -> dict[str, str | None]:
+    """What made the dataset: label -> value. Its md5 where dvc.lock has it, which _check_lock has compared."""
     from importlib.metadata import version
 
-    from ruamel.yaml import YAML
-
     path = f"data/dataset/{strategy}.parquet"
-    lock = YAML(typ="safe", pure=True).load(project.read("dvc.lock") or b"") or {}
-    outs = lock.get("stages", {}).get(f"dataset@{strategy}", {}).get("outs", [])
-    known = {entry.get("path"): entry.get("md5") for entry in outs}
-    md5 = hashlib.md5(project.read(path) or b"", usedforsecurity=False).hexdigest()
+    outs = ((lock.get("stages") or {}).get(f"dataset@{strategy}") or {}).get("outs") or []
+    known = {entry["path"]: entry["md5"] for entry in outs}
     return {
         "PerSyn": version("persyn"),
         "git commit": project.commit,
-        "DVC": f"{path} is {md5} (md5, dvc.lock)" if known.get(path) == md5 else None,
+        "DVC": f"{path} is {known[path]} (md5, dvc.lock)" if path in known else None,
     }
