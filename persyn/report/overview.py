@@ -118,7 +118,7 @@ def flow(run: Run) -> list[Step]:
     steps.append(_answers(run, answers) if answers else Step("responses", missing="responses"))
     if rewards:
         out = sum(rewards["dropped"].values())
-        detail = f"{out:,} incomplete, {rewards['penalised']:,} responses penalised, {rewards['ties']:,} all equal"
+        detail = f"incomplete: {out:,}, all equal: {rewards['ties']:,}, penalised responses: {rewards['penalised']:,}"
         steps.append(Step("prompts with rewards", count(rewards["kept"]), detail))
     else:
         steps.append(Step("rewards", missing="rewards"))
