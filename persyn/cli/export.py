@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from persyn.generation import Teacher
 
 
+UNREAD = ("data/quality/", "data/defects", "data/pairs", "metrics/rewards")
+"""What the stages behind an export have that it does not read itself, so that a cache may lack it."""
+
+
 def export(
     strategy: Annotated[str, typer.Option(help="Its name in params.yaml.")] = "persyn",
     out: Annotated[Path | None, typer.Option(help="The folder. Default: exports/<strategy>.")] = None,
@@ -161,8 +165,10 @@ def _check_lock(
     for stage in ["prompts", *of_teachers, "rewards", "router", *of_strategy]:
         entry = (lock.get("stages") or {}).get(stage) or {}
         files = [*(entry.get("deps") or []), *(entry.get("outs") or [])]
-        ours = {file["path"]: file["md5"] for file in files if file["path"].endswith((".parquet", ".json"))}
-        other = [path for path, recorded in ours.items() if md5(path) not in (recorded, None)]
+        read = {file["path"]: file["md5"] for file in files if file["path"].endswith((".parquet", ".json"))}
+        other = [
+            path for path, recorded in read.items() if not path.startswith(UNREAD) and md5(path) not in (recorded, None)
+        ]
         for path, recorded in (entry.get("params") or {}).get("params.yaml", {}).items():
             now: Any = params
             for key in path.split("."):
