@@ -10,6 +10,7 @@ from typing import Any
 
 import polars as pl
 
+from persyn.budget import Budget
 from persyn.generation import Teacher
 from persyn.responses import generate_responses
 
@@ -25,6 +26,7 @@ def judge_scores(
     rows: pl.DataFrame,
     folder: Path,
     speed: Mapping[str, Any],
+    budget: Budget | None = None,
     *,
     model: str,
     rubric: str = RUBRIC,
@@ -39,6 +41,7 @@ def judge_scores(
         rows: columns prompt, response and reference (shown to the judge where there is one).
         folder: the response store.
         speed: the knobs of the openai backend, base_url among them.
+        budget: tokens that may be paid for, of teachers and judges together; None sets no limit.
         model: what the server calls the judge.
         rubric: the judge's system prompt; `{lowest}` and `{highest}` are filled in.
         max_error_share: share of the calls that may fail.
@@ -47,7 +50,7 @@ def judge_scores(
         A float a row; NaN where the call failed or the verdict names no score from `lowest` to `highest`.
 
     Raises:
-        InputError: more calls failed than `max_error_share`.
+        InputError: more calls failed than `max_error_share`, or the budget is spent.
     """
     system = rubric.replace("{lowest}", f"{lowest:g}").replace("{highest}", f"{highest:g}")
     sampling = {"max_tokens": max_tokens}
@@ -60,7 +63,7 @@ def judge_scores(
     ]
     keys = [hashlib.sha256(text.encode()).hexdigest() for text in asked]
     prompts = pl.DataFrame({"prompt_id": keys, "prompt": asked}).unique("prompt_id", maintain_order=True)
-    verdicts = generate_responses(prompts, "the judge", judge, folder, speed, max_error_share=max_error_share)
+    verdicts = generate_responses(prompts, "the judge", judge, folder, speed, budget, max_error_share=max_error_share)
     scores = {key: _score(text, lowest, highest) for key, text in verdicts.select("prompt_id", "response").iter_rows()}
     return [scores[key] for key in keys]
 

@@ -12,6 +12,7 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
+from persyn.budget import Budget
 from persyn.chat import Message, assistant_message, encode_conversation, user_message, with_chat_template
 from persyn.judge import judge_scores
 from persyn.models import load_model, load_tokenizer, model_identity
@@ -31,6 +32,7 @@ def score_quality(
     responses: pl.DataFrame,
     folder: Path,
     speed: Mapping[str, Any] | None = None,
+    budget: Budget | None = None,
     *,
     methods: Mapping[str, str],
     reward_model: Mapping[str, Any] | None = None,
@@ -44,6 +46,7 @@ def score_quality(
         responses: RESPONSES of one teacher, each prompt_id in `prompts`.
         folder: the response store, which keeps what a reward model or a judge said.
         speed: the knobs of the server that the judge is behind.
+        budget: tokens that the judge may be paid for; None sets no limit.
         methods: domain -> checkers (share of the constraints in `reference` that hold), math_verify (1 if the final
             answer equals `reference`, else 0), unit_tests (1 if the code passes the tests in `reference`, else 0),
             reward_model (the scalar of a sequence-classification model) or judge (a language model's grade).
@@ -69,7 +72,7 @@ def score_quality(
             scores = reward_model_scores(part, folder, **reward_model or {})
         elif method == "judge":
             check_keys("quality.judge", judge or {}, judge_scores)
-            scores = judge_scores(part, folder, speed or {}, **judge or {})
+            scores = judge_scores(part, folder, speed or {}, budget, **judge or {})
         else:
             scores = _verified(part, method)
         parts.append(part.select("prompt_id", "teacher", quality=pl.Series(scores, dtype=pl.Float64)))

@@ -1,7 +1,6 @@
 """Routed responses -> the student's dataset and its card."""
 
-from persyn import card, dataset
-from persyn.defects import Policies
+from persyn import budget, card, dataset, defects
 from persyn.generation import Teacher
 from persyn.licenses import Licenses
 from persyn.quality import score_quality
@@ -11,10 +10,14 @@ from stages import read_entries, read_json, read_params, read_speed, run
 
 
 def main(name: str, prompts: str, cleaning: str, routes: str, routed: str, out: str, metrics: str, readme: str) -> None:
-    tables, speed = (read_table(prompts, PROMPTS), read_table(routed, RESPONSES)), read_speed("judge", "openai")
+    tables, quality = (
+        (read_table(prompts, PROMPTS), read_table(routed, RESPONSES)),
+        read_params("quality", score_quality),
+    )
     terms = read_entries("teachers", Teacher), Licenses(**read_params("licenses", Licenses))
-    policies, quality = Policies(**read_params("defects", Policies)), read_params("quality", score_quality)
-    choice = read_table(routes, ROUTES), lambda rows: score_quality(tables[0], rows, store_folder(), speed, **quality)
+    policies = defects.Policies(**read_params("defects", defects.Policies))
+    paid = store_folder(), read_speed("judge", "openai"), budget.Budget(**read_params("budget", budget.Budget))
+    choice = read_table(routes, ROUTES), lambda rows: score_quality(tables[0], rows, *paid, **quality)
     made = dataset.build_dataset(*tables, policies, *terms, *choice, **read_params("dataset", dataset.build_dataset))
     write_table(made[0], out, DATASET)
     write_json(made[1], metrics)

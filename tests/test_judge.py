@@ -6,6 +6,7 @@ import pytest
 from conftest import prompts_table, responses_table
 
 from benchmarks.stub import StubServer, stub_teacher
+from persyn.budget import Budget
 from persyn.judge import judge_scores
 from persyn.quality import score_quality
 from persyn.schemas import QUALITY, InputError, check_table
@@ -32,6 +33,17 @@ def test_the_last_score_of_the_verdict_counts_and_is_paid_for_once(tmp_path: Pat
         assert "from 1 (useless) to 10 (perfect)" in shown[hello]
         judged(server, tmp_path, rubric="Another rubric. Score: <number>")
         assert server.counts["ok"] == 6, "another rubric is another question"
+
+
+def test_the_budget_stops_a_judge_as_it_does_a_teacher(tmp_path: Path) -> None:
+    rows, judge = RESPONSES.join(PROMPTS, on="prompt_id"), {"model": "judge", "rubric": "Score: <number>"}
+    with stub_teacher(say=lambda asked: "Score: 5") as server:
+        speed, methods = {"base_url": server.url}, {"instruction": "judge"}
+        with pytest.raises(InputError, match=r"tokens are spent; .* exceed budget.max_tokens"):
+            score_quality(PROMPTS, RESPONSES, tmp_path, speed, Budget(500), methods=methods, judge=judge)
+        assert server.counts["ok"] == 0
+        enough = score_quality(PROMPTS, RESPONSES, tmp_path, speed, Budget(5000), methods=methods, judge=judge)
+    assert enough.height == rows.height
 
 
 @pytest.mark.parametrize("verdict", ["I cannot say.", "Score: 11", "Score: -1", "Score: ten"])
