@@ -10,14 +10,11 @@ from stages import read_entries, read_json, read_params, read_speed, run
 
 
 def main(name: str, prompts: str, cleaning: str, routes: str, routed: str, out: str, metrics: str, readme: str) -> None:
-    tables, quality = (
-        (read_table(prompts, PROMPTS), read_table(routed, RESPONSES)),
-        read_params("quality", score_quality),
-    )
+    tables = read_table(prompts, PROMPTS), read_table(routed, RESPONSES)
     terms = read_entries("teachers", Teacher), Licenses(**read_params("licenses", Licenses))
-    policies = defects.Policies(**read_params("defects", defects.Policies))
+    policies, how = defects.Policies(**read_params("defects", defects.Policies)), read_params("quality", score_quality)
     paid = store_folder(), read_speed("judge", "openai"), budget.Budget(**read_params("budget", budget.Budget))
-    choice = read_table(routes, ROUTES), lambda rows: score_quality(tables[0], rows, *paid, **quality)
+    choice = read_table(routes, ROUTES), lambda rows: score_quality(tables[0], rows, *paid, **how)
     made = dataset.build_dataset(*tables, policies, *terms, *choice, **read_params("dataset", dataset.build_dataset))
     write_table(made[0], out, DATASET)
     write_json(made[1], metrics)
