@@ -40,7 +40,7 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, open_chromium(WIDTH, HEIGHT) as driver:
         page = Path(folder) / "report.html"
-        command = [sys.executable, "-c", "from persyn.cli import main; main()", "report", "--out", str(page)]
+        command = [sys.executable, "-m", "persyn.cli", "report", "--out", str(page)]
         subprocess.run(command, cwd=asked.project, check=True)
         open_page(driver, page)
         for name, view in VIEWS.items():

@@ -132,6 +132,16 @@ def test_help_says_it_all_without_loading_anything() -> None:
         assert "store" in result.stdout or "data" in result.stdout
 
 
+def test_it_runs_as_a_module_and_its_mistakes_are_one_line(tmp_path: Path) -> None:
+    """As the rehearsal starts it."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, "-m", "persyn.cli", "report"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "error: workspace has no params.yaml here; run the command in the folder of a project\n" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_planning_loads_no_model(project: StubServer) -> None:
     program = (
         "import sys; sys.argv = ['persyn', 'plan']; import persyn.cli\n"
