@@ -67,10 +67,14 @@ def answer_on_ray(
                 num_cpus=cpus,
                 num_gpus=gpus,
             )
-            for returned in dataset.iter_rows():
-                if returned["refused"]:
-                    raise InputError(returned["refused"])
+            refused = ""
+            for (
+                returned
+            ) in dataset.iter_rows():  # to its end: a thread of Ray's that outlives it would end this process
+                refused = refused or returned["refused"]
                 yield json.loads(returned["rows"])
+            if refused:
+                raise InputError(refused)
     finally:
         ray.shutdown()
 
@@ -81,16 +85,21 @@ class Worker:
     def __init__(self, teacher: Teacher, sampling: Sampling, folder: Path, speed: Mapping[str, Any]) -> None:
         self.teacher, self.sampling, self.store, self.speed = teacher, sampling, Store(folder), speed
         self.backend: Backend | None = None
+        self.refused = ""
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         """Answer a unit (column `requests`, json); returns its rows without their text (column `rows`, json), or why
-        none can be answered (`refused`): as an exception, it would reach the user inside pages of Ray's own.
+        none can be answered (`refused`): as an exception, it would reach the user inside pages of Ray's own. Then no
+        other unit is tried.
         """
         [unit] = batch["requests"]
-        try:
-            return {"rows": [json.dumps(self._answer(unit))], "refused": [""]}
-        except InputError as error:
-            return {"rows": ["{}"], "refused": [str(error)]}
+        rows: dict[str, dict[str, Any]] = {}
+        if not self.refused:
+            try:
+                rows = self._answer(unit)
+            except InputError as error:
+                self.refused = str(error)
+        return {"rows": [json.dumps(rows)], "refused": [self.refused]}
 
     def _answer(self, unit: str) -> dict[str, dict[str, Any]]:
         from persyn.responses import Request, answer, stored_answer, unanswered
