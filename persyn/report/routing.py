@@ -33,8 +33,7 @@ def allocation_section(run: Run) -> Section:
         svg = bars.stacked_shares("sources", _told(by_source, "row"), by_source, used)
         drawn.append(Chart(svg, f"The same under {REFERENCE}, a bar a domain and source."))
         tables.append(_counts(f"{REFERENCE}: prompts by domain and source", "domain · source", by_source, sizes, used))
-    runs = by_run(run)
-    if run.experiments and runs.height:
+    if run.experiments and (runs := by_run(run)).height:
         there = _used(run, runs)
         svg = bars.stacked_shares("runs", _told(runs, "row"), runs, there)
         caption = f"{REFERENCE} in this run and in DVC's experiments, each with what else differs in it."
