@@ -24,10 +24,10 @@ import polars as pl
 from tqdm import tqdm
 
 from benchmarks.stub import FAULTS, StubServer, stub_teacher
-from persyn.journal import read_records
 from persyn.prompts import prompt_id
 from persyn.schemas import DOMAINS, PROMPTS, write_table
 from persyn.store import Store, shelves, verify
+from persyn.store.journal import read_records
 
 CONCURRENCY = 8
 Row = tuple[str, str, int, int]

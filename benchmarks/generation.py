@@ -29,10 +29,11 @@ import psutil
 
 from persyn.chat import encode_prompt, user_message
 from persyn.generation import Teacher, load_backend
+from persyn.generation.requests import answer, open_store, prepare_requests, unanswered
 from persyn.models import load_tokenizer
-from persyn.packaged import packaged_model
+from persyn.models.packaged import packaged_model
 from persyn.prompts import prompt_id
-from persyn.responses import answer, generate_responses, open_store, prepare_requests, unanswered
+from persyn.responses import generate_responses
 from persyn.schemas import RESPONSES, check_table
 
 MODEL = "smollm2-135m-instruct"

@@ -20,7 +20,7 @@ import polars as pl
 from benchmarks.chromium import missing, open_chromium, open_page
 from persyn.prompts import prompt_id
 from persyn.report import build_report
-from persyn.report.parts import Run
+from persyn.report.page import Run
 from persyn.routes import allocation
 from persyn.schemas import (
     DATASET,

@@ -14,7 +14,7 @@ from collections.abc import Container, Sequence
 from functools import lru_cache
 from typing import Any
 
-from persyn.schemas import InputError
+from persyn.errors import InputError
 
 Message = dict[str, str]
 

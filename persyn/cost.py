@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from persyn.schemas import InputError, nearest
+from persyn.errors import InputError, nearest
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
-from persyn.schemas import DEFECTS, InputError
+from persyn.errors import InputError
+from persyn.schemas import DEFECTS
 
 TAIL = 1000
 """Characters at the end of a response in which a loop is looked for."""

@@ -10,7 +10,8 @@ from typing import Any
 import polars as pl
 import torch
 
-from persyn.schemas import SAMPLES, InputError
+from persyn.errors import InputError
+from persyn.schemas import SAMPLES
 from persyn.verifiers import prepare_ifeval
 
 

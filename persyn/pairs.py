@@ -2,7 +2,8 @@
 
 import polars as pl
 
-from persyn.schemas import PAIRS, InputError
+from persyn.errors import InputError
+from persyn.schemas import PAIRS
 
 
 def build_pairs(rewards: pl.DataFrame, *, min_margin: float = 0.0) -> pl.DataFrame:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 import polars as pl
 
 from persyn.defects import Policies
-from persyn.schemas import REWARDS, InputError
+from persyn.errors import InputError
+from persyn.schemas import REWARDS
 
 KEYS = ["prompt_id", "teacher"]
 

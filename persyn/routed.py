@@ -7,7 +7,7 @@ from typing import Any
 import polars as pl
 
 from persyn.generation import Teacher
-from persyn.licenses import Licenses, check_terms
+from persyn.generation.terms import Licenses, check_terms
 from persyn.responses import generate_responses
 from persyn.schemas import RESPONSES
 

@@ -1,20 +1,12 @@
 """Every table's columns and types. `read_table` and `write_table` check them; they never change a value."""
 
-import difflib
-import inspect
-import json
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
-
-class InputError(ValueError):
-    """What a user gave cannot work. The message says what was got, what is needed and what to do."""
-
+from persyn.errors import InputError
 
 DOMAINS: Any = pl.Enum(["instruction", "math", "code"])
 FINISH_REASONS: Any = pl.Enum(["stop", "length", "error"])
@@ -162,61 +154,3 @@ def check_table(table: pl.DataFrame, schema: pl.Schema, name: str) -> pl.DataFra
             rows = table.filter(bad).select(schema.names()[:2]).rows()
             raise InputError(f"{name}: {len(rows)} missing or non-finite values in {column}, at {rows[:5]}")
     return table
-
-
-def check_keys(section: str, fields: Mapping[str, Any], accepts: Callable[..., Any]) -> None:
-    """Check that `fields` are the fields of a dataclass, or the keyword-only arguments of a function or class.
-
-    Raises:
-        InputError: a key is unknown or missing; the nearest right spelling is named.
-    """
-    takes = {
-        name: parameter
-        for name, parameter in inspect.signature(accepts).parameters.items()
-        if is_dataclass(accepts) or parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    for key in fields:
-        if key not in takes:
-            raise InputError(f"{section}.{key} is not a parameter{nearest(key, takes)}")
-    for name, parameter in takes.items():
-        if parameter.default is inspect.Parameter.empty and name not in fields:
-            raise InputError(f"{section}.{name} is missing; {section} takes {', '.join(takes)}")
-
-
-def nearest(key: object, known: Iterable[object]) -> str:
-    """The end of an error message: what `key` was probably meant to be, or what there is."""
-    names = [str(name) for name in known]
-    near = difflib.get_close_matches(str(key), names, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(names) or 'nothing'}"
-
-
-def printable(text: str, keep: str = "") -> str:
-    """`text` on one line, every control character shown as an escape: data cannot steer the terminal.
-
-    Args:
-        keep: control characters that stay, such as a newline.
-    """
-    return "".join(
-        character if character.isprintable() or character in keep else ascii(character)[1:-1] for character in text
-    )
-
-
-def write_json(value: object, path: str | Path) -> None:
-    """Write a metrics file: sorted keys, six significant digits."""
-    write_text(json.dumps(_rounded(value), indent=2, sort_keys=True, allow_nan=False) + "\n", path)
-
-
-def write_text(text: str, path: str | Path) -> None:
-    """Write a text file whole or not at all, making its folder where needed."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(f"{path}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
-
-
-def _rounded(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_rounded(inner) for inner in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -9,10 +9,10 @@ import polars as pl
 import torch
 
 from persyn.chat import encode_completion, end_by_turn, with_chat_template
-from persyn.live import Live
+from persyn.errors import InputError, check_keys
 from persyn.models import Student, load_causal_lm, load_tokenizer, lora_config, model_identity
-from persyn.schemas import InputError, check_keys
 from persyn.training import SameBatches, checkpoints, is_main, leave_to_main, save_trained, train, training_arguments
+from persyn.training.monitors import Live
 
 
 def train_student(

@@ -8,7 +8,7 @@ import argparse
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 
-from persyn.schemas import InputError, nearest, printable
+from persyn.errors import InputError, nearest, printable
 from rehearsal.project import PROFILES, Rehearsed, prepare, rehearse, table
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import polars as pl
 
 from persyn.chat import encode_completion
+from persyn.errors import InputError
 from persyn.models import load_tokenizer
-from persyn.schemas import DATASET, REWARDS, InputError, read_table
+from persyn.schemas import DATASET, REWARDS, read_table
 from rehearsal.families import family_of
 
 ROOM = 1024

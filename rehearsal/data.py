@@ -14,7 +14,9 @@ from typing import Any
 import polars as pl
 from ruamel.yaml import YAML
 
-from persyn.schemas import PROMPTS, InputError, read_table, write_text
+from persyn.errors import InputError
+from persyn.files import write_text
+from persyn.schemas import PROMPTS, read_table
 from rehearsal.tasks import ROWS
 
 

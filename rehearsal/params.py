@@ -37,8 +37,8 @@ def rehearsed(
     for name, teacher in params["teachers"].items():
         changes[f"teachers.{name}.backend"] = "transformers"
         changes[f"teachers.{name}.sampling"] = {**teacher["sampling"], "max_tokens": MAX_TOKENS}
-        if teacher.get("answers"):
-            changes[f"teachers.{name}.answers"] = data(teacher["answers"])
+        if teacher.get("precomputed"):
+            changes[f"teachers.{name}.precomputed"] = data(teacher["precomputed"])
     sources = params["prompts"]["sources"]
     each = -(-PROMPTS // len(sources))
     changes |= {

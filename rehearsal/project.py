@@ -11,7 +11,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from persyn.schemas import InputError
+from persyn.errors import InputError
 from rehearsal.checks import check, check_contexts
 from rehearsal.data import LocalData, parallel_sources
 from rehearsal.models import build_once

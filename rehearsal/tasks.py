@@ -6,7 +6,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from persyn.schemas import InputError
+from persyn.errors import InputError
 
 ROWS = Path(__file__).parent / "rows"
 SPLITS = ("train", "validation", "test")

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from persyn.comparison import compare_seeds
-from persyn.schemas import InputError, nearest, printable
+from persyn.errors import InputError, nearest, printable
 from science.project import ROOT, WORK, build_world, load_profile, needs_world, profile_name
 from science.recipes import collect, load_recipes, plan_jobs, run_jobs
 from science.report import write_report

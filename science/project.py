@@ -15,7 +15,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from persyn.schemas import InputError, nearest
+from persyn.errors import InputError, nearest
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / ".science"

@@ -17,7 +17,8 @@ from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from persyn.comparison import compare_seeds
-from persyn.schemas import SAMPLES, InputError, check_keys, read_table
+from persyn.errors import InputError, check_keys
+from persyn.schemas import SAMPLES, read_table
 from science.project import WORK, make_project, reproduce, seeded, with_changes
 
 ROUTER = ("hit_at_1", "hit_at_3", "hit_at_3_oracle", "regret", "pair_accuracy", "calibration")

@@ -8,7 +8,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from persyn.comparison import seeds_table
-from persyn.schemas import write_json, write_text
+from persyn.files import write_json, write_text
 
 TITLES = {
     "hit_at_1": "router: Hit@1",

@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 
 from persyn.router import Router, load_router, train_router
-from persyn.router.anchors import PlacedRouter, place_teacher
 from persyn.router.metrics import reward_matrix, routing_metrics, split_prompts
+from persyn.router.placement import PlacedRouter, place_teacher
 from persyn.router.settings import Settings
 from persyn.schemas import PAIRS, PROMPTS, REWARDS, read_table
 from science.project import load_profile

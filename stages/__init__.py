@@ -16,7 +16,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from persyn.schemas import InputError, check_keys, nearest, printable
+from persyn.errors import InputError, check_keys, nearest, printable
 
 PARAMS = Path("params.yaml")
 # Teachers and strategies name files, stages, and paths in this file, in which a dot goes deeper.

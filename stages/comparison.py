@@ -1,7 +1,8 @@
 """Every strategy's answers -> how it compares with `persyn`."""
 
 from persyn.comparison import compare_strategies, comparison_table
-from persyn.schemas import SAMPLES, read_folder, write_json, write_text
+from persyn.files import write_json, write_text
+from persyn.schemas import SAMPLES, read_folder
 from stages import read_params, run
 
 

@@ -3,7 +3,8 @@
 import polars as pl
 
 from persyn.cost import build_ledger
-from persyn.schemas import PROMPTS, RESPONSES, read_folder, read_table, write_json
+from persyn.files import write_json
+from persyn.schemas import PROMPTS, RESPONSES, read_folder, read_table
 from stages import read_params, run
 
 

@@ -1,10 +1,12 @@
 """Routed responses -> the student's dataset and its card."""
 
-from persyn import budget, card, dataset, defects
-from persyn.generation import Teacher
-from persyn.licenses import Licenses
+from persyn import dataset, defects
+from persyn.dataset import card
+from persyn.files import write_json, write_text
+from persyn.generation import Teacher, budget
+from persyn.generation.terms import Licenses
 from persyn.quality import score_quality
-from persyn.schemas import DATASET, PROMPTS, RESPONSES, ROUTES, read_table, write_json, write_table, write_text
+from persyn.schemas import DATASET, PROMPTS, RESPONSES, ROUTES, read_table, write_table
 from persyn.store import store_folder
 from stages import read_entries, read_json, read_params, read_speed, run
 

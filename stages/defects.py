@@ -3,7 +3,8 @@
 import polars as pl
 
 from persyn.defects import count_defects, find_defects
-from persyn.schemas import DEFECTS, PROMPTS, RESPONSES, read_folder, read_table, write_json, write_table
+from persyn.files import write_json
+from persyn.schemas import DEFECTS, PROMPTS, RESPONSES, read_folder, read_table, write_table
 from stages import read_params, run
 
 

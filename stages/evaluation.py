@@ -1,7 +1,8 @@
 """A trained student -> its scores and its answer to every item."""
 
 from persyn.evaluation import evaluate_student
-from persyn.schemas import SAMPLES, write_json, write_table
+from persyn.files import write_json
+from persyn.schemas import SAMPLES, write_table
 from stages import read_params, read_value, run
 
 

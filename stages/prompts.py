@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from persyn.files import write_json
 from persyn.prompts import build_prompts
-from persyn.schemas import PROMPTS, write_json, write_table
+from persyn.schemas import PROMPTS, write_table
 from stages import read_params, run
 
 

@@ -1,6 +1,6 @@
 """One teacher's responses -> their quality."""
 
-from persyn.budget import Budget
+from persyn.generation.budget import Budget
 from persyn.quality import score_quality
 from persyn.schemas import PROMPTS, QUALITY, RESPONSES, read_table, write_table
 from persyn.store import store_folder

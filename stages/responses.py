@@ -1,8 +1,8 @@
 """Parallel prompts + one teacher -> its responses."""
 
-from persyn.budget import Budget
 from persyn.generation import Teacher
-from persyn.licenses import Licenses, check_terms
+from persyn.generation.budget import Budget
+from persyn.generation.terms import Licenses, check_terms
 from persyn.prompts import wanted_prompts
 from persyn.responses import generate_responses
 from persyn.schemas import PROMPTS, RESPONSES, read_table, write_table

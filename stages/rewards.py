@@ -3,8 +3,9 @@
 import polars as pl
 
 from persyn.defects import Policies
+from persyn.files import write_json
 from persyn.rewards import build_rewards
-from persyn.schemas import DEFECTS, LEARNABILITY, QUALITY, REWARDS, read_folder, read_table, write_json, write_table
+from persyn.schemas import DEFECTS, LEARNABILITY, QUALITY, REWARDS, read_folder, read_table, write_table
 from stages import read_params, run
 
 

@@ -2,9 +2,9 @@
 
 import polars as pl
 
-from persyn.budget import Budget
 from persyn.generation import Teacher
-from persyn.licenses import Licenses
+from persyn.generation.budget import Budget
+from persyn.generation.terms import Licenses
 from persyn.responses import generate_responses
 from persyn.routed import build_routed
 from persyn.schemas import PROMPTS, RESPONSES, ROUTES, read_folder, read_table, write_table

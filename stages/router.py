@@ -1,9 +1,10 @@
 """Pairs -> the router, measured on held-out parallel prompts."""
 
-from persyn.live import Live
+from persyn.files import write_json, write_text
 from persyn.router import fit_router
 from persyn.router.settings import Settings
-from persyn.schemas import PAIRS, PROMPTS, REWARDS, read_table, write_json, write_text
+from persyn.schemas import PAIRS, PROMPTS, REWARDS, read_table
+from persyn.training.monitors import Live
 from stages import read_params, run
 
 

@@ -1,9 +1,10 @@
 """Every prompt + a strategy -> its teacher."""
 
+from persyn.files import write_json
 from persyn.models import Student
 from persyn.router import load_router
 from persyn.routes import Pool, allocation, build_routes
-from persyn.schemas import PROMPTS, RESPONSES, REWARDS, ROUTES, read_folder, read_table, write_json, write_table
+from persyn.schemas import PROMPTS, RESPONSES, REWARDS, ROUTES, read_folder, read_table, write_table
 from stages import read_params, run
 
 

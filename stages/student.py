@@ -1,9 +1,10 @@
 """Dataset -> the trained student and its loss curve."""
 
-from persyn.live import Live
+from persyn.files import write_text
 from persyn.models import Student
-from persyn.schemas import DATASET, read_table, write_text
+from persyn.schemas import DATASET, read_table
 from persyn.student import train_student
+from persyn.training.monitors import Live
 from stages import read_params, read_value, run
 
 

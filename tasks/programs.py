@@ -8,7 +8,7 @@ import re
 import textwrap
 from typing import Any
 
-from persyn.unit_tests import code_of, passes
+from persyn.verifiers.execution import code_of, passes
 
 
 def humaneval(doc: dict[str, Any], results: list[str]) -> dict[str, float]:

@@ -11,7 +11,7 @@ from persyn.comparison import compare_strategies
 from persyn.cost import build_ledger
 from persyn.defects import Policies, count_defects, find_defects
 from persyn.pairs import build_pairs
-from persyn.report.parts import Run
+from persyn.report.page import Run
 from persyn.rewards import build_rewards
 from persyn.router.metrics import health_card, majority_strengths, reliability, reward_matrix
 from persyn.schemas import DATASET, LEARNABILITY, PROMPTS, QUALITY, RESPONSES, ROUTES, SAMPLES

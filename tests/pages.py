@@ -15,7 +15,8 @@ from markdown_it.token import Token
 from ruamel.yaml import YAML
 
 from benchmarks.tiny import CHATML, ROOT, build_model, tiny_project
-from persyn.packaged import PACKAGED, cache_folder
+from persyn.files import cache_folder
+from persyn.models.packaged import PACKAGED
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").glob("*.md")

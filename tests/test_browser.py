@@ -12,8 +12,8 @@ from test_sample import HOSTILE
 from benchmarks.chromium import missing, open_chromium, open_page, requests
 from benchmarks.report import made_up, report_of
 from benchmarks.tiny import ROOT
-from persyn.cli.project import Project
 from persyn.cli.report import read_run
+from persyn.project.revision import Project
 from persyn.report import build_report
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ import pytest
 from conftest import prompts_table
 
 from benchmarks.stub import stub_teacher
-from persyn.budget import Budget
+from persyn.errors import InputError
 from persyn.generation import Teacher
+from persyn.generation.budget import Budget
 from persyn.responses import generate_responses
-from persyn.schemas import InputError
 from persyn.store import shelves, verify
 
 PROMPTS = prompts_table([f"Tell story number {number}." for number in range(30)])

@@ -5,11 +5,11 @@ from conftest import prompts_table, responses_table, stub_teachers
 from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 
-from persyn.card import build_card
 from persyn.dataset import build_dataset
+from persyn.dataset.card import build_card
 from persyn.defects import Policies
 from persyn.generation import Teacher
-from persyn.licenses import Licenses
+from persyn.generation.terms import Licenses
 
 PROMPTS = prompts_table(["one", "two"])
 CLEANING = {"read": 9, "kept": 2, "dropped": {"contaminated": 4, "duplicate": 3}}

@@ -21,8 +21,9 @@ from persyn.chat import (
     with_chat_template,
     without_control_text,
 )
+from persyn.errors import InputError
 from persyn.models import load_causal_lm, load_tokenizer
-from persyn.schemas import DATASET, InputError
+from persyn.schemas import DATASET
 from persyn.student import encode_dataset
 
 MESSAGES = {column: DATASET[column] for column in ("prompt", "completion")}

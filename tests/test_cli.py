@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import stages
 from benchmarks.stub import StubServer, stub_teacher
 from persyn.cli import app, main
-from persyn.foreseen import known_routes
+from persyn.planning.known import known_routes
 from persyn.schemas import PROMPTS, ROUTES, read_table, write_table
 from persyn.store import Store, store_folder
 

@@ -6,16 +6,10 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from persyn.comparison import (
-    compare_seeds,
-    compare_strategies,
-    comparison_table,
-    detectable_shift,
-    holm,
-    paired_difference,
-    seeds_table,
-)
-from persyn.schemas import SAMPLES, InputError
+from persyn.comparison import compare_seeds, compare_strategies, comparison_table, seeds_table
+from persyn.errors import InputError
+from persyn.schemas import SAMPLES
+from persyn.statistics import detectable_shift, holm, paired_difference
 
 NO_NOISE = {"difference_interval": None, "p": None, "mde": None, "p_holm": None, "verdict": "within noise"}
 

@@ -3,7 +3,7 @@ import pytest
 from conftest import prompts_table, responses_table
 
 from persyn.cost import Prices, build_ledger, ledger_text
-from persyn.schemas import InputError
+from persyn.errors import InputError
 
 
 def test_the_ledger_by_hand() -> None:

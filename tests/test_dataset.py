@@ -4,8 +4,9 @@ from conftest import prompts_table, responses_table, stub_teachers
 
 from persyn.dataset import build_dataset
 from persyn.defects import Policies
-from persyn.licenses import Licenses
-from persyn.schemas import DATASET, QUALITY, ROUTES, InputError, check_table
+from persyn.errors import InputError
+from persyn.generation.terms import Licenses
+from persyn.schemas import DATASET, QUALITY, ROUTES, check_table
 
 PROMPTS = prompts_table(["one", "two"])
 TERMS = stub_teachers("abt"), Licenses()

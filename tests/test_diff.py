@@ -12,9 +12,11 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from persyn.cli import app
-from persyn.diff import State, build_diff, changed_values
-from persyn.diff_text import diff_text
-from persyn.schemas import PROMPTS, REWARDS, ROUTES, SAMPLES, InputError, write_json, write_table
+from persyn.errors import InputError
+from persyn.files import write_json
+from persyn.inspection.diff import State, build_diff, changed_values
+from persyn.inspection.diff_text import diff_text
+from persyn.schemas import PROMPTS, REWARDS, ROUTES, SAMPLES, write_table
 
 PARAMS: dict[str, Any] = {"rewards": {"alpha": 0.4}, "strategies": {"persyn": {}, "strong": {}}}
 TEXTS = ["one", "two", "three", "<b>four</b> \x1b[31m [red] [/] =1+1 \u202e"]

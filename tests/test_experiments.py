@@ -9,7 +9,7 @@ from invented import rows
 from typer.testing import CliRunner
 
 from persyn.cli import app
-from persyn.schemas import InputError
+from persyn.errors import InputError
 
 PIPELINE = """
 stages:

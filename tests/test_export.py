@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import persyn.export.hub
 import polars as pl
 import pytest
 from conftest import prompts_table, responses_table
@@ -18,15 +19,16 @@ from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-import persyn.hub
 from persyn.cli import app
 from persyn.dataset import build_dataset
 from persyn.defects import Policies
+from persyn.errors import InputError
 from persyn.export import EXPORT, NULLABLE
+from persyn.export.hub import write_export
+from persyn.files import write_json
 from persyn.generation import Teacher
-from persyn.hub import write_export
-from persyn.licenses import Licenses
-from persyn.schemas import DATASET, PROMPTS, RESPONSES, REWARDS, ROUTES, InputError, write_json, write_table
+from persyn.generation.terms import Licenses
+from persyn.schemas import DATASET, PROMPTS, RESPONSES, REWARDS, ROUTES, write_table
 
 HOSTILE = [
     "<script>alert(1)</script> {{ 7 * 7 }} ${x}",
@@ -405,7 +407,7 @@ def pushed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, bool]]:
     def refuse(*arguments: object) -> None:
         raise AssertionError("nothing is to be asked")
 
-    monkeypatch.setattr(persyn.hub, "push_export", push)
+    monkeypatch.setattr(persyn.export.hub, "push_export", push)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setenv("HF_TOKEN", "hf_" + "x" * 30)
     return calls

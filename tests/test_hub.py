@@ -12,9 +12,9 @@ import polars as pl
 import pytest
 from huggingface_hub import constants
 
+from persyn.errors import InputError
 from persyn.export import EXPORT
-from persyn.hub import push_export, write_export
-from persyn.schemas import InputError
+from persyn.export.hub import push_export, write_export
 
 TOKEN = "hf_" + "x" * 30
 

@@ -7,12 +7,13 @@ import torch
 from conftest import prompts_table, responses_table
 
 from benchmarks.tiny import CHATML, build_model
-from persyn import learnability, logprobs
+from persyn import learnability
 from persyn.chat import encode_completion, with_chat_template
-from persyn.learnability import Method, score_group, score_learnability
-from persyn.logprobs import split_group
+from persyn.errors import InputError
+from persyn.learnability import Method, logprobs, score_group, score_learnability
+from persyn.learnability.logprobs import split_group
 from persyn.models import Student, load_causal_lm, load_tokenizer
-from persyn.schemas import LEARNABILITY, InputError, check_table
+from persyn.schemas import LEARNABILITY, check_table
 
 MEAN = Method()
 TEXTS = ["Say hello.", "Tell a story about a clock in the hall of a house.", "Q?", "Count to ten."]

@@ -8,10 +8,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from persyn import packaged
-from persyn.models import load_causal_lm, load_tokenizer, locate_model, model_identity
-from persyn.packaged import Packaged, packaged_model
-from persyn.schemas import InputError
+from persyn.errors import InputError
+from persyn.models import load_causal_lm, load_tokenizer, locate_model, model_identity, packaged
+from persyn.models.packaged import Packaged, packaged_model
 
 
 def test_a_model_is_a_folder_or_a_pinned_hub_id(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 import polars as pl
 import pytest
 
+from persyn.errors import InputError
 from persyn.pairs import build_pairs
-from persyn.schemas import PAIRS, REWARDS, InputError, check_table
+from persyn.schemas import PAIRS, REWARDS, check_table
 
 
 def rewards(**prompts: dict[str, float]) -> pl.DataFrame:

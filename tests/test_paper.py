@@ -12,10 +12,10 @@ import pytest
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps, to_hydra_overrides
 from ruamel.yaml import YAML
 
+from persyn.errors import check_keys
 from persyn.models import Student
 from persyn.prompts import Source
 from persyn.routes import RULES
-from persyn.schemas import check_keys
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/paper.md").read_text()

@@ -12,14 +12,15 @@ from dvc.utils.serialize import dumps_yaml, loads_yaml
 from ruamel.yaml import YAML
 
 import stages
-from persyn.budget import Budget
 from persyn.cost import Prices
 from persyn.dataset import build_dataset
 from persyn.defects import Policies
+from persyn.errors import InputError, check_keys
 from persyn.evaluation import evaluate_student
 from persyn.generation import Sampling, Teacher
+from persyn.generation.budget import Budget
+from persyn.generation.terms import Licenses
 from persyn.learnability import Method, score_learnability
-from persyn.licenses import Licenses
 from persyn.models import Student
 from persyn.pairs import build_pairs
 from persyn.prompts import Source, build_prompts
@@ -28,7 +29,6 @@ from persyn.responses import generate_responses
 from persyn.rewards import build_rewards
 from persyn.router.settings import Settings
 from persyn.routes import RULES
-from persyn.schemas import InputError, check_keys
 from persyn.student import train_student
 from stages import read_params, read_value, run
 

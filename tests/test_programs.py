@@ -16,7 +16,7 @@ from benchmarks.tiny import CHATML, build_model, tiny_params, tiny_project
 from persyn import schemas
 from persyn.prompts import build_prompts
 from persyn.schemas import read_table
-from persyn.unit_tests import passes_tests
+from persyn.verifiers.execution import passes_tests
 
 ROOT = Path(__file__).parent.parent
 RAW = ROOT / "data" / "raw"

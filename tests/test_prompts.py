@@ -7,9 +7,10 @@ import pytest
 from conftest import load_module, prompts_table
 from datasets import Dataset
 
+from persyn.errors import InputError
 from persyn.prompts import anchor_prompts, build_prompts
-from persyn.schemas import PROMPTS, InputError, check_table
-from persyn.sources import normalise, prompt_id
+from persyn.prompts.sources import normalise, prompt_id
+from persyn.schemas import PROMPTS, check_table
 from persyn.verifiers import is_right_answer, share_of_checks
 
 RAW = Path(__file__).parent.parent / "data" / "raw"

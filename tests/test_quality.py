@@ -10,12 +10,13 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
-import persyn.quality
+import persyn.quality.reward_model
 from benchmarks.tiny import build_tokenizer
 from persyn.chat import assistant_message, user_message, with_chat_template
+from persyn.errors import InputError
 from persyn.models import load_tokenizer
 from persyn.quality import score_quality
-from persyn.schemas import QUALITY, InputError, check_table
+from persyn.schemas import QUALITY, check_table
 from persyn.verifiers import is_right_answer, share_of_checks
 
 
@@ -104,7 +105,7 @@ def test_a_reward_model_scores_the_rendered_conversation_once(tmp_path: Path, mo
     with torch.no_grad():
         expected = model(ids["input_ids"]).logits.item()
     assert table.filter(prompt_id=prompts["prompt_id"][0])["quality"].item() == pytest.approx(expected, abs=1e-6)
-    monkeypatch.setattr(persyn.quality, "_reward_model", lambda *_: pytest.fail("a stored score is not made again"))
+    monkeypatch.setattr(persyn.quality.reward_model, "_reward_model", lambda *_: pytest.fail("a stored score is not made again"))
     assert score_quality(prompts, responses, tmp_path, **how).equals(table)
 
 
@@ -141,7 +142,7 @@ def test_an_error_and_a_score_that_is_no_number_are_left_out(
     failed = responses_table(prompts[:1], "t", [""], "error")
     responses = failed.vstack(responses_table(prompts[1:], "t", ["second", "third"]))
     scores = iter([float("nan"), 0.5])
-    monkeypatch.setattr(persyn.quality, "_reward_model", lambda *_: lambda messages: next(scores))
+    monkeypatch.setattr(persyn.quality.reward_model, "_reward_model", lambda *_: lambda messages: next(scores))
     how: dict[str, Any] = {"reward_model": {"model": str(tmp_path / "model")}}
     table = score_quality(prompts, responses, tmp_path, methods={"instruction": "reward_model"}, **how)
     assert table["quality"].to_list() == [0.5]

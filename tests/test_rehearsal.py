@@ -10,13 +10,14 @@ from conftest import prompts_table, responses_table
 
 from benchmarks.tiny import ROOT
 from persyn.chat import encode_prompt, user_message
+from persyn.errors import InputError
 from persyn.generation import Sampling, Teacher
 from persyn.generation.transformers import TransformersBackend
 from persyn.learnability import Method, score_learnability
 from persyn.models import Student, load_tokenizer
 from persyn.prompts import build_prompts
-from persyn.quality import reward_model_scores
-from persyn.schemas import PROMPTS, InputError, write_table
+from persyn.quality.reward_model import reward_model_scores
+from persyn.schemas import PROMPTS, write_table
 from rehearsal.checks import check_contexts
 from rehearsal.data import LocalData, parallel_sources
 from rehearsal.families import FAMILIES, family_of

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from persyn.report import build_report
 from persyn.report.charts import forest
 from persyn.report.overview import _fewer, verdict
-from persyn.report.parts import Experiment, Run
+from persyn.report.page import Experiment, Run
 from persyn.routes import allocation
 
 HOSTILE = [

@@ -4,9 +4,10 @@ import polars as pl
 import pytest
 
 from persyn.defects import Policies
+from persyn.errors import InputError
 from persyn.pairs import build_pairs
 from persyn.rewards import build_rewards as build
-from persyn.schemas import DEFECTS, LEARNABILITY, QUALITY, REWARDS, InputError, check_table
+from persyn.schemas import DEFECTS, LEARNABILITY, QUALITY, REWARDS, check_table
 
 TEACHERS = ["a", "b", "c"]
 NO_DEFECTS = pl.DataFrame(schema=DEFECTS)

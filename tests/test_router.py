@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import prompts_table
 
+from persyn.errors import InputError
 from persyn.pairs import build_pairs
 from persyn.router import fit_router, load_router, train_router
-from persyn.router.anchors import PlacedRouter, place_teacher
 from persyn.router.finetuned import CLASS_TOKEN, FinetunedRouter, encode_prompts
 from persyn.router.losses import bradley_terry_loss, plackett_luce_loss, win_matrices
 from persyn.router.metrics import (
@@ -28,8 +28,9 @@ from persyn.router.metrics import (
     source_strengths,
     split_prompts,
 )
+from persyn.router.placement import PlacedRouter, place_teacher
 from persyn.router.settings import Settings
-from persyn.schemas import REWARDS, InputError
+from persyn.schemas import REWARDS
 
 TEACHERS = ["low", "middle", "high"]
 SUM, POEM = "12 + 34 + 5 99", "poem story tale 99"

@@ -3,7 +3,9 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from persyn.schemas import PAIRS, QUALITY, InputError, read_folder, read_table, write_json, write_table
+from persyn.errors import InputError
+from persyn.files import write_json
+from persyn.schemas import PAIRS, QUALITY, read_folder, read_table, write_table
 
 
 def quality(*rows: tuple[str, str, float | None]) -> pl.DataFrame:

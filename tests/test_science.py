@@ -7,9 +7,9 @@ import pytest
 from test_params import SECTIONS
 
 from benchmarks.tiny import build_model, tiny_params
+from persyn.errors import InputError, check_keys
 from persyn.router.settings import Settings
 from persyn.routes import RULES
-from persyn.schemas import InputError, check_keys
 from science import project
 from science.project import lay_out, load_profile, make_project, profile_name, reproduce, seeded, with_changes
 from science.recipes import Recipe, collect, load_recipes, plan_jobs, run_jobs

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from persyn.errors import InputError
 from persyn.prompts import build_prompts
-from persyn.schemas import InputError
-from persyn.sources import Rows
+from persyn.prompts.sources import Rows
 
 NESTED = {
     "instruction": "Translate.",

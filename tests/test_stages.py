@@ -12,8 +12,9 @@ from ruamel.yaml import YAML
 
 from benchmarks.tiny import build_model, tiny_params, tiny_project
 from persyn import schemas
-from persyn.packaged import packaged_model
-from persyn.schemas import InputError, read_table
+from persyn.errors import InputError
+from persyn.models.packaged import packaged_model
+from persyn.schemas import read_table
 from persyn.store import count_rows, shelves, store_folder
 from stages import PARAMS
 
@@ -90,7 +91,7 @@ def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
     run_stage("comparison", "data/evaluation", "metrics/comparison.json", "metrics/comparison.md")
     scored = "data/quality", "data/learnability", "data/defects.parquet", "data/rewards.parquet"
     measured = SHARES, "metrics/evaluation", "metrics/comparison.json", "metrics/cost.json"
-    run_stage("curves", *scored, *measured, "metrics/reports/curves", "metrics/reports/dvc.yaml")
+    run_stage("plots", *scored, *measured, "metrics/reports/plots", "metrics/reports/dvc.yaml")
 
     for table in ("rewards", "pairs", "prompts", "defects"):
         read_table(f"data/{table}.parquet", getattr(schemas, table.upper()))
@@ -114,7 +115,7 @@ def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
     assert measured["persyn_math"]["math_verify"]["n"] == 2
     comparison = json.loads(Path("metrics/comparison.json").read_text())
     assert comparison.keys() == set(strategies) - {"persyn"}
-    assert pl.read_csv("metrics/reports/curves/allocation.csv").height == len(strategies) * len(teachers)
+    assert pl.read_csv("metrics/reports/plots/allocation.csv").height == len(strategies) * len(teachers)
     assert pl.read_csv("metrics/live/student/persyn/plots/metrics/loss.tsv", separator="\t").columns == ["step", "loss"]
     assert json.loads(Path("metrics/cost.json").read_text())["generate_then_select"]["calls"] == 36
     assert not list(project.rglob("*.partial"))

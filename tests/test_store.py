@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from persyn import store as module
-from persyn.schemas import InputError
+from persyn.errors import InputError
 from persyn.store import Store, compact, response_key, shelves, slug, verify
 
 HOSTILE = ["../../etc/x", "a/b", "a/c", "con", "x" * 300, "x" * 301, "ａ", "а", "a", "-rf", "", "a\x00b", ".", "\ud800"]  # noqa: RUF001

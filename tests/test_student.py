@@ -9,8 +9,8 @@ from conftest import prompts_table, responses_table, stub_teachers
 from persyn.chat import with_chat_template
 from persyn.dataset import build_dataset
 from persyn.defects import Policies
+from persyn.generation.terms import Licenses
 from persyn.learnability import Method, score_learnability
-from persyn.licenses import Licenses
 from persyn.models import Student, load_causal_lm, load_tokenizer
 from persyn.student import encode_dataset, train_student
 

@@ -11,8 +11,8 @@ from conftest import load_module
 from ruamel.yaml import YAML
 
 from benchmarks.tiny import ROOT
+from persyn.errors import InputError
 from persyn.evaluation import evaluate_student
-from persyn.schemas import InputError
 from rehearsal.tasks import ROWS, local_tasks
 
 METRICS = {

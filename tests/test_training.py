@@ -20,10 +20,11 @@ from test_router import POEM, SUM, TEACHERS, planted
 
 from persyn.dataset import build_dataset
 from persyn.defects import Policies
-from persyn.licenses import Licenses
+from persyn.errors import InputError
+from persyn.generation.terms import Licenses
 from persyn.pairs import build_pairs
 from persyn.router import load_router
-from persyn.schemas import DATASET, PAIRS, PROMPTS, REWARDS, InputError, write_table
+from persyn.schemas import DATASET, PAIRS, PROMPTS, REWARDS, write_table
 from persyn.training import checkpoints, split_batch, training_arguments
 from stages import router as router_stage
 from stages import student as student_stage

@@ -14,9 +14,10 @@ import pytest
 from conftest import prompts_table
 
 from benchmarks.tiny import CHATML, build_model
+from persyn.errors import InputError
 from persyn.generation import Backend, Teacher, load_backend
-from persyn.responses import answer, generate_responses, prepare_requests
-from persyn.schemas import InputError
+from persyn.generation.requests import answer, prepare_requests
+from persyn.responses import generate_responses
 from persyn.store import Store, verify
 
 pytest.importorskip("vllm")

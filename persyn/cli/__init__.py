@@ -28,7 +28,7 @@ def main() -> None:
     try:
         app()
     except ValueError as error:
-        from persyn.schemas import InputError, printable
+        from persyn.errors import InputError, printable
 
         if not isinstance(error, InputError):
             raise

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from persyn.cli.project import Project
-    from persyn.diff import State
+    from persyn.inspection.diff import State
+    from persyn.project.revision import Project
 
 
 def diff(
@@ -27,10 +27,10 @@ def diff(
     from rich.console import Console
     from rich.markup import escape
 
-    from persyn.cli.project import open_project
-    from persyn.diff import build_diff
-    from persyn.diff_text import diff_text
-    from persyn.schemas import InputError, nearest, printable
+    from persyn.errors import InputError, nearest, printable
+    from persyn.inspection.diff import build_diff
+    from persyn.inspection.diff_text import diff_text
+    from persyn.project.revision import open_project
 
     console = Console(stderr=True)
     with console.status(f"reading {escape(printable(rev_a))}"), open_project(rev_a) as project:
@@ -48,8 +48,9 @@ def diff(
 
 
 def _state(project: "Project", strategy: str | None) -> "State":
-    from persyn.diff import State
-    from persyn.schemas import PROMPTS, REWARDS, ROUTES, SAMPLES, InputError
+    from persyn.errors import InputError
+    from persyn.inspection.diff import State
+    from persyn.schemas import PROMPTS, REWARDS, ROUTES, SAMPLES
 
     lacking: dict[str, list[str]] = {}
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from persyn.cli.project import Project
     from persyn.generation import Teacher
+    from persyn.project.revision import Project
 
 
 UNREAD = ("data/quality/", "data/defects", "data/pairs", "metrics/rewards")
@@ -36,10 +36,10 @@ def export(
 
     `datasets.load_dataset(FOLDER)` and TRL's SFTTrainer take it as it is. Nothing leaves this machine without --push.
     """
-    from persyn.cli.project import open_project
+    from persyn.errors import InputError
     from persyn.export import against_publishing
-    from persyn.hub import check_folder, check_push, push_export, write_export
-    from persyn.schemas import InputError
+    from persyn.export.hub import check_folder, check_push, push_export, write_export
+    from persyn.project.revision import open_project
 
     folder = out or Path("exports") / strategy
     check_folder(folder)
@@ -66,7 +66,7 @@ def export(
 
 def _make(project: "Project", strategy: str) -> "tuple[pl.DataFrame, Callable[[dict[str, Any]], str]]":
     """EXPORT of a strategy, and what writes its card, as write_export takes it."""
-    from persyn.card import build_card
+    from persyn.dataset.card import build_card
     from persyn.export import build_export, describe_export
 
     params = project.params()
@@ -85,9 +85,9 @@ def _make(project: "Project", strategy: str) -> "tuple[pl.DataFrame, Callable[[d
 
 
 def _teachers(params: dict[str, Any], strategy: str) -> "dict[str, Teacher]":
+    from persyn.errors import InputError, check_keys, nearest
     from persyn.generation import Teacher
     from persyn.models import Student
-    from persyn.schemas import InputError, check_keys, nearest
 
     for section in ("prompts", "quality", "rewards", "strategies", "student", "teachers"):
         if not isinstance(params.get(section), dict):
@@ -121,7 +121,7 @@ def _tables(project: "Project", strategy: str, teachers: "dict[str, Teacher]") -
 
 
 def _there(project: "Project", path: str, found: Any) -> Any:
-    from persyn.schemas import InputError
+    from persyn.errors import InputError
 
     if found is None:
         raise InputError(f"{path} of {project.name} is not there; run `dvc repro` (or `dvc pull`) to make it")
@@ -129,8 +129,8 @@ def _there(project: "Project", path: str, found: Any) -> Any:
 
 
 def _gate(params: dict[str, Any], teachers: "dict[str, Teacher]", dataset: "pl.DataFrame") -> None:
-    from persyn.licenses import Licenses, check_terms
-    from persyn.schemas import InputError, check_keys
+    from persyn.errors import InputError, check_keys
+    from persyn.generation.terms import Licenses, check_terms
 
     section = params.get("licenses") or {}
     check_keys("licenses", section, Licenses)
@@ -152,8 +152,8 @@ def _check_lock(
     import hashlib
     from functools import cache
 
-    from persyn.diff import changed_values
-    from persyn.schemas import InputError
+    from persyn.errors import InputError
+    from persyn.inspection.diff import changed_values
 
     @cache
     def md5(path: str) -> str | None:

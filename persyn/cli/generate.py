@@ -22,12 +22,13 @@ def generate(
 
 
 def _generate(name: str, shard: str, prompts: str, routes: str) -> None:
-    from persyn.budget import Budget
+    from persyn.errors import InputError
     from persyn.generation import Teacher
-    from persyn.licenses import Licenses, check_terms
+    from persyn.generation.budget import Budget
+    from persyn.generation.terms import Licenses, check_terms
     from persyn.prompts import wanted_prompts
     from persyn.responses import generate_responses
-    from persyn.schemas import PROMPTS, ROUTES, InputError, read_table
+    from persyn.schemas import PROMPTS, ROUTES, read_table
     from persyn.store import key_range, store_folder
     from stages import read_params, read_speed
 

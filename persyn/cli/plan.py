@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
     import polars as pl
 
-    from persyn.budget import Budget
     from persyn.generation import Teacher
+    from persyn.generation.budget import Budget
 
 Data = Annotated[Path, typer.Option(help="The pipeline's data folder.")]
 PARAMS = Path("params.yaml")
@@ -29,13 +29,13 @@ def plan(
     import json
 
     import stages
-    from persyn.bill import plan_text
-    from persyn.budget import Budget
     from persyn.cost import Prices
-    from persyn.foreseen import known_routes
     from persyn.generation import Teacher
-    from persyn.licenses import Licenses, check_terms, refused_teachers
-    from persyn.plan import build_plan
+    from persyn.generation.budget import Budget
+    from persyn.generation.terms import Licenses, check_terms, refused_teachers
+    from persyn.planning import build_plan
+    from persyn.planning.known import known_routes
+    from persyn.planning.text import plan_text
     from persyn.schemas import ROUTES, read_table
     from persyn.store import store_folder
 
@@ -55,7 +55,7 @@ def plan(
     methods = read("quality").get("methods", {})
     found = build_plan(prompts, teachers, strategies, routes, folder, prices, budget, methods)
     found["prompts"]["from"], found["refused"] = origin, refused_teachers(teachers, licenses)
-    found["answers"] = [name for name, teacher in teachers.items() if teacher.answers]
+    found["precomputed"] = [name for name, teacher in teachers.items() if teacher.precomputed]
     typer.echo(json.dumps(found, indent=2) if as_json else plan_text(found))
 
 
@@ -76,7 +76,7 @@ def ledger(data: Data = Path("data")) -> None:
 
 def _prompts(data: Path) -> tuple["pl.DataFrame", str]:
     """The prompts that params.yaml means, and where they are from: made, or to be made of local files, or declared."""
-    from persyn.foreseen import declared_prompts
+    from persyn.planning.known import declared_prompts
     from persyn.prompts import build_prompts
     from persyn.schemas import PROMPTS, read_table
     from stages import read_params
@@ -96,9 +96,9 @@ def _prompts(data: Path) -> tuple["pl.DataFrame", str]:
 def _probe(
     prompts: "pl.DataFrame", teachers: "Mapping[str, Teacher]", budget: "Budget", folder: Path, count: int
 ) -> None:
+    from persyn.errors import InputError
     from persyn.prompts import anchor_prompts
     from persyn.responses import generate_responses
-    from persyn.schemas import InputError
     from stages import read_params, read_speed
 
     if prompts["prompt"].null_count():

@@ -8,8 +8,8 @@ import typer
 if TYPE_CHECKING:
     import polars as pl
 
-    from persyn.cli.project import Project
-    from persyn.report.parts import Experiment, Run
+    from persyn.project.revision import Project
+    from persyn.report.page import Experiment, Run
 
 OUT = Path("metrics/reports/report.html")
 FILES = ("prompts", "defects", "rewards", "router", "comparison", "cost")
@@ -23,9 +23,10 @@ def report(
     """Where the prompts went and why, whether it was worth it, and the prompts themselves, as one html file."""
     from rich.console import Console
 
-    from persyn.cli.project import open_project
+    from persyn.errors import InputError
+    from persyn.files import write_text
+    from persyn.project.revision import open_project
     from persyn.report import build_report
-    from persyn.schemas import InputError, write_text
 
     with open_project(rev) as project, Console(stderr=True).status("reading the project"):
         run = read_run(project)
@@ -45,7 +46,7 @@ def read_run(project: "Project") -> "Run":
         InputError: there is no params.yaml, or a table is not what its schema says.
     """
     from persyn import schemas
-    from persyn.report.parts import Run
+    from persyn.report.page import Run
 
     params = project.params()
     teachers, strategies = list(params.get("teachers") or {}), list(params.get("strategies") or {})
@@ -110,7 +111,7 @@ def _experiments() -> "tuple[list[Experiment], str]":
 
 
 def _experiment(state: Any, name: str | None = None) -> "Experiment | None":
-    from persyn.report.parts import Experiment
+    from persyn.report.page import Experiment
 
     if state.data is None:
         return None

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from persyn.cli.project import Project
-    from persyn.show import Made
+    from persyn.inspection.trace import Made
+    from persyn.project.revision import Project
 
 
 def show(
@@ -26,10 +26,11 @@ def show(
 
     from rich.console import Console
 
-    from persyn.cli.project import open_project
-    from persyn.schemas import PROMPTS, InputError
-    from persyn.show import find_prompt, search_prompts
-    from persyn.show_text import search_text, trace_text
+    from persyn.errors import InputError
+    from persyn.inspection.trace import find_prompt, search_prompts
+    from persyn.inspection.trace_text import search_text, trace_text
+    from persyn.project.revision import open_project
+    from persyn.schemas import PROMPTS
 
     if (prompt_id is None) == (search is None):
         got = "neither" if search is None else "both"
@@ -53,8 +54,8 @@ def show(
 
 
 def _read(project: "Project", prompts: Any) -> "Made":
+    from persyn.inspection.trace import Made
     from persyn.schemas import DATASET, DEFECTS, LEARNABILITY, PAIRS, QUALITY, RESPONSES, REWARDS, ROUTES
-    from persyn.show import Made
 
     teachers, strategies = list(project.section("teachers")), list(project.section("strategies"))
     return Made(
@@ -76,8 +77,8 @@ def _read(project: "Project", prompts: Any) -> "Made":
 def _trace(project: "Project", made: "Made", prompt_id: str) -> dict[str, Any]:
     from persyn.dataset import build_dataset
     from persyn.defects import Policies
-    from persyn.schemas import check_keys
-    from persyn.show import trace_prompt
+    from persyn.errors import check_keys
+    from persyn.inspection.trace import trace_prompt
 
     defects, dataset = project.section("defects"), project.section("dataset")
     check_keys("defects", defects, Policies)
@@ -94,9 +95,9 @@ def _role(project: "Project", made: "Made", prompt_id: str) -> str | None:
         return "not used: it is not parallel"
     if made.rewards is None or made.pairs is None or "model" not in (section := project.section("router")):
         return None
+    from persyn.errors import check_keys
+    from persyn.inspection.trace import router_role
     from persyn.router.settings import Settings
-    from persyn.schemas import check_keys
-    from persyn.show import router_role
 
     check_keys("router", section, Settings)
     entries = project.section("teachers")

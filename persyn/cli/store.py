@@ -57,7 +57,7 @@ def gc(folder: Folder = None) -> None:
 
 
 def _shelves(folder: Path | None) -> list[Path]:
-    from persyn.schemas import InputError
+    from persyn.errors import InputError
     from persyn.store import shelves, store_folder
 
     folder = folder or store_folder()

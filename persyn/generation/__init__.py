@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from persyn.chat import Message, assistant_message, stop_strings, user_message
-from persyn.schemas import InputError, check_keys
+from persyn.errors import InputError, check_keys
 
 TRAINING = ("allowed", "conditional", "forbidden", "unknown")
 
@@ -68,8 +68,8 @@ class Teacher:
     """Family of models, where the strategy family_strong is used."""
     anchors: int | None = None
     """How many parallel prompts it answers, to be placed beside the trained router by them; None answers all."""
-    answers: Mapping[str, Any] | None = None
-    """The fields of Answers: a data set of responses it has already given, which are taken instead of asked for."""
+    precomputed: Mapping[str, Any] | None = None
+    """The fields of Precomputed: a data set of responses it has already given, which are used instead of asking it."""
 
     def __post_init__(self) -> None:
         if self.training not in TRAINING:

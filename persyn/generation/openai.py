@@ -9,10 +9,10 @@ from urllib.parse import urlsplit
 import openai
 
 from persyn.chat import Message, without_control_text
+from persyn.errors import InputError
 from persyn.generation import Generation, Sampling, Teacher
-from persyn.generation.calls import Calls
-from persyn.generation.gate import Gate
-from persyn.schemas import InputError
+from persyn.generation.concurrency import Gate
+from persyn.generation.event_loop import Calls
 
 KINDS: dict[type[openai.APIError], str] = {
     openai.RateLimitError: "rate_limit",

@@ -11,22 +11,20 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ray
 import ray.data
 
-from persyn.budget import Budget
+from persyn.errors import InputError
 from persyn.generation import Backend, Sampling, Teacher, load_backend
-from persyn.schemas import InputError
+from persyn.generation.budget import Budget
+from persyn.generation.requests import Request, answer, stored_answer, unanswered
 from persyn.store import Store, position
-
-if TYPE_CHECKING:
-    from persyn.responses import Request
 
 
 def answer_on_ray(
-    requests: Sequence["Request"],
+    requests: Sequence[Request],
     teacher: Teacher,
     sampling: Sampling,
     store: Store,
@@ -102,8 +100,6 @@ class Worker:
         return {"rows": [json.dumps(rows)], "refused": [self.refused]}
 
     def _answer(self, unit: str) -> dict[str, dict[str, Any]]:
-        from persyn.responses import Request, answer, stored_answer, unanswered
-
         self.backend = self.backend or load_backend(self.teacher, self.speed)
         requests = [Request(**request) for request in json.loads(unit)]
         with self.store.exclusive(position(requests[0].key), position(requests[-1].key) + 1):

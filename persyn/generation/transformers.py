@@ -7,9 +7,9 @@ import torch
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 
 from persyn.chat import Message, encode_prompt, stop_strings, with_chat_template
+from persyn.errors import InputError
 from persyn.generation import Generation, Sampling, Teacher, check_context, read_text
 from persyn.models import load_causal_lm, load_tokenizer
-from persyn.schemas import InputError
 
 DTYPES = ("bfloat16", "float16", "float32")
 

@@ -12,11 +12,11 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from persyn.chat import Message, encode_prompt, stop_strings, with_chat_template
+from persyn.errors import InputError
 from persyn.generation import Generation, Sampling, Teacher, check_context, read_text
-from persyn.generation.calls import Calls
-from persyn.generation.pdeath import PARENT
+from persyn.generation.event_loop import Calls
+from persyn.generation.vllm_plugin import PARENT
 from persyn.models import load_tokenizer, locate_model
-from persyn.schemas import InputError
 
 
 class VLLMBackend:

@@ -6,14 +6,14 @@ from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from persyn.report.outcome import comparison_section, ledger_section, training_section
+from persyn.errors import printable
+from persyn.inspection.diagnostics import find_signatures, worst_first
+from persyn.report.experiments import alpha_section
 from persyn.report.overview import asides, facts, flow, lanes, verdict
-from persyn.report.parts import Run
+from persyn.report.page import Run
+from persyn.report.results import comparison_section, ledger_section, training_section
 from persyn.report.routing import allocation_section, landscape_section, router_section
 from persyn.report.sample import build_sample
-from persyn.report.sweep import alpha_section
-from persyn.schemas import printable
-from persyn.signatures import find_signatures, worst_first
 
 SECTIONS = (
     allocation_section,

@@ -1,4 +1,4 @@
-"""Charts: points and lines of tidy tables (those of persyn.curves, mostly), each an svg element of the page."""
+"""Charts: points and lines of tidy tables (those of persyn.plots, mostly), each an svg element of the page."""
 
 from collections.abc import Mapping
 from typing import Any

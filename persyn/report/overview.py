@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from persyn.report.parts import REFERENCE, Run, Table, count, decimal, interval, listed
+from persyn.report.page import REFERENCE, Run, Table, count, decimal, interval, listed
 
 NAMED = 3  # differences that the verdict tells one by one
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import polars as pl
 
-from persyn.curves import allocation_curve, landscape_curve
+from persyn.plots import allocation_curve, landscape_curve
 from persyn.report import bars, charts
-from persyn.report.parts import REFERENCE, Chart, Run, Section, Table, count, decimal, interval, listed, percent
+from persyn.report.experiments import by_anchors, by_run, runs_table
+from persyn.report.page import REFERENCE, Chart, Run, Section, Table, count, decimal, interval, listed, percent
 from persyn.report.svg import Look
-from persyn.report.sweep import by_anchors, by_run, runs_table
 
 
 def allocation_section(run: Run) -> Section:

@@ -15,11 +15,10 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
-from persyn.live import Live
+from persyn.errors import InputError, check_keys
 from persyn.models import model_identity
-from persyn.router.anchors import PLACED, PlacedRouter, place_teacher
 from persyn.router.finetuned import FinetunedRouter, finetune_router
-from persyn.router.light import CONFIG, LightRouter, embed, fit_light_router
+from persyn.router.linear import CONFIG, LightRouter, embed, fit_light_router
 from persyn.router.losses import win_matrices
 from persyn.router.metrics import (
     health_card,
@@ -31,9 +30,10 @@ from persyn.router.metrics import (
     source_strengths,
     split_prompts,
 )
+from persyn.router.placement import PLACED, PlacedRouter, place_teacher
 from persyn.router.settings import Settings
-from persyn.schemas import InputError, check_keys
 from persyn.training import checkpoints, leave_to_main
+from persyn.training.monitors import Live
 
 
 class Router(Protocol):

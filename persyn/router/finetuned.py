@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from persyn.live import Live
+from persyn.errors import check_keys
 from persyn.models import load_model, load_tokenizer, lora_config
 from persyn.router.losses import ITEMS, LOSSES
 from persyn.router.metrics import routing_metrics
 from persyn.router.settings import Settings
-from persyn.schemas import check_keys
 from persyn.training import SameBatches, is_main, save_trained, train, training_arguments
+from persyn.training.monitors import Live
 
 CLASS_TOKEN = "<|route|>"
 

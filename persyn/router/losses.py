@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from persyn.schemas import InputError
+from persyn.errors import InputError
 
 
 def bradley_terry_loss(outputs: Any, wins: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:

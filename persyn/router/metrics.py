@@ -13,8 +13,8 @@ import polars as pl
 from scipy.special import expit
 from scipy.stats import entropy
 
-from persyn.comparison import LEVEL, paired_difference
-from persyn.schemas import InputError
+from persyn.errors import InputError
+from persyn.statistics import LEVEL, paired_difference
 
 logger = logging.getLogger(__name__)
 

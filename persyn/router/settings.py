@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from persyn.schemas import InputError
+from persyn.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,100 @@
+"""Dataset: routed responses -> what the student is trained on, in TRL's prompt-completion form."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import polars as pl
+
+from persyn.chat import assistant_message, user_message
+from persyn.defects import Policies, count_defects, find_defects
+from persyn.errors import InputError
+from persyn.generation import Teacher
+from persyn.generation.terms import Licenses, check_terms
+from persyn.schemas import DATASET
+
+
+def build_dataset(
+    prompts: pl.DataFrame,
+    routed: pl.DataFrame,
+    policies: Policies,
+    teachers: Mapping[str, Teacher],
+    licenses: Licenses,
+    routes: pl.DataFrame | None = None,
+    score: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
+    *,
+    keep_length: bool = False,
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Join prompts with their routed responses, without those that are not fit to train on.
+
+    Args:
+        prompts: PROMPTS.
+        routed: RESPONSES, one row a prompt, or two where it had two teachers.
+        policies: which defects keep a response out.
+        teachers: all of them, by name. Their terms stand on every row.
+        licenses: what the gate lets pass; it is asked for the teachers in `routed`, before anything is scored.
+        routes: ROUTES that `routed` answers; needed, as `score` is, where a prompt had two teachers.
+        score: RESPONSES -> QUALITY. Of two responses that are fit the better is kept, of equals the stronger teacher's.
+        keep_length: whether a response cut at max_tokens is trained on. It teaches the student to end in
+            mid-sentence, so the default leaves it out.
+
+    Returns:
+        DATASET, and the counts {rows, kept, dropped: {reason: count}, teachers: count_defects}. The reason is the
+        first that holds of error, length and the kinds of defect; then `second`, for the worse of two.
+
+    Raises:
+        InputError: no row is left, or as check_terms.
+    """
+    licenses.check(teachers)
+    check_terms({name: teachers[name] for name in routed["teacher"].unique().sort()}, licenses)
+    defects = find_defects(prompts, routed)
+    rows = routed.join(prompts, on="prompt_id", how="left", validate="m:1")
+    rows = rows.join(defects, on=["prompt_id", "teacher"], how="left", validate="1:1").sort("prompt_id", "teacher")
+    reasons = [
+        pl.when(pl.col("finish_reason") == "error").then(pl.lit("error")),
+        pl.when((pl.col("finish_reason") == "length") & (not keep_length)).then(pl.lit("length")),
+        *(pl.when(kind).then(pl.lit(kind)) for kind in policies.kinds("drop")),
+    ]
+    rows = rows.with_columns(dropped=pl.coalesce(reasons))
+    twice = rows.filter(pl.col("dropped").is_null()).filter(pl.col("prompt_id").is_duplicated())
+    if twice.height:
+        worse = _worse(twice.select(routed.columns), routes, score).with_columns(second=pl.lit("second"))
+        rows = rows.join(worse, on=["prompt_id", "teacher"], how="left", validate="1:1", maintain_order="left")
+        rows = rows.with_columns(dropped=pl.coalesce("dropped", "second"))
+    kept, dropped = rows.filter(pl.col("dropped").is_null()), Counter(rows["dropped"].drop_nulls().sort())
+    if kept.is_empty():
+        raise InputError(
+            f"no response is fit to train on (dropped: {dict(dropped)}); raise sampling.max_tokens of the teachers, "
+            f"or set dataset.keep_length: true"
+        )
+    counts = {"rows": rows.height, "kept": kept.height, "dropped": dict(dropped)}
+    return _messages_and_terms(kept, teachers), counts | {"teachers": count_defects(defects, routed)}
+
+
+def _messages_and_terms(kept: pl.DataFrame, teachers: Mapping[str, Teacher]) -> pl.DataFrame:
+    """DATASET of the responses that are kept."""
+    given = [teachers[name] for name in kept["teacher"]]
+    series = [
+        pl.Series("prompt", [user_message(text) for text in kept["prompt"]], dtype=DATASET["prompt"]),
+        pl.Series("completion", [assistant_message(text) for text in kept["response"]], dtype=DATASET["completion"]),
+        pl.Series("teacher_license", [teacher.license for teacher in given], dtype=pl.String),
+        pl.Series("training", [teacher.training for teacher in given], dtype=pl.String),
+    ]
+    return kept.select("prompt_id", "teacher", "license").hstack(series).select(DATASET.names())
+
+
+def _worse(
+    twice: pl.DataFrame, routes: pl.DataFrame | None, score: Callable[[pl.DataFrame], pl.DataFrame] | None
+) -> pl.DataFrame:
+    """prompt_id and teacher of every response but the best of its prompt. What has no score is worse than any."""
+    keys = ["prompt_id", "teacher"]
+    if routes is None or score is None:
+        raise InputError(
+            f"{twice['prompt_id'].n_unique()} prompts have several responses; give their routes and a score"
+        )
+    known = twice.select(keys).join(score(twice), on=keys, how="left", validate="1:1")
+    known = known.join(routes, on=keys, how="left", validate="1:1").with_columns(
+        pl.col("quality").fill_null(-float("inf"))
+    )
+    order = known.sort("quality", "strength", "teacher", descending=[True, True, False])
+    return order.filter(~pl.col("prompt_id").is_first_distinct()).select(keys)

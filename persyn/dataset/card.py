@@ -1,0 +1,142 @@
+"""Card: the README of a dataset, which says how it was made, by whom, and what binds who uses it."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import PureWindowsPath
+from typing import Any
+
+import polars as pl
+
+from persyn.errors import printable
+from persyn.generation import Teacher
+
+HUB_LICENSES = {"apache-2.0", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "gemma", "mit", "odc-by"}
+"""What the Hugging Face hub calls some licences; a card names no other."""
+TERMS = {
+    "allowed": "may train other models",
+    "conditional": "may train other models on a condition",
+    "forbidden": "must not train other models, by the terms; they were taken all the same",
+    "unknown": "may or may not train other models: the terms were not looked up",
+}
+COLUMNS = (
+    "`prompt` and `completion` are lists of messages (role, content). Every row names its `teacher`, the `license` "
+    "of its prompt, the `teacher_license`, and whether its outputs may serve for `training` other models."
+)
+
+
+def build_card(
+    strategy: str,
+    prompts: pl.DataFrame,
+    dataset: pl.DataFrame,
+    counts: Mapping[str, Any],
+    teachers: Mapping[str, Teacher],
+    cleaning: Mapping[str, Any],
+    sections: Mapping[str, str] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> str:
+    """The data card: the README of a Hugging Face dataset, in markdown below YAML front matter.
+
+    It says how the data was made, by whom, and what binds who uses it. No text of a row is in it; text of params.yaml
+    and of sources is escaped.
+
+    Args:
+        prompts: PROMPTS.
+        dataset: DATASET.
+        counts: as build_dataset returns them.
+        teachers: by name, those in `dataset` at least.
+        cleaning: the counts of build_prompts.
+        sections: heading -> markdown, what comes after the conditions; None says which columns DATASET has.
+        config: how `datasets` loads the files beside the card: an entry of `configs` in its front matter.
+    """
+    sources = dataset.join(prompts.select("prompt_id", "source"), on="prompt_id", how="left", validate="m:1")
+    origins = sources.group_by("source", "license").len().sort("source", "license").rows()
+    parts = [
+        f"# PerSyn: {as_text(strategy)}",
+        "Synthetic data for supervised fine-tuning: every response was written by a language model. Made by PerSyn, "
+        "after [arXiv 2510.10925](https://arxiv.org/abs/2510.10925).",
+        "## How it was made",
+        f"- Strategy {as_text(strategy)} chose who answers a prompt; teachers that wrote what is here: "
+        f"{dataset['teacher'].n_unique()}.",
+        f"- Prompts: {cleaning['read']} read, {cleaning['kept']} kept; dropped: {_reasons(cleaning['dropped'])}.",
+        f"- Decontamination: {cleaning['dropped'].get('contaminated', 0)} of the prompts read shared text with an "
+        "evaluation set named in `prompts.decontaminate` and were dropped.",
+        f"- Responses: {counts['rows']} written, {counts['kept']} kept; dropped: {_reasons(counts['dropped'])}.",
+        "## Teachers",
+        _teachers_table(dataset, teachers),
+        "## Prompts",
+        as_table(["source", "licence", "rows"], [(shown(source), *rest) for source, *rest in origins]),
+        "## Conditions",
+        "Who uses this data is bound by all of these. They are as recorded by who made the data, and no legal advice.",
+        "\n".join(_conditions(dataset, teachers)),
+    ]
+    for heading, text in (sections or {"Columns": COLUMNS}).items():
+        parts += [f"## {heading}", text]
+    return _front_matter(strategy, dataset, config) + "\n\n".join(parts) + "\n"
+
+
+def _front_matter(strategy: str, dataset: pl.DataFrame, config: Mapping[str, Any] | None) -> str:
+    from huggingface_hub import DatasetCardData
+
+    licenses = {name.lower() for column in ("license", "teacher_license") for name in dataset[column].unique()}
+    free = set(dataset["training"]) <= {"allowed"}  # else the name alone would promise more than the conditions
+    one = next(iter(licenses)) if len(licenses) == 1 and licenses <= HUB_LICENSES and free else None
+    bounds = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
+    size = next((name for bound, name in bounds.items() if dataset.height < bound), "n>1M")
+    license_ = {"license": one} if one else {"license": "other", "license_name": "see-conditions"}
+    data = DatasetCardData(
+        pretty_name=f"PerSyn: {strategy}",
+        size_categories=[size],
+        task_categories=["text-generation"],
+        tags=["synthetic", "distillation", "persyn"],
+        configs=config and [dict(config)],
+        **license_,
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n"
+
+
+def _reasons(dropped: Mapping[str, int]) -> str:
+    return ", ".join(f"{as_text(reason)} {count}" for reason, count in sorted(dropped.items())) or "none"
+
+
+def _teachers_table(dataset: pl.DataFrame, teachers: Mapping[str, Teacher]) -> str:
+    rows = []
+    for name, count in sorted(dataset["teacher"].value_counts().rows()):
+        one = teachers[name]
+        share = f"{count / dataset.height:.1%}"
+        rows.append((name, shown(one.model), one.revision, one.license, one.training, count, share))
+    return as_table(["teacher", "model", "revision", "licence", "training on its outputs", "rows", "share"], rows)
+
+
+def _conditions(dataset: pl.DataFrame, teachers: Mapping[str, Teacher]) -> list[str]:
+    """A line a licence of prompts, and a line for all teachers with the same terms."""
+    lines = [f"- Prompts under {as_text(name)}." for name in sorted(dataset["license"].unique())]
+    same: dict[tuple[str, str, str | None], list[str]] = {}
+    for name in sorted(dataset["teacher"].unique()):
+        teacher = teachers[name]
+        same.setdefault((teacher.license, teacher.training, teacher.terms), []).append(name)
+    for (license_, training, terms), names in same.items():
+        rest = f": {as_text(terms)}" if terms else ""
+        lines.append(
+            f"- Responses of {', '.join(map(as_text, names))} (licence {as_text(license_)}) {TERMS[training]}{rest}."
+        )
+    return lines
+
+
+def as_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A markdown table; every cell but the header's as as_text shows it."""
+    cells = [header, ["---"] * len(header), *([as_text(value) for value in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def as_text(value: object) -> str:
+    """As markdown that shows the very text, on one line: it opens no cell, link, tag or emphasis."""
+    text = printable(" ".join(("" if value is None else str(value)).split()))
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", escape(text, quote=False))
+
+
+def shown(name: str) -> str:
+    """The name of a model or of a source; of a path somewhere on a machine its last part."""
+    windows = PureWindowsPath(name)  # knows a drive, and both kinds of slash
+    machine = name.startswith(("~", "/", "file:")) or windows.is_absolute() or ".." in windows.parts
+    return windows.name if machine else name

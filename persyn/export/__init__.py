@@ -1,0 +1,251 @@
+"""Export: one strategy's dataset as others take it: every row with its teacher, terms and scores, and their card."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from persyn.dataset.card import as_table, as_text, shown
+from persyn.defects import Policies
+from persyn.errors import InputError
+from persyn.generation import Teacher
+from persyn.schemas import MESSAGES
+
+KEYS = ["prompt_id", "teacher"]
+COLUMNS: dict[str, tuple[Any, str]] = {
+    "prompt": (MESSAGES, "messages (role, content) that the teacher answered, without its system prompt"),
+    "completion": (MESSAGES, "the answer, as one message"),
+    "messages": (MESSAGES, "`prompt` and `completion` in one list"),
+    "teacher_id": (pl.String, "which teacher answered, by its name above"),
+    "teacher_model": (pl.String, "its model; several teachers may be one model asked in several ways"),
+    "prompt_id": (pl.String, "content hash of the prompt"),
+    "domain": (pl.String, "instruction, math or code"),
+    "source": (pl.String, "where the prompt is from"),
+    "license": (pl.String, "licence of the prompt"),
+    "teacher_license": (pl.String, "licence of the teacher"),
+    "training": (pl.String, "whether the answer may train other models: allowed, conditional, forbidden or unknown"),
+    "quality": (pl.Float64, "score of the answer; null where it was not scored"),
+    "learnability": (pl.Float64, "score of the answer under the student before training; null as `quality`"),
+    "reward": (pl.Float64, "both, mixed, relative to the other teachers' answers to this prompt; null as `quality`"),
+    "strength": (pl.Float64, "the router's strength of this teacher on this prompt; null where no router chose"),
+    "margin": (pl.Float64, "its lead over the best other teacher; null as `strength`, or where there is no other"),
+    "num_response_tokens": (pl.Int64, "tokens of the answer, by the teacher's tokenizer"),
+    "finish_reason": (pl.String, "stop, or length where the answer was cut"),
+}
+"""name -> type and meaning."""
+EXPORT = pl.Schema({name: kind for name, (kind, _) in COLUMNS.items()})
+NULLABLE = ("quality", "learnability", "reward", "strength", "margin")
+TYPES = {MESSAGES: "list of {role: string, content: string}", pl.String: "string", pl.Float64: "float64"}
+
+
+def build_export(
+    prompts: pl.DataFrame,
+    dataset: pl.DataFrame,
+    routes: pl.DataFrame,
+    routed: pl.DataFrame,
+    parallel: pl.DataFrame,
+    rewards: pl.DataFrame,
+    teachers: Mapping[str, Teacher],
+) -> pl.DataFrame:
+    """Join the dataset with all that is known of its rows.
+
+    Args:
+        prompts: PROMPTS.
+        dataset: DATASET.
+        routes: ROUTES of the dataset's strategy.
+        routed: RESPONSES of its routes.
+        parallel: RESPONSES of all teachers to the parallel set: those that were scored.
+        rewards: REWARDS. A row has scores if the very response in it was scored.
+        teachers: by name, those in `dataset` at least.
+
+    Returns:
+        EXPORT, sorted by prompt_id and teacher_id; nulls in NULLABLE only. No text is changed.
+
+    Raises:
+        InputError: the tables are of different runs: a row has no prompt, route or response, or another response, or
+            other terms than its teacher has now.
+    """
+    scored = parallel.select(*KEYS, scored="response")
+    scores = rewards.join(scored, on=KEYS, how="left", validate="1:1")
+    asked = prompts.rename({"prompt": "asked", "license": "license_now"})
+    rows = dataset.join(asked, on="prompt_id", how="left", validate="m:1")
+    for table in (routes.with_columns(routed=True), routed, scores):
+        rows = rows.join(table, on=KEYS, how="left", validate="1:1")
+    assert rows.height == dataset.height, f"{rows.height} rows of {dataset.height} in the dataset"
+    _check_one_run(rows, teachers)
+    same = pl.col("response").eq_missing(pl.col("scored"))
+    rows = rows.sort(KEYS).with_columns(
+        pl.when(same).then(pl.col("quality", "learnability", "reward")),
+        pl.col("domain", "finish_reason").cast(pl.String),
+        source=pl.col("source").replace({name: shown(name) for name in rows["source"].unique()}),
+        messages=pl.concat_list("prompt", "completion"),
+        teacher_id="teacher",
+        teacher_model=pl.col("teacher").replace({name: shown(one.model) for name, one in teachers.items()}),
+    )
+    made = rows.select(EXPORT.names())
+    assert made.schema == EXPORT, made.schema
+    assert not made.drop(NULLABLE).null_count().sum_horizontal().item()
+    return made
+
+
+def _check_one_run(rows: pl.DataFrame, teachers: Mapping[str, Teacher]) -> None:
+    """Every row agrees with all that was joined to it."""
+    terms = [(name, teacher.license, teacher.training) for name, teacher in teachers.items()]
+    names = ["teacher", "teacher_license_now", "training_now"]
+    rows = rows.join(pl.DataFrame(terms, schema=names, orient="row"), on="teacher", how="left", validate="m:1")
+
+    def text(column: str) -> pl.Expr:
+        return pl.col(column).list.first().struct.field("content")
+
+    agree = {
+        "are not of a prompt of prompts.parquet": text("prompt").eq_missing(pl.col("asked")),
+        "have another licence than their prompt": pl.col("license").eq_missing(pl.col("license_now")),
+        "have no route": pl.col("routed").is_not_null(),
+        "have another response than was routed": text("completion").eq_missing(pl.col("response")),
+        "have other terms than their teacher": pl.col("teacher_license").eq_missing(pl.col("teacher_license_now"))
+        & pl.col("training").eq_missing(pl.col("training_now")),
+    }
+    for what, holds in agree.items():
+        wrong = rows.filter(~holds)
+        if wrong.height:
+            raise InputError(
+                f"{wrong.height} of {rows.height} rows of the dataset {what} (first: {wrong['prompt_id'][0]} of "
+                f"{wrong['teacher'][0]}): the tables are of different runs; run `dvc repro`"
+            )
+
+
+def against_publishing(export: pl.DataFrame) -> list[str]:
+    """Why nobody but you may have leave to use these rows: terms that forbid it, or that nobody looked up."""
+    found = export.filter(pl.col("training").is_in(["forbidden", "unknown"])).select("teacher_id", "training").unique()
+    reasons = [f"the terms of {name} are {training}" for name, training in sorted(found.rows())]
+    return reasons + [
+        f"the prompts of {source} name no licence"
+        for source in export.filter(pl.col("license").str.strip_chars() == "")["source"].unique().sort().to_list()
+    ]
+
+
+def describe_export(
+    strategy: str,
+    export: pl.DataFrame,
+    params: Mapping[str, Any],
+    allocation: Mapping[str, Any],
+    router: Mapping[str, Any],
+    provenance: Mapping[str, str | None],
+) -> dict[str, str]:
+    """What the card of an export says beyond the dataset's own card, as build_card takes it: heading -> markdown.
+
+    Args:
+        export: EXPORT.
+        params: all of params.yaml.
+        allocation: as routes.allocation returns it.
+        router: metrics/router.json; used where the strategy's rule is persyn.
+        provenance: label -> value, such as the version and the commit; None is shown as unknown.
+    """
+    rule = params["strategies"][strategy]
+    settings = json.dumps({key: value for key, value in rule.items() if key != "rule"}, ensure_ascii=False)
+    student, alpha = params["student"], params["rewards"].get("alpha")
+    model = f"{shown(student['model'])} {student.get('revision') or ''}".strip()
+    lines = [f"{label}: {as_text(value or 'unknown')}." for label, value in provenance.items()]
+    lines += [
+        f"Strategy: rule {as_text(rule['rule'])}, parameters {as_text(settings)}.",
+        f"Student that it was made for: {as_text(model)} (licence {as_text(student['license'])}).",
+        f"Weight of learnability in the reward, alpha: {as_text(alpha)}.",
+        _router(router) if rule["rule"] == "persyn" else "No router chose the teachers.",
+        f"Evaluation sets that prompts were compared with: {_evaluation_sets(params)}.",
+    ]
+    counts = dict(export["teacher_id"].value_counts().rows())
+    shares = [(name, f"{share:.1%}", counts.get(name, 0)) for name, share in sorted(allocation["share"].items())]
+    return {
+        "Provenance": _list(lines),
+        "Allocation": f"Of {allocation['prompts']} prompts; rows are those that were fit to train on.\n\n"
+        + as_table(["teacher", "share of the routes", "rows"], shares),
+        "Scores": _scores(export, params),
+        "Limits": _list(_limits(export)),
+        "Load and train": LOAD,
+        "Columns": as_table(
+            ["column", "type", "meaning"],
+            [(name, TYPES.get(kind, "int64"), meaning.replace("`", "")) for name, (kind, meaning) in COLUMNS.items()],
+        ),
+        "Citation": CITATION,
+    }
+
+
+def _list(lines: Sequence[str]) -> str:
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _router(found: Mapping[str, Any]) -> str:
+    names = ("num_train", "num_held_out", "hit_at_1", "hit_at_3", "pair_accuracy", "regret", "calibration")
+    values = ", ".join(f"{name} {found[name]}" for name in names if name in found)
+    over, placed = found.get("over_majority"), ", ".join(found.get("placed") or [])
+    beside = ""
+    if over:
+        bounds = "" if over["interval"] is None else " (95 % {:+.3f} to {:+.3f})".format(*over["interval"])
+        beside = f"; its reward minus that of the one teacher of the highest mean reward: {over['difference']:+.3f}"
+        beside += f"{bounds}, {over['verdict']}"
+    without = f"; measured without {placed}, placed beside it by anchors" if placed else ""
+    return f"Router, on held-out parallel prompts: {as_text(values + beside + without) or 'not measured'}."
+
+
+def _evaluation_sets(params: Mapping[str, Any]) -> str:
+    named = params["prompts"].get("decontaminate") or []
+    return ", ".join(as_text(shown(str(one.get("path") or one.get("hub")))) for one in named) or "none was named"
+
+
+def _scores(export: pl.DataFrame, params: Mapping[str, Any]) -> str:
+    quality, rewards = params["quality"], params["rewards"]
+    methods = ", ".join(f"{domain} by {method}" for domain, method in quality.get("methods", {}).items())
+    judges = [quality[kind] for kind in ("reward_model", "judge") if quality.get(kind)]
+    models = ", ".join(f"{shown(str(one.get('model')))} {one.get('revision') or ''}".strip() for one in judges)
+    learnability = as_text((params.get("learnability") or {}).get("method", "mean_logprob"))
+    defects = ", ".join(Policies(**params.get("defects") or {}).kinds("penalise", "drop"))
+    minus = (
+        f", minus {rewards.get('penalty', 1.0):g} where an answer has a defect ({as_text(defects)})" if defects else ""
+    )
+    slope = rewards.get("alpha_slope") or 0.0
+    weight = f"; alpha follows the prompt, by a slope of {slope:g}" if slope else ""
+    lines = [
+        f"quality: {as_text(methods)}{f'; model {as_text(models)}' if models else ''}. Scales differ by method.",
+        f"learnability: {learnability} of the answer under the student before training (mean\\_logprob: nats a token).",
+        f"reward: (1 - alpha) quality + alpha learnability, both normalised "
+        f"({as_text(rewards.get('normalization', 'min_max'))}) over the teachers of one prompt{minus}{weight}.",
+        f"{export['reward'].count()} of {export.height} rows have scores: their prompts were parallel.",
+    ]
+    return _list(lines)
+
+
+def _limits(export: pl.DataFrame) -> list[str]:
+    cut = export.filter(finish_reason="length").height
+    return [
+        "Language models wrote the answers; they were checked no further than the scores say.",
+        "A reward compares answers to one prompt; between prompts it says nothing.",
+        f"{cut} of {export.height} answers were cut at the teacher's limit of tokens (finish\\_reason length).",
+        "Decontamination finds shared runs of words, no paraphrase, and only of the sets named above.",
+        "The teachers were chosen for one student; for another another choice may be better.",
+        "Text is as the teachers and sources wrote it and may hold markup or formulas: treat it as text. Whoever turns "
+        "it into a spreadsheet must escape cells that begin with = + - or @.",
+    ]
+
+
+LOAD = """```python
+from datasets import load_dataset
+from trl import SFTTrainer
+
+dataset = load_dataset("owner/name", split="train")  # or the path of this folder
+SFTTrainer(model="...", train_dataset=dataset).train()
+```
+
+SFTTrainer takes `prompt` and `completion` where both are there, and its loss is then on the completion only. Trainers
+that read `messages` find it. Multi-teacher trainers find in `teacher_id` which teacher a row belongs to."""
+CITATION = """```bibtex
+@inproceedings{zhang-etal-2026-find,
+  title = "Find Your Optimal Teacher: Personalized Data Synthesis via Router-Guided Multi-Teacher Distillation",
+  author = "Zhang, Hengyuan and Yang, Shiping and Liang, Xiao and Shang, Chenming and Jiang, Yuxuan and Tao, Chaofan
+    and Xiong, Jing and So, Hayden Kwok-Hay and Xie, Ruobing and Chang, Angel X and Wong, Ngai",
+  booktitle = "Proceedings of the 64th Annual Meeting of the Association for Computational Linguistics
+    (Volume 1: Long Papers)",
+  year = "2026",
+  url = "https://aclanthology.org/2026.acl-long.666/"
+}
+```"""

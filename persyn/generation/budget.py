@@ -1,0 +1,87 @@
+"""Budget: how many teacher tokens may be paid for, so that a run stops before it overspends."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from persyn.chat import Message
+from persyn.errors import InputError
+from persyn.store import shelves, verify
+
+MESSAGE_TOKENS = 16
+"""At most so many tokens does a chat template add to a message."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The section `budget` of params.yaml. What is spent is what the response store holds, of all teachers.
+
+    Raises:
+        InputError: max_tokens is no number of tokens.
+    """
+
+    max_tokens: int | None = None
+    """Prompt and response tokens that may be paid for; None sets no limit."""
+    since: str = ""
+    """ISO date or time (UTC): answers before it do not count."""
+
+    def __post_init__(self) -> None:
+        limit = self.max_tokens
+        if limit is not None and (not isinstance(limit, int | float) or limit != limit // 1 or limit < 0):
+            raise InputError(
+                f"budget.max_tokens is {limit!r}; it must be a whole number of tokens, or null for no limit"
+            )
+        object.__setattr__(self, "since", str(self.since))  # YAML reads a date as a date
+
+    def spent(self, folder: Path) -> int:
+        """Prompt and response tokens of every answer in the response store at `folder` that was asked for."""
+        rows = (json.loads(payload)["row"] for shelf in shelves(folder) for payload in verify(shelf)[1].values())
+        counted = (row for row in rows if "origin" not in row and row.get("created", "") >= self.since)
+        return sum(row.get("num_prompt_tokens", 0) + row.get("num_response_tokens", 0) for row in counted)
+
+    def waves(self, folder: Path, requests: Sequence[Any], max_tokens: int) -> Iterator[list[Any]]:
+        """The requests, in shares that are sure to fit what is left when each is taken.
+
+        Raises:
+            InputError: as affords.
+        """
+        left = list(requests)
+        while left:
+            sure = self.affords(folder, [request.conversation for request in left], max_tokens)
+            yield left[:sure]
+            left = left[sure:]
+
+    def affords(self, folder: Path, conversations: Sequence[Sequence[Message]], max_tokens: int) -> int:
+        """How many of the conversations, from the first on, are sure to fit what is left.
+
+        A prompt counts as many tokens as it has bytes: a tokenizer makes no more of them, whichever the teacher's is.
+        Once their true number is known, more may fit.
+
+        Raises:
+            InputError: not even the first fits.
+        """
+        if self.max_tokens is None:
+            return len(conversations)
+        spent = self.spent(folder)
+        needed, sure = 0, 0
+        for messages in conversations:
+            needed += max_tokens + sum(MESSAGE_TOKENS + len(message["content"].encode()) for message in messages)
+            if spent + needed > self.max_tokens:
+                break
+            sure += 1
+        if not sure:
+            raise InputError(
+                f"{spent:,} of {self.max_tokens:,.0f} tokens are spent; the next of {len(conversations):,} answers "
+                f"could take {needed:,} and exceed budget.max_tokens. All answers are kept: raise it, lower a "
+                f"teacher's max_tokens, or set budget.since"
+            )
+        return sure
+
+    def divided(self, folder: Path, num_parts: int) -> "Budget":
+        """The same budget for one of several processes at once: each may spend that share of what is left now."""
+        if self.max_tokens is None:
+            return self
+        spent = self.spent(folder)
+        return replace(self, max_tokens=spent + max(0, int(self.max_tokens) - spent) // num_parts)

@@ -1,0 +1,110 @@
+"""Precomputed: responses that a teacher has already given, read from a data set instead of asked for.
+
+Whoever made them may have shown the teacher another system prompt, or sampled otherwise, than its entry in params.yaml
+says: nothing checks that. The store keeps them apart from generated responses, under keys that hold a hash of the field
+`precomputed` and of its file: once either is corrected, the rows are read anew.
+"""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from persyn.chat import encode_prompt, with_chat_template
+from persyn.errors import InputError, check_keys
+from persyn.generation import Generation, Sampling, Teacher
+from persyn.models import load_tokenizer
+from persyn.prompts.sources import Rows, normalise, prompt_id
+
+logger = logging.getLogger(__name__)
+HERE = Path()
+
+
+@dataclass(frozen=True)
+class Precomputed(Rows):
+    """The field `precomputed` of a teacher. `path` is relative to the working folder."""
+
+    prompt: str = "prompt"
+    """Column or template of the prompt. It must be the prompt's text, but for blanks at the ends of lines."""
+    response: str = "response"
+    """Column or template of the response."""
+
+
+def precomputed_suffix(name: str, teacher: Teacher) -> str:
+    """What tells the store's keys of precomputed responses from those of generated ones: a hash of the field
+    `precomputed` and of the file it names; empty where the teacher has none.
+
+    Raises:
+        InputError: the field is wrong, the file is not there, or a hub dataset is not pinned.
+    """
+    if not teacher.precomputed:
+        return ""
+    source = _source(name, teacher)
+    fields = json.dumps([asdict(source), source.origin(HERE)], sort_keys=True)
+    return hashlib.sha256(fields.encode()).hexdigest()[:16]
+
+
+def read_precomputed(
+    prompts: Mapping[str, str], name: str, teacher: Teacher, sampling: Sampling
+) -> dict[str, dict[str, Any]]:
+    """The rows of the store, with their `origin`, that the teacher's precomputed responses give to these prompts.
+
+    Of several rows of a prompt the first that fits is taken. A row that fits no prompt, is empty, or has more than
+    max_tokens is counted in the log and passed over.
+
+    Args:
+        prompts: prompt_id -> text of the prompts that have no response yet.
+
+    Returns:
+        prompt_id -> row.
+
+    Raises:
+        InputError: the rows cannot be read, or the teacher has no tokenizer to count their tokens by.
+    """
+    source = _source(name, teacher)
+    origin, count = source.origin(HERE), Counter[str]()
+    found: dict[str, dict[str, Any]] = {}
+    tokenizer: Any = None
+    for row in source.read(HERE, prompt=source.prompt, response=source.response).values():
+        identity = prompt_id(normalise(row["prompt"] or ""))
+        response = (row["response"] or "").encode("utf-8", "replace").decode().strip()
+        if identity not in prompts or (identity in found and response):
+            count["unmatched"] += 1
+            continue
+        if not response:
+            count["empty"] += 1
+            continue
+        tokenizer = tokenizer or _tokenizer(name, teacher)
+        # As in generation: the token that ends the response is one of its own.
+        num_tokens = len(tokenizer.encode(response, add_special_tokens=False)) + 1
+        if num_tokens > sampling.max_tokens:
+            count["too long"] += 1
+            continue
+        num_prompt_tokens = len(encode_prompt(tokenizer, teacher.messages(prompts[identity])))
+        stored = asdict(Generation(response, "stop", num_prompt_tokens, num_tokens))
+        found[identity] = stored | {"created": datetime.now(UTC).isoformat(timespec="seconds"), "origin": origin}
+    logger.info(
+        "%s: %d responses read from %s; other rows: %d match no open prompt, %d are empty, %d exceed max_tokens %d",
+        *(name, len(found), origin, count["unmatched"], count["empty"], count["too long"], sampling.max_tokens),
+    )
+    return found
+
+
+def _source(name: str, teacher: Teacher) -> Precomputed:
+    fields = teacher.precomputed or {}
+    check_keys(f"teachers.{name}.precomputed", fields, Precomputed)
+    return Precomputed(**fields)
+
+
+def _tokenizer(name: str, teacher: Teacher) -> Any:
+    try:
+        return with_chat_template(load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code))
+    except InputError as error:
+        raise InputError(
+            f"teachers.{name}.precomputed: its model's tokenizer must count their tokens: {error}"
+        ) from error

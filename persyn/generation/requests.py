@@ -1,0 +1,94 @@
+"""Requests: prompts as a teacher is asked them, with the keys under which the store holds their responses."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from persyn.chat import Message
+from persyn.errors import InputError, check_keys
+from persyn.generation import BACKENDS, Backend, Generation, Sampling, Teacher
+from persyn.generation.budget import Budget
+from persyn.generation.precomputed import precomputed_suffix
+from persyn.models import model_identity
+from persyn.store import Store, response_key, slug
+
+
+@dataclass(frozen=True)
+class Request:
+    """A conversation that needs a response, and the key of everything that decides the response."""
+
+    key: str
+    conversation: list[Message]
+    precomputed: str = ""
+    """The key of the teacher's precomputed response, where it has a data set of them."""
+
+
+def prepare_requests(prompts: pl.DataFrame, name: str, teacher: Teacher) -> tuple[Sampling, list[Request]]:
+    """How the teacher draws, and a Request a prompt, in the order of `prompts`.
+
+    Raises:
+        InputError: its entry in params.yaml is wrong.
+    """
+    check_keys(f"teachers.{name}.sampling", teacher.sampling, Sampling)
+    if teacher.backend not in BACKENDS:
+        raise InputError(f"teachers.{name}.backend is {teacher.backend!r}; it must be one of {', '.join(BACKENDS)}")
+    sampling = Sampling(**teacher.sampling)
+    identity = model_identity(teacher.model, teacher.revision)
+    conversations = [teacher.messages(prompt) for prompt in prompts["prompt"].to_list()]
+    keys = [response_key(model=identity, messages=messages, **sampling.drawn) for messages in conversations]
+    suffix = precomputed_suffix(name, teacher)
+    return sampling, [
+        Request(key, messages, f"{key}:{suffix}" if suffix else "")
+        for key, messages in zip(keys, conversations, strict=True)
+    ]
+
+
+def open_store(folder: Path, teacher: Teacher) -> Store:
+    """The teacher's part of the response store at `folder`."""
+    return Store(folder / slug(model_identity(teacher.model, teacher.revision)))
+
+
+def stored_answer(store: Store, request: Request, sampling: Sampling) -> dict[str, Any] | None:
+    """The stored row for `request` under `sampling`, or None. Generated responses win over precomputed ones."""
+    for whole in (store.get(request.key), store.get(request.precomputed)):
+        if whole is not None and whole["num_response_tokens"] <= sampling.max_tokens:
+            return whole
+    return store.get(f"{request.key}:{sampling.max_tokens}")
+
+
+def unanswered(requests: Sequence[Request], store: Store, sampling: Sampling) -> list[Request]:
+    """Those of the requests that the store does not answer."""
+    return [request for request in requests if not stored_answer(store, request, sampling)]
+
+
+def answer(
+    requests: Sequence[Request], backend: Backend, sampling: Sampling, store: Store, budget: Budget | None = None
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """Have requests answered. What is yielded, rows by the key of their request, is in the store by then.
+
+    Raises:
+        InputError: the next answer could exceed the budget.
+    """
+    for wave in (budget or Budget()).waves(store.folder.parent, requests, sampling.max_tokens):
+        conversations, keys = [request.conversation for request in wave], [request.key for request in wave]
+        for batch in backend.generate(conversations, keys, sampling):
+            rows = {keys[index]: _row(generation) for index, generation in batch.items()}
+            store.put({_stored_under(store, key, row, sampling): row for key, row in rows.items()})
+            yield rows
+
+
+def _row(generation: Generation) -> dict[str, Any]:
+    text = generation.response.encode("utf-8", "replace").decode()  # a cut surrogate pair
+    return asdict(generation) | {"response": text, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _stored_under(store: Store, key: str, row: Mapping[str, Any], sampling: Sampling) -> str:
+    """The key of an answer's row: `key` itself serves any max_tokens the answer fits, `key:<max_tokens>` that one."""
+    if row["finish_reason"] == "error":
+        return f"{key}:error"
+    whole = row["finish_reason"] == "stop" and row["num_response_tokens"] <= sampling.max_tokens
+    return key if whole and not store.get(key) else f"{key}:{sampling.max_tokens}"

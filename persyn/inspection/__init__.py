@@ -1,0 +1,1 @@
+"""Inspection: looking into a run: one prompt, two revisions, signs of failure."""

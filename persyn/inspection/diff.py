@@ -1,0 +1,249 @@
+"""Diff: what changed between two states of a project, A and B. Every difference is B minus A."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+
+from persyn.comparison import KEYS
+from persyn.statistics import LEVEL, holm, paired_difference
+
+Tables = Mapping[str, pl.DataFrame]
+Values = Mapping[str, Any]
+ROUTED = ["strength", "margin"]
+SCORES = ["quality", "learnability", "reward"]
+
+
+@dataclass
+class State:
+    """One side, as far as it was made: None, or no key, is not there."""
+
+    name: str
+    params: Values
+    prompts: pl.DataFrame | None = None
+    rewards: pl.DataFrame | None = None
+    routes: Tables = field(default_factory=dict)
+    """Strategy -> ROUTES; so `samples` (SAMPLES) and `evaluation` (its metrics)."""
+    samples: Tables = field(default_factory=dict)
+    evaluation: Values = field(default_factory=dict)
+    router: Values | None = None
+    """metrics/router.json; so `cost` and `defects`."""
+    cost: Values | None = None
+    defects: Values | None = None
+    missing: Sequence[str] = ()
+    """What could not be read, a line each."""
+
+    def strategies(self, only: str | None) -> set[str]:
+        """Those that the parameters name, or of them `only` this one."""
+        return {name for name in self.params.get("strategies") or {} if only in (None, name)}
+
+
+def build_diff(a: State, b: State, strategy: str | None = None) -> dict[str, Any]:
+    """Compare two states, as far as both have a part; of one strategy alone, or (None) of all.
+
+    Returns:
+        a, b: their names; params, router, cost, defects: changed_values; prompts: compare_prompts; allocation:
+        strategy -> compare_routes, or {only: the side that names it}; scores: teacher -> compare_scores, or {only};
+        evaluation: compare_evaluations; missing: lines; same: whether nothing of all this differs. A part that one side
+        lacks is None, or not there.
+    """
+    costs = (_of_strategy(side.cost, strategy) for side in (a, b))
+    found: dict[str, Any] = {
+        "a": a.name,
+        "b": b.name,
+        "params": changed_values(a.params, b.params),
+        "prompts": _of_both(compare_prompts, a.prompts, b.prompts),
+        "allocation": _allocation(a, b, strategy),
+        "scores": _of_both(compare_scores, a.rewards, b.rewards),
+        "router": _of_both(changed_values, a.router, b.router),
+        "evaluation": compare_evaluations(a, b, strategy),
+        "cost": _of_both(changed_values, *costs),
+        "defects": _of_both(changed_values, a.defects, b.defects),
+        "missing": [f"{side.name}: {line}" for side in (a, b) for line in side.missing],
+    }
+    return found | {"same": not any(_differs(found))}
+
+
+def changed_values(a: Any, b: Any) -> dict[str, dict[str, Any]]:
+    """The leaves that differ: path (dots go deeper) -> {a, b}, without the side that has no such leaf."""
+    flat = _flat(a), _flat(b)
+    return {
+        path: {side: values[path] for side, values in zip("ab", flat, strict=True) if path in values}
+        for path in sorted(flat[0].keys() | flat[1].keys())
+        if path not in flat[0] or path not in flat[1] or _unequal(flat[0][path], flat[1][path])
+    }
+
+
+def compare_prompts(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
+    """PROMPTS: same (how many ids are in both), changed (of those, ids of which another column differs), and added and
+    removed (ids)."""
+    both = a.join(b, on="prompt_id", how="inner", suffix="_b", validate="1:1")
+    columns = [name for name in a.columns if name != "prompt_id"]
+    differs = pl.any_horizontal(pl.col(name).ne_missing(pl.col(f"{name}_b")) for name in columns)
+    lists = {
+        "changed": both.filter(differs),
+        "added": b.join(a, on="prompt_id", how="anti"),
+        "removed": a.join(b, on="prompt_id", how="anti"),
+    }
+    return {"same": both.height} | {name: rows["prompt_id"].sort().to_list() for name, rows in lists.items()}
+
+
+def compare_routes(a: pl.DataFrame, b: pl.DataFrame, prompts: pl.DataFrame | None = None) -> dict[str, Any]:
+    """Where one strategy's prompts went.
+
+    Args:
+        a: ROUTES. A prompt with two teachers counts as one with a teacher `stronger + weaker`.
+        prompts: PROMPTS, for their text.
+
+    Returns:
+        prompts (routed in both), unlike (how many of them have another teacher, strength or margin), flow ([{from, to,
+        prompts}]), moved ([{prompt_id, prompt, from, to, margin_a, margin_b}], the largest margin in B first).
+    """
+    both = _one_a_prompt(a).join(_one_a_prompt(b), on="prompt_id", how="inner", suffix="_b", validate="1:1")
+    unlike = both.filter(pl.any_horizontal(pl.col(c).ne_missing(pl.col(f"{c}_b")) for c in ("teacher", *ROUTED))).height
+    both = both.rename({"teacher": "from", "teacher_b": "to", "margin": "margin_a"})
+    flow = both.group_by("from", "to").agg(prompts=pl.len()).sort("from", "to")
+    moved = both.filter(pl.col("from") != pl.col("to")).sort(
+        "margin_b", "prompt_id", descending=[True, False], nulls_last=True
+    )
+    if prompts is None:
+        moved = moved.with_columns(prompt=pl.lit(None, pl.String))
+    else:
+        texts = prompts.select("prompt_id", "prompt")
+        moved = moved.join(texts, on="prompt_id", how="left", validate="1:1", maintain_order="left")
+    rows = moved.select("prompt_id", "prompt", "from", "to", "margin_a", "margin_b").to_dicts()
+    return {"prompts": both.height, "unlike": unlike, "flow": flow.to_dicts(), "moved": rows}
+
+
+def compare_scores(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
+    """REWARDS: teacher -> {rows (prompts scored in both), unpaired (in one alone), changed (rows of which a score
+    differs), quality, learnability, reward: {a, b} means over `rows`}, or {only: the side that has it}."""
+    both = a.join(b, on=["prompt_id", "teacher"], how="inner", suffix="_b", validate="1:1")
+    differs = pl.any_horizontal(pl.col(name) != pl.col(f"{name}_b") for name in SCORES)
+    means = [pl.col(column).mean() for name in SCORES for column in (name, f"{name}_b")]
+    rows = both.group_by("teacher").agg(*means, rows=pl.len(), changed=differs.sum()).to_dicts()
+    scored: dict[str, Any] = {
+        row["teacher"]: {"rows": row["rows"], "changed": row["changed"]}
+        | {name: {"a": row[name], "b": row[f"{name}_b"]} for name in SCORES}
+        for row in rows
+    }
+    counts = [dict(side["teacher"].value_counts().rows()) for side in (a, b)]
+    for name in counts[0].keys() & counts[1].keys():
+        fields = scored.setdefault(name, {"rows": 0, "changed": 0})
+        fields["unpaired"] = counts[0][name] + counts[1][name] - 2 * fields["rows"]
+    return _by_name([set(count) for count in counts], scored.__getitem__)
+
+
+def compare_evaluations(a: State, b: State, strategy: str | None = None) -> dict[str, Any]:
+    """Every strategy that both evaluated, on the items that both have.
+
+    Returns:
+        strategy -> task -> metric -> {a, b: means}, and where both have the samples also the fields of
+        comparison.paired_difference (B minus A), unpaired (items that one side alone has), p_holm (corrected for the
+        strategies compared on this task and metric) and verdict: "differs" where p_holm < 0.05, else "within noise". A
+        strategy of one side is {only}.
+    """
+    found = _by_name([side.strategies(strategy) for side in (a, b)], lambda name: _metrics(a, b, name))
+    families: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for tasks in found.values():
+        for task, metrics in tasks.items():
+            for metric, fields in metrics.items() if task != "only" else ():
+                if "p" in fields:
+                    families.setdefault((task, metric), []).append(fields)
+    for family in families.values():
+        for fields, p in zip(family, holm([fields["p"] for fields in family]), strict=True):
+            fields |= {"p_holm": p, "verdict": "differs" if p < LEVEL else "within noise"}
+    return found
+
+
+def _metrics(a: State, b: State, strategy: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """task -> metric -> its fields, but for those of what is corrected for all strategies."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for side, state in (("a", a), ("b", b)):
+        for task, metrics in state.evaluation.get(strategy, {}).items():
+            for metric, fields in metrics.items():
+                found.setdefault(task, {}).setdefault(metric, {})[side] = fields["value"]
+    if strategy not in a.samples or strategy not in b.samples:
+        return found
+    one, other = (side.samples[strategy].select(*KEYS, "value") for side in (a, b))
+    joined = one.join(other, on=KEYS, how="full", coalesce=True, suffix="_b", validate="1:1").sort(KEYS)
+    for (task, metric), rows in joined.group_by("task", "metric", maintain_order=True):
+        paired = rows.drop_nulls(["value", "value_b"])
+        cell = found.setdefault(str(task), {}).setdefault(str(metric), {})
+        cell["unpaired"] = rows.height - paired.height
+        if paired.height:
+            was, now = paired["value"].to_numpy(), paired["value_b"].to_numpy()
+            cell |= {"a": float(was.mean()), "b": float(now.mean())} | paired_difference(now, was)
+    return found
+
+
+def _allocation(a: State, b: State, strategy: str | None) -> dict[str, Any]:
+    texts = [side.prompts.select("prompt_id", "prompt") for side in (b, a) if side.prompts is not None]
+    prompts = pl.concat(texts).unique("prompt_id", keep="first") if texts else None
+
+    def compare(name: str) -> dict[str, Any] | None:
+        made = name in a.routes and name in b.routes
+        return compare_routes(a.routes[name], b.routes[name], prompts) if made else None
+
+    return _by_name([side.strategies(strategy) for side in (a, b)], compare)
+
+
+def _one_a_prompt(routes: pl.DataFrame) -> pl.DataFrame:
+    ordered = routes.sort("prompt_id", "strength", "teacher", descending=[False, True, False], nulls_last=True)
+    grouped = ordered.group_by("prompt_id", maintain_order=True)
+    return grouped.agg(pl.col("teacher").str.join(" + "), pl.col(ROUTED).first())
+
+
+def _by_name(sides: Sequence[set[str]], compare: Callable[[str], Any]) -> dict[str, Any]:
+    a, b = sides
+    alone = {name: {"only": "a" if name in a else "b"} for name in a ^ b}
+    found = {name: alone.get(name) or compare(name) for name in sorted(a | b)}
+    return {name: fields for name, fields in found.items() if fields}
+
+
+def _of_both(compare: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
+    return None if a is None or b is None else compare(a, b)
+
+
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    """Leaves by their path; a list of scalars is one."""
+    deeper: list[tuple[Any, Any]] = []
+    if isinstance(node, Mapping):
+        deeper = list(node.items())
+    elif isinstance(node, list) and any(isinstance(inner, Mapping) for inner in node):
+        deeper = list(enumerate(node))
+    if not deeper:
+        return {path: node} if path else {}
+    below = f"{path}." if path else ""
+    return {name: leaf for key, inner in deeper for name, leaf in _flat(inner, f"{below}{key}").items()}
+
+
+def _unequal(a: Any, b: Any) -> bool:
+    return a != b or isinstance(a, bool) != isinstance(b, bool)
+
+
+def _of_strategy(cost: Values | None, strategy: str | None) -> Any:
+    """Of metrics/cost.json, what concerns this strategy."""
+    if cost is None or strategy is None:
+        return cost
+    parts = {part: cost.get(part, {}) for part in ("routed", "saved")}
+    return {part: {name: of[name] for name in of if name == strategy} for part, of in parts.items()}
+
+
+def _differs(found: Mapping[str, Any]) -> list[bool]:
+    prompts, scores = found["prompts"] or {}, found["scores"] or {}
+    tasks = [task for of in found["evaluation"].values() if "only" not in of for task in of.values()]
+    return [
+        *(bool(found[part]) for part in ("params", "router", "cost", "defects")),
+        any(prompts.get(name) for name in ("changed", "added", "removed")),
+        any(fields.get("only") or fields.get("unlike") for fields in found["allocation"].values()),
+        any(fields.get("only") or fields["changed"] or fields["unpaired"] for fields in scores.values()),
+        any("only" in of for of in found["evaluation"].values()),
+        any(is_changed(fields) for metrics in tasks for fields in metrics.values()),
+    ]
+
+
+def is_changed(evaluated: Values) -> bool:
+    """Whether a metric of compare_evaluations says anything."""
+    return bool(evaluated.get("a") != evaluated.get("b") or evaluated.get("interval") or evaluated.get("unpaired"))

@@ -1,0 +1,192 @@
+"""Show: one prompt through the whole pipeline."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from persyn.defects import DETECTORS, Policies
+from persyn.errors import InputError
+
+if TYPE_CHECKING:
+    from persyn.router.settings import Settings
+
+Tables = Mapping[str, pl.DataFrame]
+
+
+@dataclass
+class Made:
+    """The tables of a project, as far as they were made: None, or no key, is not yet."""
+
+    prompts: pl.DataFrame
+    responses: Tables = field(default_factory=dict)
+    """Teacher -> RESPONSES to the parallel set; so `quality` and `learnability`."""
+    quality: Tables = field(default_factory=dict)
+    learnability: Tables = field(default_factory=dict)
+    defects: pl.DataFrame | None = None
+    rewards: pl.DataFrame | None = None
+    pairs: pl.DataFrame | None = None
+    routes: Tables = field(default_factory=dict)
+    """Strategy -> ROUTES; so `routed` (RESPONSES) and `dataset` (DATASET)."""
+    routed: Tables = field(default_factory=dict)
+    dataset: Tables = field(default_factory=dict)
+    teachers: Sequence[str] = ()
+    """All that there are to be; so `strategies`."""
+    strategies: Sequence[str] = ()
+
+
+def find_prompt(prompts: pl.DataFrame, prefix: str) -> str:
+    """The one prompt_id of PROMPTS that is, or begins with, `prefix`.
+
+    Raises:
+        InputError: there is none, or several.
+    """
+    found = prompts.filter(pl.col("prompt_id").str.starts_with(prefix))["prompt_id"].sort()
+    if prefix in found:
+        return prefix
+    if len(found) == 1:
+        return str(found[0])
+    if len(found):
+        some = ", ".join(found[:5]) + (", ..." if len(found) > 5 else "")
+        raise InputError(f"{len(found)} prompts begin with {prefix!r}: {some}; give more of the id")
+    ids = {identity[: len(prefix)]: identity for identity in prompts["prompt_id"].sort(descending=True)}
+    near = [ids[begin] for begin in difflib.get_close_matches(prefix, ids, n=3)]
+    known = near or prompts["prompt_id"].sort()[:3].to_list()
+    raise InputError(
+        f"no prompt's id begins with {prefix!r}; {'the nearest are' if near else 'there are'} {', '.join(known)}; "
+        f"`persyn show --search TEXT` finds ids by their prompts' text"
+    )
+
+
+def search_prompts(prompts: pl.DataFrame, text: str) -> pl.DataFrame:
+    """prompt_id, domain, parallel and prompt of those of PROMPTS that contain `text`, upper or lower case."""
+    found = prompts.filter(pl.col("prompt").str.to_lowercase().str.contains(text.lower(), literal=True))
+    return found.select("prompt_id", "domain", "parallel", "prompt").sort("prompt_id")
+
+
+def trace_prompt(
+    made: Made, prompt_id: str, policies: Policies, *, keep_length: bool, role: str | None = None
+) -> dict[str, Any]:
+    """Everything that the tables say of a prompt.
+
+    Args:
+        made: the tables, of every teacher and strategy in the order to show them.
+        policies: which defects keep a response out of the dataset.
+        keep_length: the dataset's.
+        role: what the router used the prompt for, if it is known.
+
+    Returns:
+        The columns of its row in PROMPTS; router: `role`; responses: the row of each teacher that answered, with
+        quality, learnability, truncated, reward (None: not made, or left out), defects (their names) and best (of the
+        highest reward); pairs: winner, loser, margin; strategies: name -> the rows of its routes, with what was
+        routed, `kept` (whether it is in the dataset; None: not made) and `reason` (why not, as build_dataset counts
+        them; outdated: the dataset was made of other routes or parameters); missing: what was not made yet.
+    """
+    prompt = made.prompts.row(by_predicate=pl.col("prompt_id") == prompt_id, named=True)
+    responses = _responses(made, prompt)
+    return prompt | {
+        "router": role,
+        "responses": responses,
+        "pairs": _rows(made.pairs, prompt_id, "winner", "loser", "margin"),
+        "strategies": {name: _routes(made, name, prompt, policies, keep_length) for name in made.routes},
+        "missing": _missing(made),
+    }
+
+
+def router_role(
+    prompts: pl.DataFrame, rewards: pl.DataFrame, pairs: pl.DataFrame, settings: "Settings", prompt_id: str
+) -> str:
+    """What fit_router uses a parallel prompt for, by the settings.
+
+    Args:
+        pairs: PAIRS of the teachers that the router is trained on.
+
+    Raises:
+        InputError: the settings leave nothing to train on, or to measure on.
+    """
+    from persyn.router.metrics import split_prompts
+
+    train, held_out = split_prompts(
+        prompts.filter("parallel").join(rewards, on="prompt_id", how="semi"), settings.holdout
+    )
+    if prompt_id in held_out["prompt_id"]:
+        return "held out: measures the router"
+    used = train[: settings.num_train]
+    if settings.validation:
+        used, checked = split_prompts(used, settings.validation, "router.validation")
+        if prompt_id in checked["prompt_id"]:
+            return "validation: stops its training early"
+    if prompt_id not in used["prompt_id"]:
+        return "not used: it has no rewards, or num_train leaves it out"
+    return "trained on" if prompt_id in pairs["prompt_id"] else "not used: it has no pair, all margins are too small"
+
+
+MADE = ("responses", "quality", "learnability", "defects", "rewards", "pairs", "routes", "routed", "dataset")
+
+
+def _missing(made: Made) -> list[str]:
+    """Parts that were not made; of one that some teachers or strategies have, the names of the others."""
+    found = []
+    for part in MADE:
+        tables, names = getattr(made, part), made.teachers if part in MADE[:3] else made.strategies
+        if tables is None or (isinstance(tables, Mapping) and not tables):
+            found.append(part)
+        elif isinstance(tables, Mapping) and (others := [name for name in names if name not in tables]):
+            found.append(f"{part} of {', '.join(others)}")
+    return found
+
+
+def _rows(table: pl.DataFrame | None, prompt_id: str, *columns: str) -> list[dict[str, Any]]:
+    if table is None:
+        return []
+    rows = table.filter(pl.col("prompt_id") == prompt_id)
+    return (rows.select(columns) if columns else rows).to_dicts()
+
+
+def _responses(made: Made, prompt: Mapping[str, Any]) -> list[dict[str, Any]]:
+    identity = prompt["prompt_id"]
+    rewards = {row["teacher"]: row["reward"] for row in _rows(made.rewards, identity)}
+    found = []
+    for teacher, table in made.responses.items():
+        for row in _rows(table, identity):
+            scores: dict[str, Any] = dict.fromkeys(("quality", "learnability", "truncated"))
+            for part in (made.quality, made.learnability):
+                for scored in _rows(part.get(teacher), identity):
+                    scores |= {name: scored[name] for name in scores if name in scored}
+            reward = rewards.get(teacher)
+            best = reward is not None and reward == max(rewards.values())
+            found.append(row | scores | {"reward": reward, "defects": _defects(made, row, prompt), "best": best})
+    return found
+
+
+def _defects(made: Made, row: Mapping[str, Any], prompt: Mapping[str, Any]) -> list[str]:
+    """As the stage found them; of a response that is not in its table, as they would be found now."""
+    if row["finish_reason"] == "error":
+        return []
+    for known in _rows(made.defects, row["prompt_id"]):
+        if known["teacher"] == row["teacher"]:
+            return [kind for kind in DETECTORS if known[kind]]
+    return [kind for kind, detect in DETECTORS.items() if detect(prompt["prompt"], row["response"])]
+
+
+def _routes(
+    made: Made, strategy: str, prompt: Mapping[str, Any], policies: Policies, keep_length: bool
+) -> list[dict[str, Any]]:
+    identity, dataset = prompt["prompt_id"], made.dataset.get(strategy)
+    kept = {row["teacher"] for row in _rows(dataset, identity, "teacher")}
+    routed = {row["teacher"]: row for row in _rows(made.routed.get(strategy), identity)}
+    found = []
+    for route in _rows(made.routes[strategy], identity):
+        answer = routed.get(route["teacher"])
+        was_kept = None if dataset is None else route["teacher"] in kept
+        route |= {name: answer and answer[name] for name in ("response", "finish_reason", "num_response_tokens")}
+        reason = None
+        if answer and was_kept is False:
+            dropped = [kind for kind in policies.kinds("drop") if kind in _defects(made, answer, prompt)]
+            cut = answer["finish_reason"] == "length" and not keep_length
+            reasons = ["error"] * (answer["finish_reason"] == "error") + ["length"] * cut + dropped
+            reason = [*reasons, "second" if kept & set(routed) else "outdated"][0]
+        found.append(route | {"kept": was_kept, "reason": reason})
+    return found

@@ -1,0 +1,76 @@
+"""What search_prompts and trace_prompt found, for the terminal."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import polars as pl
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.text import Text
+
+from persyn.inspection.terminal import first_words, number, rows_table, shown
+
+
+def search_text(found: pl.DataFrame, limit: int) -> RenderableType:
+    """What search_prompts found, `limit` rows of it."""
+    rows = [
+        (row["prompt_id"], row["domain"], "yes" if row["parallel"] else "no", first_words(row["prompt"]))
+        for row in found.head(limit).to_dicts()
+    ]
+    table = rows_table("prompts", ["prompt_id", "domain", "parallel", "first words"], rows)
+    left = found.height - len(rows)
+    return Group(table, Text(f"{found.height} found" + (f", {left} not listed: --limit lists more" if left else "")))
+
+
+def trace_text(found: Mapping[str, Any]) -> RenderableType:
+    """What trace_prompt found."""
+    facts = Text("\n").join(
+        Text.assemble((f"{name:<10}", "bold"), shown(value))
+        for name, value in {
+            "domain": found["domain"],
+            "source": found["source"],
+            "licence": found["license"],
+            "reference": found["reference"],
+            "parallel": "yes: every teacher answers" if found["parallel"] else "no: only who it is routed to answers",
+            "router": found["router"] or "not known",
+        }.items()
+    )
+    parts: list[RenderableType] = [*_panel(found["prompt"], f"prompt {found['prompt_id']}"), facts, Text("")]
+    for row in found["responses"]:
+        parts += _panel(row["response"], row["teacher"] + (", best" if row["best"] else ""), _scores(row))
+    if found["pairs"]:
+        rows = [(row["winner"], row["loser"], row["margin"]) for row in found["pairs"]]
+        parts.append(rows_table("pairs", ["winner", "loser", "margin"], rows, ["margin"]))
+    parts += _strategies(found)
+    if found["missing"]:
+        parts.append(Text(f"Not made yet: {', '.join(found['missing'])}; `dvc repro` makes them.", style="yellow"))
+    return Group(*parts)
+
+
+def _strategies(found: Mapping[str, Any]) -> list[RenderableType]:
+    rows, others, seen = [], [], {(row["teacher"], row["response"]) for row in found["responses"]}
+    for strategy, routes in found["strategies"].items():
+        for route in routes:
+            verdict = {None: "not made", True: "kept", False: f"left out: {route['reason'] or 'no response'}"}
+            answer = route["teacher"], route["response"]
+            written = None if answer[1] is None else f"{route['finish_reason']}, {route['num_response_tokens']}"
+            cells = route["strength"], route["margin"], written, verdict[route["kept"]]
+            rows.append((strategy, route["teacher"], *cells))
+            if route["response"] is not None and answer not in seen:
+                seen.add(answer)
+                others += _panel(route["response"], f"{route['teacher']}, as routed")
+    columns = ["strategy", "teacher", "strength", "margin", "finish, tokens", "dataset"]
+    return [*others, rows_table("routes", columns, rows, columns[2:4])] if rows else others
+
+
+def _scores(row: Mapping[str, Any]) -> str:
+    scores = [f"{name} {number(row[name])}" for name in ("quality", "learnability", "reward") if row[name] is not None]
+    tokens = f"{row['num_prompt_tokens']} + {row['num_response_tokens']} tokens"
+    defects = [f"defects: {', '.join(row['defects'])}"] * bool(row["defects"])
+    return ", ".join([row["finish_reason"], tokens, *scores, *["truncated"] * bool(row["truncated"]), *defects])
+
+
+def _panel(text: str, title: str, facts: str = "") -> list[RenderableType]:
+    """What was written, in a frame; what is known of it stands outside, where no text can forge it."""
+    about = Text.assemble(shown(title, "bold"), shown(f": {facts}" if facts else ""))
+    return [about, Panel(shown(text))]

@@ -1,0 +1,134 @@
+"""Models: a hub id pinned by revision, a local folder, or a packaged model."""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from persyn.errors import InputError
+from persyn.files import cache_folder, write_text
+from persyn.models.packaged import PACKAGED, find_packaged, packaged_model
+
+
+@dataclass(frozen=True)
+class Student:
+    """The section `student` of params.yaml: which model learns."""
+
+    model: str
+    license: str
+    revision: str | None = None
+    max_length: int = 4096
+    """Tokens of prompt and response at most, in scoring and in training."""
+    family: str | None = None
+    """Family of models, as the teachers' own: what the strategy family_strong goes by."""
+    trust_remote_code: bool = False
+
+
+def locate_model(model: str, revision: str | None) -> dict[str, Any]:
+    """Turn a params entry into the arguments of `from_pretrained` that say which weights are meant.
+
+    Args:
+        model: `packaged:<name>`, a local folder, or a hub id `<owner>/<name>`.
+        revision: the 40-hex commit of a hub id; None for the others.
+
+    Raises:
+        InputError: no such model, or a hub id that is not pinned.
+    """
+    if model.startswith("packaged:"):
+        return {"pretrained_model_name_or_path": str(packaged_model(model.removeprefix("packaged:")))}
+    if Path(model).is_dir():
+        return {"pretrained_model_name_or_path": model}
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise InputError(
+            f"model {model!r} is neither an existing folder, nor a hub id owner/name, nor packaged:<name> "
+            f"with one of {', '.join(PACKAGED)}"
+        )
+    if not re.fullmatch(r"[0-9a-f]{40}", revision or ""):
+        raise InputError(
+            f"model {model}: revision is {revision!r}; a hub model needs the 40-hex commit it is pinned to"
+        )
+    return {"pretrained_model_name_or_path": model, "revision": revision}
+
+
+def model_identity(model: str, revision: str | None) -> str:
+    """Which weights are meant, whatever they are called: the name and revision of a hub id, the pinned sha256 of a
+    packaged model, the sha256 of a local folder's files. New weights in the same folder are another model.
+    """
+    if model.startswith("packaged:"):
+        return f"{model}@{find_packaged(model.removeprefix('packaged:')).sha256}"
+    if not Path(model).is_dir():
+        return f"{model}@{revision}"
+    files = sorted(path for path in Path(model).iterdir() if path.is_file())
+    content = [f"{path.name} {_content(path)}" for path in tqdm(files, desc=f"identity of {model}", disable=None)]
+    return f"{Path(model).name}@{hashlib.sha256(chr(10).join(content).encode()).hexdigest()}"
+
+
+def _content(path: Path) -> str:
+    """sha256 of a file. Kept in the cache for as long as the file's size and time stay: weights are large."""
+    status = path.stat()
+    seen = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
+    known = cache_folder() / "identities" / hashlib.sha256(seen.encode()).hexdigest()
+    if not known.is_file():
+        with path.open("rb") as file:
+            write_text(hashlib.file_digest(file, "sha256").hexdigest(), known)
+    return known.read_text()
+
+
+def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The model's tokenizer, with a padding token (its end-of-sequence token where it has none)."""
+    from transformers import AutoTokenizer
+
+    with _named(model):
+        tokenizer = AutoTokenizer.from_pretrained(**locate_model(model, revision), trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(model: str, revision: str | None = None, trust_remote_code: bool = False, **kwargs: Any) -> Any:
+    """The causal LM, as load_model gives it."""
+    from transformers import AutoModelForCausalLM
+
+    return load_model(AutoModelForCausalLM, model, revision, trust_remote_code=trust_remote_code, **kwargs)
+
+
+def load_model(auto_class: Any, model: str, revision: str | None = None, device: str = "", **kwargs: Any) -> Any:
+    """A model in evaluation mode, from safetensors only; bf16 on a GPU, fp32 on a CPU, unless `dtype` says otherwise.
+
+    Args:
+        auto_class: which kind of head: one of transformers' AutoModel classes.
+        device: this process's own GPU, where there is one, unless named. A Trainer places what it is given on the CPU.
+    """
+    import torch
+
+    device = device or (f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
+    kwargs.setdefault("dtype", torch.float32 if device == "cpu" else torch.bfloat16)
+    with _named(model):
+        loaded = auto_class.from_pretrained(**locate_model(model, revision), use_safetensors=True, **kwargs)
+    return loaded.to(device).eval()
+
+
+def lora_config(
+    task: str, trained_tokens: list[int] | None = None, *, r: int = 16, alpha: int = 32, dropout: float = 0.0
+) -> Any:
+    """LoRA of rank `r` on every linear layer; the embeddings of `trained_tokens` are trained whole."""
+    from peft import LoraConfig
+
+    shape: dict[str, Any] = {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": "all-linear"}
+    return LoraConfig(**shape, task_type=task, trainable_token_indices=trained_tokens)
+
+
+@contextmanager
+def _named(model: str) -> Iterator[None]:
+    """Say in one line which model could not be loaded and why."""
+    try:
+        yield
+    except OSError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"model {model} cannot be loaded; check its name, files and the network: {reason}") from error

@@ -1,0 +1,224 @@
+"""Plan: what a run will have to pay for, before it runs.
+
+Legend: a pair is a (prompt_id, teacher); it is open while nobody has paid for it.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from persyn.cost import Prices
+from persyn.generation import Teacher
+from persyn.generation.budget import Budget
+from persyn.planning.intervals import Interval, Use, add, between, either, lower
+from persyn.planning.known import Strategies
+from persyn.planning.usage import Forecast, look_into_store
+from persyn.prompts import wanted_prompts
+
+PAIR = ["prompt_id", "teacher"]
+ANY = "any teacher"
+Uses = dict[str, Use]  # by teacher
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one strategy has to have answered beside the parallel set. Frames of prompt_id, size (and teacher)."""
+
+    pairs: pl.DataFrame | None
+    """Open pairs, where its routes are known; else None."""
+    must: pl.DataFrame
+    """A row an answer that is needed whoever is chosen."""
+    may: pl.DataFrame
+    """A row an answer that may be needed."""
+    allowed: list[str]
+    """The teachers that may be chosen."""
+
+    @property
+    def calls(self) -> tuple[int, int]:
+        return (self.must.height, self.may.height) if self.pairs is None else (self.pairs.height,) * 2
+
+
+def build_plan(
+    prompts: pl.DataFrame,
+    teachers: Mapping[str, Teacher],
+    strategies: Strategies,
+    routes: Mapping[str, pl.DataFrame],
+    folder: Path,
+    prices: Prices,
+    budget: Budget,
+    methods: Mapping[str, str],
+) -> dict[str, Any]:
+    """Count what the store does not answer yet, and estimate what that takes.
+
+    Args:
+        prompts: PROMPTS, or declared_prompts.
+        routes: strategy -> ROUTES; a strategy that is missing has routes nobody knows yet.
+        folder: the response store.
+        methods: domain -> the method of quality.
+
+    Returns:
+        responses, routed: {teacher or strategy -> use, ...}; total; generate_then_select; scores; budget; notes. A use
+        is the fields of Use, each [low, high] or None, and `seen`, how many answers it was estimated from.
+    """
+    size = pl.col("prompt").str.len_bytes().cast(pl.Float64).fill_null(float("nan"))
+    sized = prompts.select("prompt_id", size=size)
+    parallel = _parallel_pairs(prompts, teachers).join(sized, on="prompt_id", how="left", validate="m:1")
+    forecasts, paid = look_into_store(prompts, teachers, folder, prices)
+    first = parallel.join(paid, on=PAIR, how="anti")
+    have = pl.concat([parallel.select(PAIR), paid]).unique()
+    asked = {
+        name: _asked(sized, list(teachers), strategy, routes.get(name), have) for name, strategy in strategies.items()
+    }
+    total = _total(sized, first, asked, forecasts, have)
+    weights = {one.teacher.model: one.weights for one in forecasts.values()}
+    return {
+        "prompts": {"count": prompts.height, "parallel": int(prompts["parallel"].sum())},
+        "seen": {name: len(one.lengths) for name, one in forecasts.items()},
+        "responses": _fields(_by_teacher(first, forecasts)),
+        "routed": {name: _fields(_uses(one, forecasts)) for name, one in asked.items()},
+        "total": _fields(total),
+        "weights": sum(filter(None, weights.values())),
+        "generate_then_select": _against(sized, strategies, routes, parallel, forecasts),
+        "scores": _scores(prompts, parallel, methods),
+        "budget": _verdict(total["all"], folder, budget),
+        "currency": prices.currency,
+        "unpriced": [name for name, one in forecasts.items() if one.use(np.ones(1)).money is None],
+        "unsized": [name for name, one in forecasts.items() if one.runs_here and one.size is None],
+    }
+
+
+def _parallel_pairs(prompts: pl.DataFrame, teachers: Mapping[str, Teacher]) -> pl.DataFrame:
+    """The pairs of the parallel set; a teacher with anchors answers only those."""
+    wanted = {name: wanted_prompts(prompts, name, teacher.anchors) for name, teacher in teachers.items()}
+    return pl.concat(own.select("prompt_id", teacher=pl.lit(name)) for name, own in wanted.items())
+
+
+def _asked(
+    sized: pl.DataFrame,
+    teachers: list[str],
+    strategy: Mapping[str, Any],
+    routes: pl.DataFrame | None,
+    have: pl.DataFrame,
+) -> Asked:
+    """What the strategy needs beyond the pairs that there are."""
+    allowed = [name for name in teachers if name not in strategy.get("exclude", ())]
+    if routes is not None:
+        pairs = routes.select(PAIR).join(have, on=PAIR, how="anti")
+        return Asked(pairs.join(sized, on="prompt_id", how="left", validate="m:1"), sized[:0], sized[:0], allowed)
+    of_allowed = have.filter(pl.col("teacher").is_in(allowed))
+    counts = of_allowed.group_by("prompt_id").agg(done=pl.len().cast(pl.Int64))
+    open_ = len(allowed) - pl.col("done").fill_null(0)
+    left = sized.join(counts, on="prompt_id", how="left", validate="1:1").with_columns(open=open_)
+    must, may = left.filter(pl.col("open") == len(allowed)), left.filter(pl.col("open") > 0)
+    if strategy.get("second_below") is not None:
+        may = pl.concat([may, left.filter(pl.col("open") > 1)])
+    return Asked(None, must.select(sized.columns), may.select(sized.columns), allowed)
+
+
+def _by_teacher(pairs: pl.DataFrame, forecasts: Mapping[str, Forecast], loads: Mapping[str, int] | None = None) -> Uses:
+    parts = {name: pairs.filter(pl.col("teacher") == name)["size"].to_numpy() for name in forecasts}
+    loads = loads or {}
+    return {name: forecasts[name].use(part, loads.get(name, 1)) for name, part in parts.items() if len(part)}
+
+
+def _uses(asked: Asked, forecasts: Mapping[str, Forecast]) -> Uses:
+    """Of a strategy, by teacher, or of `any teacher` where nobody knows which. Every teacher may have to be loaded."""
+    if asked.pairs is not None:
+        return _by_teacher(asked.pairs, forecasts)
+    chosen = [forecasts[name] for name in asked.allowed]
+    least = either([one.use(asked.must["size"].to_numpy()) for one in chosen])
+    most = either([one.use(asked.may["size"].to_numpy()) for one in chosen])
+    use = between(least, most)
+    one_call = [one.use(np.ones(1)) for one in chosen]
+    if use.gpu_hours and use.calls[1]:
+        others = sorted(one.load[1] for one in chosen)[:-1]
+        use = replace(use, gpu_hours=(use.gpu_hours[0], use.gpu_hours[1] + sum(others)))
+    if any(one.gpu_hours is None for one in one_call):
+        use = replace(use, gpu_hours=None)
+    if any(one.money is None for one in one_call):
+        use = replace(use, money=None)
+    return {ANY: use}
+
+
+def _total(
+    sized: pl.DataFrame,
+    first: pl.DataFrame,
+    asked: Mapping[str, Asked],
+    forecasts: Mapping[str, Forecast],
+    have: pl.DataFrame,
+) -> Uses:
+    """By teacher and in all. A pair that several strategies need is paid for once; those whose routes nobody knows may
+    need only what is paid for by then, or each its own.
+    """
+    known = [one.pairs for one in asked.values() if one.pairs is not None]
+    together = pl.concat([first, *(pairs.select(first.columns) for pairs in known)]).unique(PAIR)
+    loads = Counter(name for pairs in (first, *known) for name in pairs["teacher"].unique())
+    uses = _by_teacher(together, forecasts, loads)
+    unknown = [one for one in asked.values() if one.pairs is None]
+    if unknown:
+        most = add([_uses(one, forecasts)[ANY] for one in unknown])
+        pairs = sized.join(pl.DataFrame({"teacher": list(forecasts)}), how="cross").join(have, on=PAIR, how="anti")
+        rest = pairs.join(together, on=PAIR, how="anti")
+        most = lower(most, add(list(_by_teacher(rest, forecasts, dict.fromkeys(forecasts, len(unknown))).values())))
+        least = [
+            _uses(replace(one, must=one.must.join(_of(together, one.allowed), on="prompt_id", how="anti")), forecasts)
+            for one in unknown
+        ]
+        uses[ANY] = between(max((use[ANY] for use in least), key=lambda use: use.calls[0]), most)
+    return {**uses, "all": add(list(uses.values()))}
+
+
+def _of(pairs: pl.DataFrame, teachers: list[str]) -> pl.DataFrame:
+    return pairs.filter(pl.col("teacher").is_in(teachers))
+
+
+def _against(
+    sized: pl.DataFrame,
+    strategies: Strategies,
+    routes: Mapping[str, pl.DataFrame],
+    parallel: pl.DataFrame,
+    forecasts: Mapping[str, Forecast],
+) -> dict[str, Any]:
+    """What all teachers on all prompts would take, and how many times fewer calls each strategy needs beside the
+    parallel set, whatever the store holds.
+    """
+    use = add([one.use(sized["size"].to_numpy()) for one in forecasts.values()])
+    fewer = {}
+    for name, strategy in strategies.items():
+        calls = _asked(sized, list(forecasts), strategy, routes.get(name), parallel.select(PAIR)).calls
+        fewer[name] = [use.calls[0] / (parallel.height + more) for more in reversed(calls)]
+    return {**_fields({"all": use})["all"], "times_fewer_calls": fewer}
+
+
+def _scores(prompts: pl.DataFrame, parallel: pl.DataFrame, methods: Mapping[str, str]) -> dict[str, Any]:
+    """How many responses are scored by which method of quality, and for learnability. They are not in the sums."""
+    domains = parallel.join(prompts.select("prompt_id", "domain"), on="prompt_id", validate="m:1")["domain"]
+    counts = Counter(methods.get(domain, "no method") for domain in domains.cast(pl.String))
+    return {"quality": dict(sorted(counts.items())), "learnability": parallel.height}
+
+
+def _verdict(total: Use, folder: Path, budget: Budget) -> dict[str, Any] | None:
+    """The plan against budget.max_tokens; None where there is no limit."""
+    if budget.max_tokens is None:
+        return None
+    left = budget.max_tokens - budget.spent(folder)
+    low, high = (asked + said for asked, said in zip(total.prompt_tokens, total.response_tokens, strict=True))
+    verdict = "surely fits" if high <= left else "surely exceeds" if low > left else "may exceed"
+    return {"max_tokens": budget.max_tokens, "left": left, "needed": [round(low), round(high)], "verdict": verdict}
+
+
+def _fields(uses: Uses) -> dict[str, Any]:
+    """As json has them: hours and money to four digits, the rest whole."""
+
+    def plain(field: str, ends: Interval | None) -> list[float] | None:
+        if ends is None or field in ("gpu_hours", "money"):
+            return ends and [float(f"{end:.4g}") for end in ends]
+        return [math.floor(ends[0]), math.ceil(ends[1])]
+
+    return {name: {field: plain(field, ends) for field, ends in asdict(use).items()} for name, use in uses.items()}

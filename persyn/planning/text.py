@@ -1,0 +1,75 @@
+"""Bill: a plan as text."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from persyn.cost import as_text
+
+HEADER = ["stage, teacher", "calls", "prompt tokens", "response tokens", "H100-hours", "disk, MB", "money"]
+
+
+def plan_text(plan: Mapping[str, Any]) -> str:
+    """The plan on a screen: a row a stage and teacher, every number as low - high where it is not certain."""
+    prompts, select, currency = plan["prompts"], plan["generate_then_select"], plan["currency"]
+    stages = {"responses (parallel set)": plan["responses"]}
+    stages |= {f"routed@{name}": uses for name, uses in plan["routed"].items()}
+    # The total of a teacher that is asked in one stage only stands there already.
+    total = {name: use for name, use in plan["total"].items() if use != plan["responses"].get(name)}
+    rows = []
+    for stage, uses in [*stages.items(), ("total, each call paid once", total)]:
+        rows.append([stage, *[""] * 6])
+        rows += [_row(f"  {name}", use) for name, use in uses.items()] or [["  nothing is left to ask", *[""] * 6]]
+    fewer = [f"{name} {_span(ratio, '.1f')}" for name, ratio in select["times_fewer_calls"].items()]
+    unseen = [name for name, count in plan["seen"].items() if count < 2]
+    quality = ", ".join(f"{count:,} by {method}" for method, count in plan["scores"]["quality"].items())
+    lines = [
+        f"{prompts['count']:,} prompts ({prompts['from']}), {prompts['parallel']:,} parallel. What the store answers "
+        f"is not counted. Money in {currency}.",
+        "",
+        as_text(HEADER, rows),
+        "",
+        f"Generate then select: {_span(select['calls'])} calls, {_span(select['response_tokens'])} response tokens. "
+        f"Times fewer calls, parallel set included: {', '.join(fewer)}.",
+        f"Weights of the teachers: {plan['weights'] / 1e9:,.1f} GB. Not in the sums: quality {quality}; learnability "
+        f"{plan['scores']['learnability']:,} by the student.",
+    ]
+    if unseen:
+        lines.append(f"No answers seen yet of {_names(unseen, plan)}: `persyn plan --probe 8` asks for some first.")
+    if plan["unsized"]:
+        lines.append(f"No H100-hours for {_names(plan['unsized'], plan)}: give its size in prices.sizes.")
+    if plan["unpriced"]:
+        lines.append(f"No price given for {_names(plan['unpriced'], plan)}.")
+    if plan["precomputed"]:
+        lines.append(
+            f"{len(plan['precomputed'])} teachers have precomputed responses: those that fit are not asked for, "
+            f"but are counted above until they are in the store."
+        )
+    if plan["refused"]:
+        lines.append(
+            f"A run is refused: the terms of {', '.join(plan['refused'])} forbid training other models on the outputs; "
+            f"take them out, or name them in licenses.allow_forbidden."
+        )
+    if budget := plan["budget"]:
+        lines.append(
+            f"budget.max_tokens {budget['max_tokens']:,}: {budget['left']:,} left, the plan needs "
+            f"{_span(budget['needed'])}: it {budget['verdict']}."
+        )
+    return "\n".join(lines)
+
+
+def _row(name: str, use: Mapping[str, Any]) -> list[str]:
+    whole = [_span(use[field]) for field in ("calls", "prompt_tokens", "response_tokens")]
+    disk = [end / 1e6 for end in use["disk"]]
+    return [name, *whole, _span(use["gpu_hours"], ""), _span(disk, ""), _span(use["money"], ",.2f")]
+
+
+def _names(names: list[str], plan: Mapping[str, Any]) -> str:
+    return f"any of {len(names)} teachers" if len(names) == len(plan["seen"]) > 3 else ", ".join(names)
+
+
+def _span(ends: list[float] | None, form: str = ",") -> str:
+    """`low - high`, or one number. An empty form is two digits, or a whole number."""
+    if ends is None:
+        return "?"
+    low, high = (format(end, form or (",.0f" if end >= 10 else ".2g")) for end in ends)
+    return low if low == high else f"{low} - {high}"

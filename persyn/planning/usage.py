@@ -1,0 +1,169 @@
+"""Forecast: what a teacher's answers will take, from those that the response store holds of it."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from persyn.cost import Prices
+from persyn.generation import Teacher
+from persyn.generation.budget import MESSAGE_TOKENS
+from persyn.generation.requests import open_store, prepare_requests, stored_answer
+from persyn.models import model_identity
+from persyn.planning.intervals import (
+    Interval,
+    Use,
+    count_parameters,
+    gpu_hours,
+    predicted_sum,
+    response_tokens,
+    size_in_name,
+    weight_files,
+)
+from persyn.store import slug, verify
+
+BYTES_A_TOKEN = (2.0, 6.0)  # of a prompt: digits and markup at one end, plain English at the other
+TYPICAL_PROMPT = (60.0, 240.0)  # tokens, where no prompt is at hand: half and twice the 120 of Magpie's instructions
+LOAD_HOURS = (0.5 / 60, 5 / 60)
+GPU_GIGABYTES = 72  # of an H100's 80, for weights of 2 bytes a parameter
+RECORD_BYTES = 120  # of a stored row, beside its json
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A teacher, and what is known of its answers."""
+
+    name: str
+    teacher: Teacher
+    prices: Prices
+    max_tokens: int
+    shown: np.ndarray
+    """(n,), bytes of what it was shown, of the answers seen."""
+    asked: np.ndarray
+    """(n,), their prompt tokens."""
+    lengths: np.ndarray
+    """(n,), their response tokens."""
+    row_bytes: float | None = None
+    """A stored answer, where some are."""
+
+    @property
+    def runs_here(self) -> bool:
+        return self.teacher.backend != "openai"
+
+    @cached_property
+    def size(self) -> float | None:
+        """Billions of parameters: as prices.sizes says, as its weights say, or as its name says."""
+        given = self.prices.sizes.get(self.name)
+        return given or count_parameters(self.teacher.model) or size_in_name(self.teacher.model)
+
+    @property
+    def weights(self) -> float | None:
+        """Bytes of its weights: of the files that are here, else 2 a parameter."""
+        files = weight_files(self.teacher.model)
+        if files or not self.runs_here:
+            return float(sum(file.stat().st_size for file in files))
+        return None if self.size is None else 2e9 * self.size
+
+    @property
+    def load(self) -> Interval:
+        """GPU-hours of loading it once: half a minute to five, on as many GPUs as its weights need."""
+        if not self.runs_here or self.size is None:
+            return 0.0, 0.0
+        gpus = math.ceil(2 * self.size / GPU_GIGABYTES)
+        return gpus * LOAD_HOURS[0], gpus * LOAD_HOURS[1]
+
+    def use(self, sizes: np.ndarray, loads: int = 1) -> Use:
+        """What it takes to answer prompts of these bytes (NaN: not known), in `loads` stages."""
+        count = len(sizes)
+        if not count:
+            return Use()
+        asked, said = self._prompt_tokens(sizes), response_tokens(self.lengths, count, self.max_tokens)
+        hours: Interval | None = None if self.runs_here else (0, 0)
+        if self.runs_here and self.size is not None:
+            busy = gpu_hours(said, self.size)
+            hours = busy[0] + loads * self.load[0], busy[1] + loads * self.load[1]
+        disk = 1000.0 * count, 1000.0 * count + 8 * said[1]  # as the store's own check of free space
+        if self.row_bytes:
+            disk = count * self.row_bytes, count * self.row_bytes
+        return Use((count, count), asked, said, hours, disk, self._money(asked, said, hours))
+
+    def _prompt_tokens(self, sizes: np.ndarray) -> Interval:
+        messages, count = self.teacher.messages(""), len(sizes)
+        own = _shown(messages)  # the system prompt and examples
+        if np.isnan(sizes).any():
+            low, high = (
+                count * (tokens + own / each) for tokens, each in zip(TYPICAL_PROMPT, BYTES_A_TOKEN[::-1], strict=True)
+            )
+        else:
+            shown = sizes + own
+            template = MESSAGE_TOKENS * len(messages) * count
+            low, high = float(shown.sum()) / BYTES_A_TOKEN[1], float(shown.sum()) / BYTES_A_TOKEN[0] + template
+            if len(self.shown) > 2:  # about a + b * bytes; prompts of one kind, routed together, err alike
+                known, new = (np.column_stack([np.ones(len(part)), part]) for part in (self.shown, shown))
+                closer = predicted_sum(known, self.asked, new, alike=True)
+                low, high = max(low, closer[0]), min(high, closer[1])
+        return max(low, float(count)), max(high, float(count))
+
+    def _money(self, asked: Interval, said: Interval, hours: Interval | None) -> Interval | None:
+        ends = [self.prices.money(self.name, *tokens) for tokens in zip(asked, said, strict=True)]
+        if ends[0] is not None and ends[1] is not None:
+            return ends[0], ends[1]
+        rate = self.prices.gpu_hour
+        return (hours[0] * rate, hours[1] * rate) if rate is not None and hours and self.runs_here else None
+
+
+def look_into_store(
+    prompts: pl.DataFrame, teachers: Mapping[str, Teacher], folder: Path, prices: Prices
+) -> tuple[dict[str, Forecast], pl.DataFrame]:
+    """A Forecast a teacher, from its own answers to these prompts; and what is answered: prompt_id, teacher.
+
+    Args:
+        prompts: PROMPTS. Where the texts are not here (null), nothing is known to be answered.
+        folder: the response store.
+    """
+    forecasts, schema = {}, {"prompt_id": pl.String, "teacher": pl.String}
+    answered = [pl.DataFrame(schema=schema)]
+    for name, teacher in teachers.items():
+        found = [] if prompts["prompt"].null_count() else _find_answers(prompts, name, teacher, folder)
+        numbers = np.array([numbers for _, numbers in found], float).reshape(-1, 4)
+        row_bytes = float(numbers[:, 3].mean()) if found else None
+        sampling, _ = prepare_requests(prompts.clear(), name, teacher)
+        shown, asked, lengths = numbers[:, 0], numbers[:, 1], numbers[:, 2]
+        forecasts[name] = Forecast(name, teacher, prices, sampling.max_tokens, shown, asked, lengths, row_bytes)
+        identities = [identity for identity, _ in found]
+        answered.append(pl.DataFrame({"prompt_id": identities, "teacher": [name] * len(found)}, schema=schema))
+    return forecasts, pl.concat(answered)
+
+
+def _find_answers(
+    prompts: pl.DataFrame, name: str, teacher: Teacher, folder: Path
+) -> list[tuple[str, tuple[int, int, int, int]]]:
+    """prompt_id and (bytes shown, prompt tokens, response tokens, bytes stored) of every answer there is. Parallel
+    prompts are looked for first: where the store holds no more than those, the others need not be.
+    """
+    found: list[tuple[str, tuple[int, int, int, int]]] = []
+    shelf = folder / slug(model_identity(teacher.model, teacher.revision))
+    num_rows = verify(shelf)[0].rows
+    if not num_rows:  # a store that is opened is made
+        return found
+    store = open_store(folder, teacher)
+    for part in (prompts.filter("parallel"), prompts.filter(~pl.col("parallel"))):
+        if len(found) == num_rows:
+            break
+        sampling, requests = prepare_requests(part, name, teacher)
+        for identity, request in zip(part["prompt_id"], requests, strict=True):
+            if row := stored_answer(store, request, sampling):
+                tokens = row["num_prompt_tokens"], row["num_response_tokens"]
+                stored = len(json.dumps(row)) + RECORD_BYTES
+                found.append((identity, (_shown(request.conversation), *tokens, stored)))
+    return found
+
+
+def _shown(conversation: list[dict[str, str]]) -> int:
+    """Bytes of what a teacher is shown."""
+    return sum(len(message["content"].encode()) for message in conversation)

@@ -1,0 +1,193 @@
+"""A project's parameters, tables and metrics, as they lie in its folder or in a DVC revision."""
+
+import io
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from persyn.errors import InputError, printable
+from persyn.schemas import check_table
+
+if TYPE_CHECKING:
+    import polars as pl
+
+
+class Project:
+    """Reads a project. What has not been made yet is None, or left out.
+
+    Args:
+        files: any file system of fsspec.
+        folder: where the project is in it, "" for its root.
+        name: what to call it.
+        commit: the git commit that it is of, None if that is not known.
+    """
+
+    def __init__(self, files: Any = None, folder: str = "", name: str = "workspace", commit: str | None = None) -> None:
+        self.files, self.folder, self.name, self.commit = files or fsspec.filesystem("file"), folder, name, commit
+
+    def read(self, path: str) -> bytes | None:
+        """The bytes of a file.
+
+        Raises:
+            InputError: it was made, but is neither in DVC's cache nor in a remote.
+        """
+        where = f"{self.folder}/{path}" if self.folder else path
+        try:
+            if self.files.info(where)["type"] != "file":
+                return None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ImportError as error:  # of the package that the DVC remote needs
+            raise InputError(f"cannot read {path} of {self.name}: {error}") from error
+        try:
+            return self.files.cat_file(where)
+        except FileNotFoundError as error:
+            raise InputError(
+                f"{path} of {self.name} is not in DVC's cache; fetch it (`dvc fetch --all-commits`, `dvc exp pull`) "
+                f"or make it there again (`git checkout`, `dvc repro`)"
+            ) from error
+
+    def params(self) -> dict[str, Any]:
+        """params.yaml, whole.
+
+        Raises:
+            InputError: there is none, it is not legal, or it holds a key.
+        """
+        from stages import check_secrets
+
+        found = self.yaml("params.yaml")
+        if found is None:
+            raise InputError(f"{self.name} has no params.yaml here; run the command in the folder of a project")
+        if not isinstance(found, dict):
+            raise InputError(f"params.yaml of {self.name} holds no sections; see the README for what it must hold")
+        check_secrets(found)
+        return found
+
+    def yaml(self, path: str) -> Any:
+        """A YAML file; None if it is not there, or empty.
+
+        Raises:
+            InputError: it is not legal.
+        """
+        try:
+            return YAML(typ="safe", pure=True).load(self.read(path) or b"")
+        except YAMLError as error:
+            raise InputError(f"cannot read {path} of {self.name}: {' '.join(str(error).split())}") from error
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section of params.yaml; empty if it is not there.
+
+        Raises:
+            InputError: it has no keys and values.
+        """
+        found = self.params().get(name) or {}
+        if not isinstance(found, dict):
+            raise InputError(f"{name} in params.yaml of {self.name} is {found!r}; it must be keys and their values")
+        return found
+
+    def json(self, path: str) -> Any:
+        """A metrics file; None if it is not there.
+
+        Raises:
+            InputError: it is not legal.
+        """
+        import json
+
+        text = self.read(path)
+        try:
+            return None if text is None else json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{path} of {self.name} is no JSON ({error}); run `dvc repro` to make it again") from error
+
+    def table(self, path: str, schema: "pl.Schema") -> "pl.DataFrame | None":
+        """A table, checked; None if it is not there.
+
+        Raises:
+            InputError: as check_table, or it is damaged.
+        """
+        import polars as pl
+
+        content = self.read(path)
+        if content is None:
+            return None
+        try:
+            found = pl.read_parquet(content)
+        except pl.exceptions.PolarsError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{path} of {self.name} is damaged ({reason}); delete it, then `dvc checkout` or `dvc repro`"
+            ) from error
+        return check_table(found, schema, f"{path} of {self.name}")
+
+    def tables(self, folder: str, names: Iterable[str], schema: "pl.Schema") -> "dict[str, pl.DataFrame]":
+        """`<folder>/<name>.parquet` of those names that have one."""
+        found = ((name, self.table(f"{folder}/{name}.parquet", schema)) for name in names)
+        return {name: table for name, table in found if table is not None}
+
+
+@contextmanager
+def open_project(revision: str | None = None) -> Iterator[Project]:
+    """The project of the working directory as it stands, or as it was in a revision.
+
+    The commit is unpacked into a temporary folder, where DVC reads it: in git itself it cannot follow the links of a
+    profile.
+
+    Args:
+        revision: what git or DVC resolves: a commit, a branch, a tag, an experiment's name. None, or "workspace", for
+            the files as they lie.
+
+    Raises:
+        InputError: this is no DVC project in a git repository, or it has no such revision.
+    """
+    if revision in (None, "workspace"):
+        yield Project(commit=_head())
+        return
+    from dvc.api import DVCFileSystem
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+    from dvc.scm import resolve_rev
+
+    try:
+        here = Repo()
+        commit = resolve_rev(here.scm, revision)
+    except DvcException as error:
+        raise InputError(
+            f"cannot read {printable(str(revision))!r}: {error}; give a commit, a branch, a tag, an experiment's name "
+            f"(`dvc exp show`), or workspace"
+        ) from error
+    root = here.scm.root_dir
+    archive = subprocess.run(["git", "-C", root, "archive", commit], stdout=subprocess.PIPE, check=True).stdout
+    with tempfile.TemporaryDirectory(prefix="persyn-") as folder:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(folder, filter=_inside)
+        settings = {"cache": {"dir": here.cache.local_cache_dir}, "core": {"no_scm": True}}
+        then = Repo(str(Path(folder) / Path(here.root_dir).relative_to(root)), config=settings)
+        yield Project(DVCFileSystem(repo=then), name=str(revision), commit=commit)
+
+
+def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """Leave out a link that leads out of the repository."""
+    try:
+        return tarfile.data_filter(member, folder)
+    except (tarfile.AbsoluteLinkError, tarfile.LinkOutsideDestinationError):
+        return None
+
+
+def _head() -> str | None:
+    """The commit that is checked out; whether files that git knows have changed since."""
+    try:
+        commit, changed = (
+            subprocess.run(["git", *command], capture_output=True, text=True, check=True).stdout.strip()
+            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit} and changes that are not committed" if changed else commit

@@ -1,0 +1,164 @@
+"""Prompts: raw sources -> one normalised, de-duplicated, decontaminated table with its parallel set marked.
+
+Nothing is dropped silently: `Prompts.dropped` counts every row that did not make it, by reason.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from persyn.errors import InputError, check_keys
+from persyn.prompts.sources import Rows, normalise, prompt_id
+from persyn.schemas import DOMAINS, PROMPTS
+
+NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Source(Rows):
+    """Rows of prompts. `path` is below the raw folder."""
+
+    domain: str = "instruction"
+    license: str = ""
+    prompt: str = "prompt"
+    """Column or template of the prompt text."""
+    reference: str | None = None
+    """Column or template of the reference; if given, every row must have one."""
+
+
+def build_prompts(
+    raw: Path,
+    *,
+    sources: Sequence[Mapping[str, Any]],
+    decontaminate: Sequence[Mapping[str, Any]],
+    ngram: int = 13,
+    max_characters: int = 20_000,
+    num_parallel: int | None,
+    seed: int = 0,
+) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """Read, clean and mark the prompts.
+
+    Args:
+        raw: folder that local sources are relative to.
+        sources: the fields of Source, one mapping a source.
+        decontaminate: evaluation sets, as sources. A prompt that equals one of their prompts, or shares a run of
+            `ngram` words with one, is dropped.
+        max_characters: a longer prompt is dropped.
+        num_parallel: how many prompts every teacher answers, spread over the domains by their size; None is all.
+        seed: chooses which.
+
+    Returns:
+        PROMPTS and the counts {read, kept, parallel, dropped: {reason: count}, domains: {domain: count}}.
+
+    Raises:
+        InputError: a source is unreadable, a column or a reference is missing, nothing is left,
+            or there are fewer prompts than `num_parallel`.
+    """
+    if not sources:
+        raise InputError("prompts.sources is empty; name at least one source")
+    evaluation = [row for source in _sources("prompts.decontaminate", decontaminate) for row in _read(raw, source)]
+    seen_by_evaluation = [normalise(row["prompt"] or "") for row in evaluation]
+    exact, runs = set(seen_by_evaluation), {run for text in seen_by_evaluation for run in _ngrams(text, ngram)}
+    kept: dict[str, dict[str, Any]] = {}
+    dropped: Counter[str] = Counter()
+    num_read = 0
+    for source in _sources("prompts.sources", sources):
+        for row in _read(raw, source):
+            num_read += 1
+            prompt = normalise(row["prompt"] or "")
+            identity = prompt_id(prompt)
+            if not prompt:
+                dropped["empty"] += 1
+            elif NOT_TEXT.search(prompt + (row["reference"] or "")):
+                dropped["not text"] += 1
+            elif len(prompt) > max_characters:
+                dropped["too long"] += 1
+            elif identity in kept:
+                dropped["duplicate"] += 1
+            elif prompt in exact or not runs.isdisjoint(_ngrams(prompt, ngram)):
+                dropped["contaminated"] += 1
+            else:
+                origin = {"domain": source.domain, "source": source.name, "license": source.license}
+                kept[identity] = {"prompt_id": identity, "prompt": prompt, "reference": row["reference"], **origin}
+    assert num_read == len(kept) + dropped.total(), "every row is kept or counted"
+    if not kept:
+        raise InputError(f"no prompt is left of {num_read} read ({dict(dropped)}); give sources with usable prompts")
+    num_parallel = len(kept) if num_parallel is None else num_parallel
+    table = _mark_parallel(pl.DataFrame(list(kept.values())), num_parallel, seed)
+    domains = dict(sorted(Counter(table["domain"].to_list()).items()))
+    counts = {"read": num_read, "kept": table.height, "parallel": num_parallel}
+    return table, {**counts, "dropped": dict(sorted(dropped.items())), "domains": domains}
+
+
+def anchor_prompts(parallel: pl.DataFrame, count: int) -> pl.DataFrame:
+    """The `count` parallel prompts that a teacher with anchors answers: the same ones for all of them.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    if not 0 < count <= parallel.height:
+        raise InputError(f"anchors is {count}; it must be 1 to {parallel.height}, the parallel prompts there are")
+    lots = [hashlib.sha256(f"anchor:{identity}".encode()).hexdigest() for identity in parallel["prompt_id"]]
+    return parallel.with_columns(lot=pl.Series(lots)).sort("lot").drop("lot")[:count]
+
+
+def wanted_prompts(
+    prompts: pl.DataFrame, name: str, anchors: int | None, routes: Iterable[pl.DataFrame] = ()
+) -> pl.DataFrame:
+    """The prompts that the teacher `name` is to answer: the parallel set (or its anchors), and what is routed to it.
+
+    Args:
+        prompts: PROMPTS.
+        routes: ROUTES of any number of strategies.
+    """
+    parallel = prompts.filter(pl.col("parallel"))
+    parallel = parallel if anchors is None else anchor_prompts(parallel, anchors)
+    routed = [table.filter(pl.col("teacher") == name).select("prompt_id") for table in routes]
+    wanted = pl.concat([parallel.select("prompt_id"), *routed]).unique()
+    return prompts.join(wanted, on="prompt_id", how="semi", maintain_order="left")
+
+
+def _sources(section: str, entries: Sequence[Mapping[str, Any]]) -> list[Source]:
+    for entry in entries:
+        check_keys(section, entry, Source)
+    return [Source(**entry) for entry in entries]
+
+
+def _read(raw: Path, source: Source) -> list[dict[str, str | None]]:
+    """The rows of one source: prompt and reference."""
+    if source.domain not in DOMAINS.categories:
+        raise InputError(f"source {source.name}: domain is {source.domain!r}; needs {', '.join(DOMAINS.categories)}")
+    if source.reference is None:
+        return [{**row, "reference": None} for row in source.read(raw, prompt=source.prompt).values()]
+    rows = source.read(raw, prompt=source.prompt, reference=source.reference)
+    without = [number for number, row in rows.items() if not (row["reference"] or "").strip()]
+    if without:
+        raise InputError(
+            f"source {source.name}: {len(without)} rows have no {source.reference!r}, first at rows {without[:5]} "
+            f"(from 0); fill them, or leave `reference` out and use a quality method that needs none"
+        )
+    return list(rows.values())
+
+
+def _ngrams(prompt: str, size: int) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", prompt.lower())
+    return {tuple(words[start : start + size]) for start in range(len(words) - size + 1)}
+
+
+def _mark_parallel(table: pl.DataFrame, num_parallel: int, seed: int) -> pl.DataFrame:
+    """Mark `num_parallel` rows, each domain by its share, chosen by a hash of the content and the seed."""
+    if not 0 < num_parallel <= table.height:
+        raise InputError(f"prompts.num_parallel is {num_parallel}; it must be 1 to {table.height}, the prompts kept")
+    lots = [hashlib.sha256(f"{seed}:{identity}".encode()).hexdigest() for identity in table["prompt_id"]]
+    # Interleaving the domains by rank over size spreads any prefix of the order over them by their size.
+    rank = (pl.col("lot").rank("ordinal").over("domain") - 0.5) / pl.len().over("domain")
+    order = table.with_columns(lot=pl.Series(lots)).with_columns(share=rank).sort("share", "lot")
+    parallel = pl.Series(range(table.height)) < num_parallel
+    marked = order.with_columns(parallel=parallel, domain=pl.col("domain").cast(DOMAINS))
+    return marked.cast({"reference": pl.String}).select(PROMPTS.names())

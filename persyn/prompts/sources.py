@@ -1,0 +1,221 @@
+"""Sources: rows of a file or of a hub dataset, read as text by column or by template; what makes two prompts one."""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2 import StrictUndefined, Template, TemplateError, nodes
+from jinja2.meta import find_undeclared_variables
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from persyn.errors import InputError
+
+# A null is an empty text, as in a column.
+TEMPLATES = ImmutableSandboxedEnvironment(
+    undefined=StrictUndefined, finalize=lambda value: "" if value is None else value
+)
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+FALSE = {"", "false", "0", "none"}
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where rows come from: `path` (jsonl or parquet, below a folder) or `hub` (a dataset id).
+
+    A field of a row is given by a column, or by a Jinja template over the row's columns (known by `{{` or `{%`), in
+    which `row` is the whole row: `{{ row['a name with blanks'] }}`.
+    """
+
+    path: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    """40-hex commit of a hub dataset."""
+    config: str | None = None
+    split: str = "train"
+    where: str | None = None
+    """Template; a row for which it gives nothing, false, 0 or none is none of this source's."""
+    limit: int | None = None
+    """Only the first rows, of those that `where` leaves."""
+
+    def __post_init__(self) -> None:
+        if bool(self.path) == bool(self.hub):
+            raise InputError(f"source {self.name!r} has path {self.path!r} and hub {self.hub!r}; it needs one of them")
+
+    @property
+    def name(self) -> str:
+        return self.path or self.hub or ""
+
+    def origin(self, folder: Path) -> str:
+        """Which content is meant: `<hub>@<revision>`, or `<path>@<sha256 of the file>`.
+
+        Raises:
+            InputError: there is no such file, or a hub dataset is not pinned.
+        """
+        if self.hub:
+            return f"{self.hub}@{_pinned(self)}"
+        with _file(folder, self).open("rb") as file:
+            return f"{self.path}@{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+    def read(self, folder: Path, **fields: str) -> dict[int, dict[str, str | None]]:
+        """The text of every field, by the number of its row, from 0.
+
+        Args:
+            folder: what `path` is relative to.
+            fields: field -> column or template.
+
+        Raises:
+            InputError: the rows are unreadable, a column is missing or holds no text, or a template is wrong or fails.
+        """
+        rows = _read_hub(self, self._columns(fields)) if self.hub else _read_file(folder, self)
+        numbers = list(range(len(rows)))
+        if self.where is not None:
+            if not is_template(self.where):
+                raise InputError(
+                    f"source {self.name}: where is {self.where!r}; it must be a template, such as "
+                    f"{{{{ level == 'hard' }}}}"
+                )
+            holds = self._text("where", self.where, rows)
+            numbers = [number for number in numbers if (holds(number) or "").strip().lower() not in FALSE]
+        texts = {field: self._text(field, given, rows) for field, given in fields.items()}
+        return {number: {field: text(number) for field, text in texts.items()} for number in numbers[: self.limit]}
+
+    def _columns(self, fields: Mapping[str, str]) -> set[str]:
+        """The columns that fields and `where` name; `row` is among them where a template takes the whole row."""
+        named: set[str] = set()
+        for field, given in (*fields.items(), ("where", self.where or "")):
+            if is_template(given):
+                self._template(field, given)
+                named |= _names(TEMPLATES.parse(given))
+            elif given:
+                named.add(given)
+        return named
+
+    def _text(self, field: str, given: str, rows: list[dict[str, Any]]) -> Callable[[int], str | None]:
+        """How to get a field's text of the row of a number."""
+        columns = ", ".join(dict.fromkeys(name for row in rows for name in row))
+        if is_template(given):
+            template = self._template(field, given)
+
+            def rendered(number: int) -> str:
+                try:
+                    return template.render({"row": rows[number], **rows[number]})
+                except TEMPLATE_ERRORS as error:
+                    raise InputError(
+                        f"source {self.name}: row {number}, the template of {field} fails: {_line(error)}; the columns "
+                        f"are {columns}"
+                    ) from error
+
+            return rendered
+        if rows and not any(given in row for row in rows):
+            raise InputError(f"source {self.name}: no column {given!r}; it has {columns}")
+
+        def stored(number: int) -> str | None:
+            value = rows[number].get(given)
+            if not isinstance(value, str | None):
+                raise InputError(
+                    f"source {self.name}: row {number}, column {given!r} is {type(value).__name__}; it must hold text "
+                    f"(or be made text by a template: {{{{ {given} }}}})"
+                )
+            return value
+
+        return stored
+
+    def _template(self, field: str, text: str) -> Template:
+        try:
+            return TEMPLATES.from_string(text)
+        except TemplateError as error:
+            raise InputError(f"source {self.name}: the template of {field} is wrong: {_line(error)}") from error
+
+
+def _names(template: nodes.Template) -> set[str]:
+    """The names that a template looks up; of `row['a']` that is `a`, and `row` only where it takes the whole row."""
+    parts = [
+        part.arg.value
+        for part in template.find_all(nodes.Getitem)
+        if isinstance(part.node, nodes.Name) and part.node.name == "row" and isinstance(part.arg, nodes.Const)
+    ]
+    named = find_undeclared_variables(template) - TEMPLATES.globals.keys()
+    if len(parts) == sum(name.name == "row" for name in template.find_all(nodes.Name)):
+        named -= {"row"}
+    return named.union(parts)
+
+
+def is_template(text: str) -> bool:
+    """Whether `text` is a template over the columns, not the name of one."""
+    return "{{" in text or "{%" in text
+
+
+def normalise(prompt: str) -> str:
+    """NFC, one kind of line end, no trailing blanks on a line, none around the whole, no byte order mark."""
+    text = unicodedata.normalize("NFC", prompt).lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    return "\n".join(line.rstrip() for line in text.split("\n")).strip()
+
+
+def prompt_id(prompt: str) -> str:
+    """Content hash of a normalised prompt: the key of every table, equal on every machine."""
+    return hashlib.sha256(prompt.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def _file(folder: Path, source: Rows) -> Path:
+    file = folder / (source.path or "")
+    if not file.is_file():
+        raise InputError(f"source {source.name!r}: {file} does not exist; put it there or correct its path")
+    return file
+
+
+def _read_file(folder: Path, source: Rows) -> list[dict[str, Any]]:
+    readers: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+        ".jsonl": _read_jsonl,
+        ".parquet": lambda file: pl.read_parquet(file).to_dicts(),
+    }
+    file = _file(folder, source)
+    if not file.stat().st_size:
+        raise InputError(f"source {source.name}: {file} is empty; it needs at least one row")
+    if file.suffix not in readers:
+        raise InputError(f"source {source.name}: cannot read {file.suffix}; needs {' or '.join(readers)}")
+    try:
+        return readers[file.suffix](file)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise InputError(f"source {source.name}: {_line(error)}") from error
+
+
+def _read_jsonl(file: Path) -> list[dict[str, Any]]:
+    """One json object a line. Bytes that are no UTF-8 become surrogates, which makes their row `not text`.
+
+    Not by polars: its reader turns numbers and lone surrogates into other text without a word.
+    """
+    rows = []
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+        for number, line in enumerate(filter(str.strip, lines)):
+            try:
+                row = json.loads(line.strip())
+            except json.JSONDecodeError as error:
+                raise InputError(f"{file}: row {number} is not json: {error.msg}, column {error.colno}") from error
+            if not isinstance(row, dict):
+                raise InputError(f"{file}: row {number} is {type(row).__name__}; it must be an object, one a line")
+            rows.append(row)
+    return rows
+
+
+def _read_hub(source: Rows, columns: set[str]) -> list[dict[str, Any]]:
+    """Only these columns of a hub dataset, where it has them all: other columns may be many and large."""
+    from datasets import load_dataset
+
+    data = load_dataset(source.hub, source.config, split=source.split, revision=_pinned(source))
+    return (data.select_columns(sorted(columns)) if columns <= set(data.column_names) else data).to_list()
+
+
+def _pinned(source: Rows) -> str:
+    if not re.fullmatch(r"[0-9a-f]{40}", source.revision or ""):
+        raise InputError(f"source {source.hub}: revision is {source.revision!r}; a hub dataset needs its 40-hex commit")
+    return str(source.revision)

@@ -1,0 +1,59 @@
+"""Reward model: a sequence-classification model's score of each response, paid for once."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import polars as pl
+from tqdm import tqdm
+
+from persyn.chat import Message, assistant_message, encode_conversation, user_message, with_chat_template
+from persyn.errors import InputError
+from persyn.models import load_model, load_tokenizer, model_identity
+from persyn.store import Store, response_key, slug
+
+CHUNK = 32
+"""Scores of a reward model that are stored at once."""
+
+
+def reward_model_scores(
+    rows: pl.DataFrame, folder: Path, *, model: str, revision: str | None = None, max_length: int = 4096
+) -> list[float]:
+    """The logit of a one-label sequence-classification model on each rendered conversation; each is paid for once.
+
+    Args:
+        rows: columns prompt and response.
+        folder: the response store.
+        max_length: tokens of a conversation that are read, from its start.
+    """
+    identity = model_identity(model, revision)
+    store = Store(folder / slug(identity))
+    conversations = [user_message(p) + assistant_message(r) for p, r in rows.select("prompt", "response").rows()]
+    keys = [response_key(model=identity, messages=messages, max_length=max_length) for messages in conversations]
+    scores: dict[str, float] = {}
+    missing = [(key, messages) for key, messages in zip(keys, conversations, strict=True) if not store.get(key)]
+    score = _reward_model(model, revision, max_length) if missing else None
+    with tqdm(total=len(keys), initial=len(keys) - len(missing), desc="reward model", unit="response") as bar:
+        for start in range(0, len(missing), CHUNK):
+            chunk = {key: score(messages) for key, messages in missing[start : start + CHUNK]} if score else {}
+            store.put({key: {"quality": value} for key, value in chunk.items() if math.isfinite(value)})
+            scores |= chunk
+            bar.update(len(chunk))
+    return [row["quality"] if (row := store.get(key)) else scores[key] for key in keys]
+
+
+def _reward_model(model: str, revision: str | None, max_length: int) -> Callable[[list[Message]], float]:
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    tokenizer = with_chat_template(load_tokenizer(model, revision))
+    scorer = load_model(AutoModelForSequenceClassification, model, revision)
+    if scorer.config.num_labels != 1:
+        raise InputError(f"{model} gives {scorer.config.num_labels} scores a text; a reward model must give 1")
+
+    @torch.inference_mode()
+    def score(messages: list[Message]) -> float:  # one by one: a score then cannot depend on its batch mates
+        ids = encode_conversation(tokenizer, messages)[:max_length]
+        return scorer(torch.tensor([ids], device=scorer.device)).logits.float().item()
+
+    return score

@@ -1,0 +1,155 @@
+"""What came of it: the strategies compared, the training, the ledger."""
+
+from typing import Any
+
+import polars as pl
+
+from persyn.plots import comparison_curve, ledger_curve
+from persyn.report import bars, charts
+from persyn.report.page import REFERENCE, Chart, Run, Section, Table, count, decimal, interval
+from persyn.report.svg import Look
+
+PARTS = {"parallel set": Look(6), "new answers of the chosen teachers": Look(0), "all teachers on all prompts": Look(1)}
+
+
+def comparison_section(run: Run) -> Section:
+    """Every strategy against persyn."""
+    title = "Was it worth it?"
+    lead = (
+        f"{REFERENCE} minus each strategy, item by item. Right of the line {REFERENCE} scores higher; whether that is "
+        "better depends on the metric. A difference is called within noise unless p, corrected for the number of "
+        "strategies compared on a metric (Holm), is below 0.05. Metrics and tasks are not corrected for."
+    )
+    evaluation, comparison = run.metric("evaluation"), run.metric("comparison")
+    if not evaluation:
+        return Section("comparison", title, lead, missing=["evaluation"])
+    order = _ordered(run, evaluation)
+    curve = comparison_curve(comparison, {name: evaluation[name] for name in order})
+    drawn, gaps = [], curve.filter(pl.col("difference").is_not_null())
+    if gaps.height:
+        told = "; ".join(
+            f"{row['task']} {row['metric']}: minus {row['strategy']} {decimal(row['difference'], sign=True)}, "
+            f"{row['verdict']}"
+            for row in gaps.iter_rows(named=True)
+        )
+        caption = "Difference and its 95 % interval. Hollow and blue: within noise. Filled and orange: differs. "
+        caption += "No line: no item differs, or there is only one, so nothing is known of the noise."
+        drawn = [Chart(charts.forest("forest", told, gaps), caption)]
+    rows = [_compared(row, evaluation, comparison) for row in curve.iter_rows(named=True)]
+    columns = ["task", "metric", "strategy", "verdict", "score", "items"]
+    columns += [f"{REFERENCE} minus it", "smallest detectable", "p (Holm)"]
+    caption = "Scores (± standard error) as lm-eval gives them; differences (95 % interval) of means over items, "
+    caption += "which are not those of the scores where a metric counts the parts of items (IFEval's inst_level)."
+    table = Table(caption, columns, rows, words=4)
+    missing = ["comparison"] if run.metrics.get("comparison") is None else []
+    return Section("comparison", title, lead, drawn, [table], missing=missing)
+
+
+def training_section(run: Run) -> Section:
+    """Losses."""
+    title = "How the students learnt"
+    lead = (
+        "Loss on the response tokens of each strategy's own data set. The sets differ, so a lower curve says that its "
+        "set is easier to learn, not that its student is better."
+    )
+    order = {name: look for name, look in run.strategies.items() if name in run.training}
+    order = {name: look for name, look in order.items() if run.training[name].height}
+    if not order:
+        return Section("training", title, lead, missing=["student"])
+    steps = {name: run.training[name].select("step", "loss").drop_nulls() for name in order}
+    ends = {name: (table["step"].max(), table["loss"][0], table["loss"][-1]) for name, table in steps.items()}
+    told = "; ".join(f"{name} from {first:.2f} to {last:.2f}" for name, (_, first, last) in ends.items())
+    caption = "Training loss by step."
+    if max(table.height for table in steps.values()) > charts.MAX_STEPS:
+        caption += f" Of more than {charts.MAX_STEPS} steps, means over equally many are drawn."
+    chart = Chart(charts.losses("losses", told, steps, order), caption, order, "line")
+    rows = [[name, count(number), decimal(first), decimal(last)] for name, (number, first, last) in ends.items()]  # type: ignore[arg-type]
+    table = Table("Losses, nats a token", ["strategy", "steps", "first", "last"], rows)
+    return Section("training", title, lead, [chart], [table])
+
+
+def ledger_section(run: Run) -> Section:
+    """What it took."""
+    title, cost = "What it cost", run.metric("cost")
+    lead = (
+        "Teacher answers that the results needed, counted once each. Each strategy stands alone beside the parallel "
+        "set; generate-then-select asks every teacher every prompt (tokens: by mean lengths on the parallel set)."
+    )
+    if not cost:
+        return Section("ledger", title, lead, missing=["cost"])
+    cost = {**cost, "routed": {name: cost["routed"][name] for name in _ordered(run, cost["routed"])}}
+    curve = ledger_curve(cost)
+    parallel = {key: sum(use[key] for use in cost["parallel"].values()) for key in ("calls", "response_tokens")}
+    whole = cost["generate_then_select"]
+    names = list(PARTS)
+    rows: list[tuple[str, str, int, int]] = []
+    for row in curve.filter(part="spent").iter_rows(named=True):
+        rows.append((row["strategy"], names[0], parallel["calls"], parallel["response_tokens"]))
+        rows.append((row["strategy"], names[1], row["calls"], row["response_tokens"]))
+    rows.append(("generate then select", names[2], whole["calls"], whole["response_tokens"]))
+    uses = pl.DataFrame(rows, schema=["row", "part", "calls", "response_tokens"], orient="row")
+    told = f"generate-then-select {whole['calls']} calls; " + "; ".join(
+        f"{name} {cost['saved'][name]['calls']:.2f} times fewer" for name in cost["routed"]
+    )
+    caption = "What each strategy must pay for: the parallel set and what its chosen teachers then write."
+    chart = Chart(bars.bill("ledger", told, uses, PARTS), caption, PARTS)
+    tables = [_strategies(cost), _teachers(cost)]
+    return Section("ledger", title, lead, [chart], tables, _money(cost))
+
+
+def _ordered(run: Run, found: Any) -> list[str]:
+    """The strategies of what was found, as params.yaml has them; all, if it names none of them."""
+    return [name for name in run.strategies if name in found] or list(found)
+
+
+def _compared(row: dict[str, Any], evaluation: Any, comparison: Any) -> list[str]:
+    scored = evaluation[row["strategy"]][row["task"]][row["metric"]]
+    found = comparison.get(row["strategy"], {}).get(row["task"], {}).get(row["metric"], {})
+    return [
+        row["task"],
+        row["metric"],
+        row["strategy"],
+        row["verdict"] or ("the reference" if row["strategy"] == REFERENCE else "—"),
+        decimal(row["value"]) + (f" ± {decimal(scored['stderr'])}" if scored.get("stderr") is not None else ""),
+        count(scored.get("n")),
+        decimal(row["difference"], sign=True) + (f" ({interval(found['interval'])})" if found.get("interval") else ""),
+        decimal(found.get("mde")),
+        decimal(found.get("p_holm")),
+    ]
+
+
+def _strategies(cost: Any) -> Table:
+    rows = [
+        [name, count(used["spent"]["calls"]), count(used["spent"]["response_tokens"]), count(used["cached"]["calls"])]
+        + [f"{cost['saved'][name][of]:.2f} \u00d7" for of in ("calls", "response_tokens")]
+        for name, used in cost["routed"].items()
+    ]
+    spent, cached = cost["total"]["spent"], cost["total"]["cached"]
+    together = [count(number) for number in (spent["calls"], spent["response_tokens"], cached["calls"])]
+    rows.append(["all together, with the parallel set", *together, "—", "—"])
+    columns = ["strategy", "new calls", "new response tokens", "cached calls", "fewer calls", "fewer response tokens"]
+    return Table(
+        "Spent, cached, and how many times fewer than generate-then-select (with the parallel set)", columns, rows
+    )
+
+
+def _teachers(cost: Any) -> Table:
+    rows = [
+        [name, *(count(use[of]) for of in ("calls", "prompt_tokens", "response_tokens")), _mean(use)]
+        for name, use in cost["parallel"].items()
+    ]
+    columns = ["teacher", "calls", "prompt tokens", "response tokens", "response tokens a call"]
+    return Table("The parallel set by teacher", columns, rows, folded=True)
+
+
+def _money(cost: Any) -> list[str]:
+    money = cost.get("money")
+    if not money:
+        return ["No prices are given (prices in params.yaml), so there is no sum of money here."]
+    note = f"At the prices given: {money['spent']:,.2f} {money['currency']} spent, "
+    note += f"{money['generate_then_select']:,.2f} for generate-then-select."
+    return [note + (f" No price: {', '.join(money['unpriced'])}." if money["unpriced"] else "")]
+
+
+def _mean(use: Any) -> str:
+    return decimal(use["response_tokens"] / use["calls"] if use["calls"] else None, 1)

@@ -1,0 +1,225 @@
+"""The plan: counts are exact where they can be, and what is paid then lies within what was planned."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from conftest import prompts_table
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+import stages
+from benchmarks.stub import stub_teacher
+from persyn.cli import app
+from persyn.cost import Prices, build_ledger
+from persyn.errors import InputError
+from persyn.generation import Teacher
+from persyn.generation.budget import Budget
+from persyn.generation.requests import open_store, prepare_requests
+from persyn.generation.terms import Licenses
+from persyn.planning import ANY, build_plan
+from persyn.planning.known import declared_prompts, known_routes
+from persyn.planning.text import plan_text
+from persyn.prompts import anchor_prompts
+from persyn.responses import generate_responses
+from persyn.routed import build_routed
+from persyn.schemas import PROMPTS, RESPONSES, ROUTES, read_folder, read_table
+
+ROOT = Path(__file__).parent.parent
+TEACHERS = {
+    name: Teacher(model=f"stub-{name}", license="x", backend="openai", sampling={"max_tokens": 50}) for name in "abc"
+}
+TABLE = prompts_table([f"Tell a story about the number {number}." for number in range(30)])
+TABLE = TABLE.with_columns(parallel=pl.Series([number < 10 for number in range(30)]))
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "persyn": {"rule": "persyn"},
+    "strong": {"rule": "strong", "teacher": "a"},
+    "random": {"rule": "random"},
+}
+
+
+def plan(folder: Path, strategies: dict[str, dict[str, Any]] = STRATEGIES, **changes: Any) -> dict[str, Any]:
+    prompts, teachers = changes.get("prompts", TABLE), changes.get("teachers", TEACHERS)
+    routes = known_routes(prompts, list(teachers), strategies, changes.get("made", {}))
+    prices, budget = changes.get("prices", Prices()), changes.get("budget", Budget())
+    return build_plan(prompts, teachers, strategies, routes, folder, prices, budget, {"instruction": "checkers"})
+
+
+def holds(use: dict[str, Any], truth: dict[str, int]) -> bool:
+    return all(use[name][0] <= truth[name] <= use[name][1] for name in truth)
+
+
+def test_what_is_paid_then_is_what_was_planned(tmp_path: Path) -> None:
+    cold = plan(tmp_path)
+    assert not list(tmp_path.iterdir()), "planning writes nothing"
+    strategies = {name: STRATEGIES[name] for name in ("strong", "random")}
+    with stub_teacher() as server:
+        speed = {"base_url": server.url}
+        each = dict.fromkeys(TEACHERS, speed)
+        for name, teacher in TEACHERS.items():  # a probe
+            generate_responses(anchor_prompts(TABLE.filter("parallel"), 4), name, teacher, tmp_path, speed)
+        probed = plan(tmp_path)
+        answers = [generate_responses(TABLE.filter("parallel"), n, t, tmp_path, speed) for n, t in TEACHERS.items()]
+        parallel, routed = pl.concat(answers), {}
+        warm = plan(tmp_path)
+        for name, routes in known_routes(TABLE, list(TEACHERS), strategies, {}).items():
+            routed[name] = build_routed(TABLE, routes, parallel, TEACHERS, Licenses(), tmp_path, each)
+    ledger = build_ledger(TABLE, parallel, routed)
+    for name, truth in ledger["parallel"].items():
+        assert holds(cold["responses"][name], truth)
+        assert probed["responses"][name]["calls"] == [6, 6]
+    assert warm["responses"] == {}
+    for name in routed:
+        for found in (cold, probed, warm):
+            calls = [use["calls"][0] for use in found["routed"][name].values()]
+            assert sum(calls) == ledger["routed"][name]["spent"]["calls"] == 20
+            tokens = [use["response_tokens"] for use in found["routed"][name].values()]
+            assert sum(low for low, _ in tokens) <= ledger["routed"][name]["spent"]["response_tokens"]
+            assert sum(high for _, high in tokens) >= ledger["routed"][name]["spent"]["response_tokens"]
+    only = plan(tmp_path, strategies)
+    assert only["total"]["all"]["calls"] == [0, 0]
+    assert "nothing is left to ask" in plan_text(
+        only | {"refused": [], "precomputed": ["a"], "prompts": only["prompts"] | {"from": "a file"}}
+    )
+    assert only["generate_then_select"]["times_fewer_calls"] == {"strong": [1.8, 1.8], "random": [1.8, 1.8]}
+    assert server.counts["ok"] == ledger["total"]["spent"]["calls"]
+
+
+def test_calls_nobody_can_split_yet_are_an_interval_over_teachers(tmp_path: Path) -> None:
+    """20 prompts are not parallel. `strong` covers them by a; persyn's choice may agree with it, or never."""
+    known = {name: STRATEGIES[name] for name in ("persyn", "strong")}
+    found = plan(tmp_path, known)
+    assert found["routed"]["persyn"] == {ANY: found["routed"]["persyn"][ANY]}
+    assert found["routed"]["persyn"][ANY]["calls"] == [20, 20]
+    assert found["total"]["all"]["calls"] == [30 + 20, 30 + 20 + 20]
+    assert plan(tmp_path, {"persyn": STRATEGIES["persyn"]})["total"]["all"]["calls"] == [50, 50]
+    two: dict[str, dict[str, Any]] = {"persyn": {"rule": "persyn", "second_below": 0.1}, "car": {"rule": "car"}}
+    found = plan(tmp_path, two)
+    assert found["routed"]["persyn"][ANY]["calls"] == [20, 40]
+    assert found["total"]["all"]["calls"] == [50, 30 + 60], "no more than all there are"
+    made = known_routes(TABLE, list("abc"), {"random": STRATEGIES["random"]}, {})["random"]
+    exact = plan(tmp_path, {"persyn": STRATEGIES["persyn"]}, made={"persyn": made})
+    assert exact["total"]["all"]["calls"] == [50, 50]
+    assert ANY not in exact["routed"]["persyn"]
+    other = plan(tmp_path, {"persyn": STRATEGIES["persyn"]}, made={"persyn": made[1:]})
+    assert ANY in other["routed"]["persyn"], "routes of other prompts say nothing"
+
+
+def test_a_teacher_with_anchors_answers_only_those(tmp_path: Path) -> None:
+    teachers = TEACHERS | {"c": Teacher(**{**vars(TEACHERS["c"]), "anchors": 3})}
+    found = plan(tmp_path, {"only_c": {"rule": "strong", "teacher": "c"}}, teachers=teachers)
+    assert found["responses"]["c"]["calls"] == [3, 3]
+    assert found["routed"]["only_c"]["c"]["calls"] == [27, 27]
+
+
+def test_money_and_hours_only_where_they_are_known(tmp_path: Path) -> None:
+    here = Teacher(model="o/model-7B", revision="0" * 40, license="x", backend="vllm", sampling={"max_tokens": 50})
+    teachers = {"a": TEACHERS["a"], "b": here, "c": Teacher(**{**vars(here), "model": "o/model"})}
+    prices = Prices(gpu_hour=2.0, teachers={"a": {"input": 1e6, "output": 2e6}})
+    found = plan(tmp_path, {"strong": STRATEGIES["strong"]}, teachers=teachers, prices=prices)
+    a, b, c = (found["responses"][name] for name in "abc")
+    for end in (0, 1):
+        assert a["money"][end] == pytest.approx(a["prompt_tokens"][end] + 2 * a["response_tokens"][end], rel=0.01)
+        assert b["money"][end] == pytest.approx(2 * b["gpu_hours"][end], rel=0.01)
+    assert a["gpu_hours"] == [0, 0], "it runs elsewhere"
+    assert c["money"] is c["gpu_hours"] is None
+    assert (found["unpriced"], found["unsized"], found["weights"]) == (["c"], ["c"], 14e9)
+    assert plan(tmp_path)["total"]["all"]["money"] is None, "no price is not 0"
+    with pytest.raises(InputError, match=r"prices.teachers.d is no teacher"):
+        Prices(teachers={"d": {"input": 1, "output": 1}}).check("abc")
+    with pytest.raises(InputError, match="needs input and output"):
+        Prices(teachers={"a": {"input": 1}}).check("abc")
+
+
+@pytest.mark.parametrize(("limit", "verdict"), [(100, "surely exceeds"), (2500, "may exceed"), (9000, "surely fits")])
+def test_the_budget_is_compared(tmp_path: Path, limit: int, verdict: str) -> None:
+    assert plan(tmp_path, budget=Budget(limit))["budget"]["verdict"] == verdict
+
+
+def test_a_wrong_strategy_is_found_before_anything_runs(tmp_path: Path) -> None:
+    for strategy, message in (
+        ({"rule": "persin"}, "rule 'persin' is not one of"),
+        ({"rule": "persyn", "second": 1}, "did you mean second_below"),
+        ({"rule": "persyn", "exclude": list("abc")}, "leave at least one"),
+        ({"rule": "car", "bta": 1}, "did you mean beta"),
+    ):
+        with pytest.raises(InputError, match=message):
+            plan(tmp_path, {"wrong": strategy})
+    with pytest.raises(InputError, match="source o/n is not here and has no limit"):
+        declared_prompts([{"hub": "o/n"}], 5)
+
+
+@pytest.mark.parametrize(
+    ("profile", "calls", "select"),
+    [("paper-math", 15 * 2500 + 7_500, 15 * 10_000), ("code", 9 * 2500 + 47_974, 9 * 50_474)],
+)
+def test_every_profile_of_the_hub_is_planned_offline(profile: str, calls: int, select: int) -> None:
+    result = CliRunner().invoke(app, ["plan", "--params", str(ROOT / f"profiles/{profile}/params.yaml"), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    parallel = sum(use["calls"][0] for use in found["responses"].values())
+    assert parallel + found["routed"]["persyn"][ANY]["calls"][0] == calls
+    assert found["generate_then_select"]["calls"] == [select, select]
+    assert found["unsized"] == []
+
+
+def test_the_papers_setting_offline() -> None:
+    result = CliRunner().invoke(app, ["plan", "--params", str(ROOT / "profiles/paper-instruct/params.yaml"), "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["prompts"]["count"] == 50_000
+    assert sum(use["calls"][0] for use in found["responses"].values()) == 19 * 2500
+    assert found["routed"]["persyn"][ANY]["calls"] == [47_500, 47_500]
+    assert found["generate_then_select"]["calls"] == [950_000, 950_000]
+    assert found["generate_then_select"]["times_fewer_calls"]["persyn"] == [10.0, 10.0]
+    assert found["unsized"] == []
+    assert found["refused"] == ["qwen2-72b", "llama-3-8b", "llama-3-70b"]
+    assert len(found["precomputed"]) == 19
+
+
+@pytest.fixture(autouse=True)
+def own_params(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command sets which profile is read."""
+    monkeypatch.setattr(stages, "PARAMS", stages.PARAMS)
+
+
+DATA = ROOT / "data"
+made = pytest.mark.skipif(not (DATA / "routed/persyn.parquet").is_file(), reason="`make demo` has not been run here")
+
+
+@made
+@pytest.mark.parametrize("probe", [0, 3, 4, 8])
+def test_the_demos_truth_lies_within_its_plan(tmp_path: Path, probe: int) -> None:
+    """Cold, or after a probe: the store is filled from the demo's own answers."""
+    params = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+    teachers = {name: Teacher(**entry) for name, entry in params["teachers"].items()}
+    prompts = read_table(DATA / "prompts.parquet", PROMPTS)
+    responses = read_folder(DATA / "responses", list(teachers), RESPONSES)
+    seen = anchor_prompts(prompts.filter("parallel"), probe) if probe else prompts[:0]
+    for name, teacher in teachers.items():
+        _, requests = prepare_requests(seen, name, teacher)
+        rows = seen.join(responses[name], on="prompt_id", maintain_order="left").to_dicts()
+        stored = zip(requests, rows, strict=True)
+        open_store(tmp_path, teacher).put({f"{request.key}:64": row for request, row in stored})
+    strategies = params["strategies"]
+    files = {name: read_table(DATA / f"routes/{name}.parquet", ROUTES) for name in strategies}
+    found = plan(tmp_path, strategies, prompts=prompts, teachers=teachers, made=files)
+    left = pl.concat(responses.values()).join(seen, on="prompt_id", how="anti")
+    routed = read_folder(DATA / "routed", list(strategies), RESPONSES)
+    fields = ("num_prompt_tokens", "num_response_tokens")
+    parts = [(found["responses"], left)]
+    for strategy, table in routed.items():
+        new = table.join(pl.concat(responses.values()), on=["prompt_id", "teacher"], how="anti")
+        assert new.height == 24
+        parts.append((found["routed"][strategy], new))
+        left = pl.concat([left, new])
+    parts.append((found["total"], left.unique(["prompt_id", "teacher"])))
+    for uses, table in parts:
+        for (name,), part in table.group_by("teacher"):
+            truth = part.select(pl.len().alias("calls"), *(pl.col(field).sum().alias(field[4:]) for field in fields))
+            assert holds(uses[str(name)], truth.to_dicts()[0]), (name, truth, uses)
+    if not probe:
+        assert found["total"]["all"]["calls"] == [122, 122]
+        assert sum(use["calls"][0] for use in found["responses"].values()) == 72

@@ -1,0 +1,178 @@
+"""Responses that exist already are taken into the store, and not asked for."""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from conftest import prompts_table
+
+from benchmarks.stub import stub_teacher
+from persyn.chat import encode_prompt, with_chat_template
+from persyn.errors import InputError
+from persyn.generation import Teacher
+from persyn.generation.budget import Budget
+from persyn.generation.requests import open_store, prepare_requests, stored_answer
+from persyn.generation.terms import Licenses
+from persyn.models import load_tokenizer
+from persyn.responses import generate_responses
+from persyn.routed import build_routed
+from persyn.schemas import RESPONSES, ROUTES, check_table
+from persyn.store import count_rows, shelves
+
+TEXTS = [f"Tell story number {number}." for number in range(6)]
+PROMPTS = prompts_table(TEXTS)
+
+
+@pytest.fixture
+def tokenizer_only(chat_model: str, tmp_path: Path) -> str:
+    """A model of which only the tokenizer is here, no weights: nothing can be generated."""
+    (tmp_path / "tokenizer").mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"):
+        shutil.copy(Path(chat_model) / name, tmp_path / "tokenizer")
+    return str(tmp_path / "tokenizer")
+
+
+def write(folder: Path, rows: list[dict[str, Any]]) -> Mapping[str, str]:
+    """Write rows and return the field `precomputed` that names them."""
+    (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"path": str(folder / "answers.jsonl")}
+
+
+def told(texts: list[str]) -> list[dict[str, Any]]:
+    return [{"prompt": text, "response": f"Once: {text}"} for text in texts]
+
+
+def teacher(model: str, precomputed: Mapping[str, Any] | None, **changes: Any) -> Teacher:
+    fields = {"license": "x", "backend": "transformers", "sampling": {"max_tokens": 200}, "system": "Be brief."}
+    return Teacher(model=model, precomputed=precomputed, **{**fields, **changes})
+
+
+def test_where_all_is_there_no_model_is_loaded(tokenizer_only: str, tmp_path: Path) -> None:
+    who = teacher(tokenizer_only, write(tmp_path, told(TEXTS)))
+    table = generate_responses(PROMPTS, "t", who, tmp_path / "store", {}, budget=Budget(0))
+    check_table(table, RESPONSES, "responses")
+    assert table["response"].to_list() == [f"Once: {text}" for text in TEXTS]
+    assert set(table["finish_reason"]) == {"stop"}
+    tokenizer = with_chat_template(load_tokenizer(tokenizer_only))
+    shown = [len(encode_prompt(tokenizer, who.messages(text))) for text in TEXTS]
+    said = [len(tokenizer.encode(f"Once: {text}", add_special_tokens=False)) + 1 for text in TEXTS]
+    assert table.select("num_prompt_tokens", "num_response_tokens").rows() == list(zip(shown, said, strict=True))
+
+
+def test_rows_are_marked_and_cost_nothing(tokenizer_only: str, tmp_path: Path) -> None:
+    who = teacher(tokenizer_only, write(tmp_path, told(TEXTS)))
+    generate_responses(PROMPTS, "t", who, tmp_path / "store", {})
+    assert Budget().spent(tmp_path / "store") == 0
+    [shelf] = shelves(tmp_path / "store")
+    counts = count_rows(shelf)
+    assert (counts["taken from elsewhere"], counts["answers"], counts["response tokens"]) == (6, 0, 0)
+    sampling, [request, *_] = prepare_requests(PROMPTS, "t", who)
+    row = stored_answer(open_store(tmp_path / "store", who), request, sampling)
+    assert row
+    assert row["origin"].startswith(f"{tmp_path}/answers.jsonl@")
+    assert len(row["origin"].rpartition("@")[2]) == 64
+
+
+def test_only_what_fits_is_taken_and_the_rest_is_said(
+    tokenizer_only: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"  {TEXTS[0]} \r\n", "response": " a "},
+        {"prompt": TEXTS[0], "response": "a second one"},
+        {"prompt": TEXTS[1], "response": " \n"},
+        {"prompt": TEXTS[1], "response": "b"},
+        {"prompt": TEXTS[2], "response": "word " * 300},
+        {"prompt": TEXTS[3], "response": None},
+        {"prompt": TEXTS[4].lower(), "response": "d"},
+    ]
+    who = teacher(tokenizer_only, write(tmp_path, rows))
+    with caplog.at_level(logging.INFO, "persyn"), pytest.raises(InputError, match="cannot be loaded"):
+        generate_responses(PROMPTS, "t", who, tmp_path / "store", {})
+    [line] = [message for message in caplog.messages if "taken" in message]
+    assert line.startswith("t: 2 responses read from ")
+    assert line.endswith("other rows: 2 match no open prompt, 2 are empty, 1 exceed max_tokens 200")
+    table = generate_responses(PROMPTS[:2], "t", who, tmp_path / "store", {})
+    assert table["response"].to_list() == ["a", "b"]
+    longer = teacher(tokenizer_only, who.precomputed, sampling={"max_tokens": 2000})
+    assert (
+        generate_responses(PROMPTS[2:3], "t", longer, tmp_path / "store", {})["response"][0] == ("word " * 300).strip()
+    )
+
+
+def test_templates_and_where(tokenizer_only: str, tmp_path: Path) -> None:
+    rows = [
+        {"by": by, "chat": [{"value": text}, {"value": f"{by} says {number}"}]}
+        for by in ("other", "me")
+        for number, text in enumerate(TEXTS)
+    ]
+    fields = {"prompt": "{{ chat[0].value }}", "response": "{{ chat[1].value }}", "where": "{{ by == 'me' }}"}
+    who = teacher(tokenizer_only, {**write(tmp_path, rows), **fields})
+    table = generate_responses(PROMPTS, "t", who, tmp_path / "store", {})
+    assert table["response"].to_list() == [f"me says {number}" for number in range(6)]
+
+
+def test_only_what_is_missing_is_asked_and_what_was_paid_for_stays(chat_model: str, tmp_path: Path) -> None:
+    """Also by a server, which is asked by the model's name: what it answered before there was `precomputed` is kept."""
+    store = tmp_path / "store"
+    with stub_teacher() as server:
+        knobs = {"base_url": server.url}
+        asked = teacher(chat_model, None, backend="openai")
+        before = generate_responses(PROMPTS[:1], "t", asked, store, knobs)
+        who = teacher(chat_model, write(tmp_path, told(TEXTS[:4])), backend="openai")
+        table = generate_responses(PROMPTS, "t", who, store, knobs)
+        assert server.counts["ok"] == 1 + 2
+        assert table[:1].equals(before)
+        assert table["response"].to_list()[1:4] == [f"Once: {text}" for text in TEXTS[1:4]]
+        paid = pl.concat([table[:1], table[4:]]).select("num_prompt_tokens", "num_response_tokens").sum()
+        assert Budget().spent(store) == sum(paid.row(0))
+        # An entry without `precomputed`, or with others, is not served what was taken for this one.
+        generate_responses(PROMPTS[1:2], "t", asked, store, knobs)
+        assert server.counts["ok"] == 4
+
+
+def test_corrected_answers_are_taken_anew(tokenizer_only: str, tmp_path: Path) -> None:
+    write(tmp_path, [{**row, "thoughts": "hm"} for row in told(TEXTS)])
+    path = {"path": str(tmp_path / "answers.jsonl")}
+    for response, text in (("thoughts", "hm"), ("response", f"Once: {TEXTS[0]}")):
+        who = teacher(tokenizer_only, {**path, "response": response})
+        assert generate_responses(PROMPTS, "t", who, tmp_path / "store", {})["response"][0] == text
+    write(tmp_path, [{"prompt": text, "response": "new"} for text in TEXTS])
+    assert set(generate_responses(PROMPTS, "t", who, tmp_path / "store", {})["response"]) == {"new"}
+
+
+def test_every_strategy_finds_them(tokenizer_only: str, tmp_path: Path) -> None:
+    who = teacher(tokenizer_only, write(tmp_path, told(TEXTS)))
+    parallel = generate_responses(PROMPTS[:2], "t", who, tmp_path / "store", {})
+    fields = {"teacher": pl.lit("t"), "strength": pl.lit(None, pl.Float64), "margin": pl.lit(None, pl.Float64)}
+    routes = PROMPTS.select("prompt_id", **fields)
+    check_table(routes, ROUTES, "routes")
+    for _ in range(2):
+        routed = build_routed(PROMPTS, routes, parallel, {"t": who}, Licenses(), tmp_path / "store", {"t": {}})
+        assert set(routed["response"]) == {f"Once: {text}" for text in TEXTS}
+
+
+@pytest.mark.parametrize(
+    ("precomputed", "message"),
+    [
+        ({"hub": "owner/data"}, "source owner/data: revision is None; a hub dataset needs its 40-hex commit"),
+        ({"path": "none.jsonl"}, "'none.jsonl': none.jsonl does not exist"),
+        ({"path": "a.jsonl", "hub": "owner/data"}, "it needs one of them"),
+        ({"promt": "x"}, r"teachers.t.precomputed.promt is not a parameter; did you mean prompt\?"),
+    ],
+)
+def test_wrong_answers_are_one_clear_line(
+    tokenizer_only: str, tmp_path: Path, precomputed: Mapping[str, str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        generate_responses(PROMPTS, "t", teacher(tokenizer_only, precomputed), tmp_path / "store", {})
+
+
+def test_a_teacher_without_a_tokenizer_cannot_take_any(tmp_path: Path) -> None:
+    who = teacher("gpt", write(tmp_path, told(TEXTS)), backend="openai")
+    with pytest.raises(InputError, match=r"teachers.t.precomputed: its model's tokenizer must count their tokens: model 'gpt' is nei"):
+        generate_responses(PROMPTS, "t", who, tmp_path / "store", {})

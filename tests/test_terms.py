@@ -1,0 +1,105 @@
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from conftest import prompts_table, responses_table, stub_teachers
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
+
+import stages
+from persyn.cli import app
+from persyn.errors import InputError
+from persyn.generation import Teacher
+from persyn.generation.terms import Licenses, check_terms, refused_teachers
+from persyn.routed import build_routed
+from persyn.schemas import PROMPTS, ROUTES, write_table
+from persyn.store import store_folder
+from stages.responses import main as responses
+
+
+def test_a_forbidden_teacher_is_named_with_its_terms_and_what_to_do() -> None:
+    teachers = stub_teachers("ab") | stub_teachers("c", "forbidden", "no competing models (Terms, 2c)")
+    with pytest.raises(InputError, match=r"teachers.c \(model-c\).*\(no competing models \(Terms, 2c\)\)") as raised:
+        check_terms(teachers, Licenses())
+    assert "name it in licenses.allow_forbidden" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    check_terms(teachers, Licenses(["c"]))
+    assert refused_teachers(teachers, Licenses()) == ["c"]
+    assert refused_teachers(teachers, Licenses(["c"])) == []
+
+
+def test_what_nobody_looked_up_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "persyn"):
+        check_terms(stub_teachers("ab", "unknown") | stub_teachers("c") | stub_teachers("d", "conditional"), Licenses())
+    [record] = caplog.records
+    assert record.getMessage().startswith("a, b: whether the outputs may train other models is unknown")
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(InputError, match="training of teacher model-a is 'alowed'; it must be one of allowed, condit"):
+        stub_teachers("a", "alowed")
+    with pytest.raises(InputError, match="allow_forbidden names 'gpt4', which is no teacher; did you mean gpt-4"):
+        Licenses(["gpt4"]).check(["gpt-4", "b"])
+    with pytest.raises(InputError, match="allow_forbidden is 'gpt-4'; it must be a list"):
+        Licenses("gpt-4")
+    assert Teacher(model="m", sampling={}, license="x", backend="openai").training == "unknown"
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """params.yaml with teachers a and b behind a server that is not there; b is forbidden. 4 parallel prompts."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stages, "PARAMS", stages.PARAMS)
+    entry = {"model": "m", "license": "x", "backend": "openai", "sampling": {"max_tokens": 4}}
+    prompts = [{"prompt": f"Tell story number {number}."} for number in range(4)]
+    Path("data/raw").mkdir(parents=True)
+    Path("data/raw/p.jsonl").write_text("\n".join(map(json.dumps, prompts)))
+    write_table(prompts_table([row["prompt"] for row in prompts]), "data/prompts.parquet", PROMPTS)
+    params: dict[str, Any] = {
+        "teachers": {"a": entry | {"training": "allowed"}, "b": entry | {"training": "forbidden", "terms": "2c"}},
+        "prompts": {"num_parallel": 4, "sources": [{"path": "p.jsonl"}], "decontaminate": []},
+        "strategies": {"persyn": {"rule": "persyn"}},
+        "quality": {"methods": {"instruction": "judge"}},
+        "licenses": {"allow_forbidden": []},
+        "responses": {"max_error_share": 1.0},
+        "budget": {"max_tokens": None},
+        "prices": {},
+        "speed": {"openai": {"base_url": "http://127.0.0.1:9/v1", "patience": 0, "attempts": 1}},
+    }
+    YAML().dump(params, Path("params.yaml"))
+    return params
+
+
+def test_nothing_is_asked_of_a_forbidden_teacher(project: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"^teachers.b .*\(2c\)"):
+        responses("b", "data/prompts.parquet", "b.parquet")
+    refused = CliRunner().invoke(app, ["generate", "--teacher", "b"])
+    assert refused.exit_code != 0
+    assert "teachers.b" in refused.output + str(refused.exception)
+    with pytest.raises(InputError, match=r"^teachers.b "):
+        CliRunner().invoke(app, ["plan", "--probe", "1"], catch_exceptions=False)
+    assert not store_folder().exists()
+
+
+def test_planning_says_who_is_refused_and_refuses_nobody(project: dict[str, Any]) -> None:
+    said = "A run is refused: the terms of b forbid training other models"
+    plan = CliRunner().invoke(app, ["plan"])
+    assert plan.exit_code == 0, plan.output
+    assert said in plan.stdout
+    project["licenses"]["allow_forbidden"] = ["b"]
+    YAML().dump(project, Path("params.yaml"))
+    assert said not in CliRunner().invoke(app, ["plan"]).stdout
+
+
+def test_routes_to_a_forbidden_teacher_ask_nothing_new(tmp_path: Path) -> None:
+    prompts, teachers = prompts_table(["one", "two"]), stub_teachers("a", "forbidden") | stub_teachers("b")
+    routes = pl.DataFrame([(name, "a", None, None) for name in prompts["prompt_id"]], schema=ROUTES, orient="row")
+    known = responses_table(prompts, "a", ["x", "y"])
+    arguments = teachers, Licenses(), tmp_path, {name: {"base_url": "http://127.0.0.1:9/v1"} for name in teachers}
+    assert build_routed(prompts, routes, known, *arguments).height == 2, "what is there already asks nobody"
+    with pytest.raises(InputError, match=r"^teachers.a "):
+        build_routed(prompts, routes, known[:1], *arguments)
+    assert not list(tmp_path.iterdir())
