@@ -1,57 +1,39 @@
 """Cost: the ledger of teacher calls and tokens, spent and cached, and what routing first has saved."""
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import polars as pl
+from pydantic import Field
 
-from persyn.errors import InputError, nearest
+from persyn.settings import Settings
 
 
-@dataclass(frozen=True)
-class Prices:
-    """The section `prices` of params.yaml. What has no price has no cost here, which is not 0."""
+class TokenPrice(Settings):
+    """The price of a million tokens."""
+
+    input: Annotated[float, Field(ge=0)]
+    """Of a million prompt tokens."""
+    output: Annotated[float, Field(ge=0)]
+    """Of a million response tokens."""
+
+
+class Prices(Settings):
+    """The section `prices`. What has no price has no cost here, which is not 0."""
 
     currency: str = "USD"
-    gpu_hour: float | None = None
+    """What the prices are in."""
+    gpu_hour: Annotated[float, Field(ge=0)] | None = None
     """Of one GPU, for teachers that run on yours."""
-    sizes: Mapping[str, float] = field(default_factory=dict)
+    sizes: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
     """Teacher -> billions of parameters, where neither its weights nor its name tell."""
-    teachers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """Teacher -> {input, output}: the price of a million prompt and of a million response tokens."""
-
-    def __post_init__(self) -> None:
-        for section in ("sizes", "teachers"):
-            entries = getattr(self, section)
-            if not isinstance(entries, Mapping | None):
-                raise InputError(f"prices.{section} is {entries!r}; it must be a mapping by teacher")
-            object.__setattr__(self, section, entries or {})
-
-    def check(self, teachers: Iterable[str]) -> None:
-        """Raise InputError if a price or size is of no teacher, is no number from 0 on, or is not whole."""
-        known = list(teachers)
-        for section, entries in (("sizes", self.sizes), ("teachers", self.teachers)):
-            for name, entry in entries.items():
-                if name not in known:
-                    raise InputError(f"prices.{section}.{name} is no teacher{nearest(name, known)}")
-                if section == "teachers" and (not isinstance(entry, Mapping) or set(entry) != {"input", "output"}):
-                    raise InputError(
-                        f"prices.teachers.{name} is {entry!r}; it needs input and output, per million tokens"
-                    )
-        numbers = [
-            self.gpu_hour,
-            *self.sizes.values(),
-            *(price for entry in self.teachers.values() for price in entry.values()),
-        ]
-        for number in numbers:
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int | float) or number < 0):
-                raise InputError(f"prices: {number!r} is no price or size; give a number from 0 on")
+    teachers: dict[str, TokenPrice] = Field(default_factory=dict)
+    """Teacher -> the price of its tokens."""
 
     def money(self, teacher: str, prompt_tokens: float, response_tokens: float) -> float | None:
         """The price of so many tokens of a teacher; None where it has no price."""
         price = self.teachers.get(teacher)
-        return None if price is None else (price["input"] * prompt_tokens + price["output"] * response_tokens) / 1e6
+        return None if price is None else (price.input * prompt_tokens + price.output * response_tokens) / 1e6
 
 
 def build_ledger(

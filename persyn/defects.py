@@ -4,14 +4,13 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 from tqdm import tqdm
 
-from persyn.errors import InputError
 from persyn.schemas import DEFECTS
+from persyn.settings import Settings
 
 TAIL = 1000
 """Characters at the end of a response in which a loop is looked for."""
@@ -65,32 +64,32 @@ def count_defects(defects: pl.DataFrame, responses: pl.DataFrame) -> dict[str, d
     return counts
 
 
-@dataclass(frozen=True)
-class Policies:
-    """The section `defects` of params.yaml: what happens to a response with a defect of this kind.
+Policy = Literal["keep", "penalise", "drop"]
+
+
+class Policies(Settings):
+    """The section `defects`: what happens to a response with a defect of this kind.
 
     keep: nothing. penalise: on the parallel set the response loses (rewards.penalty), so that prompts like it go
     elsewhere. drop: as penalise, and the student is not trained on it.
-
-    Raises:
-        InputError: a policy is unknown.
     """
 
-    empty: str = "drop"
-    refusal: str = "penalise"
-    repetition: str = "drop"
-    unclosed_think: str = "drop"
-    tool_call: str = "drop"
-    other_script: str = "keep"
-
-    def __post_init__(self) -> None:
-        for kind, policy in asdict(self).items():
-            if policy not in ("keep", "penalise", "drop"):
-                raise InputError(f"defects.{kind} is {policy!r}; it must be keep, penalise or drop")
+    empty: Policy = "drop"
+    """Nothing, or nothing but blanks."""
+    refusal: Policy = "penalise"
+    """Begins by declining (English)."""
+    repetition: Policy = "drop"
+    """Goes round in a loop at its end."""
+    unclosed_think: Policy = "drop"
+    """Opens a think-block and never closes it."""
+    tool_call: Policy = "drop"
+    """Calls a tool instead of responding."""
+    other_script: Policy = "keep"
+    """Is mostly written in a script of which the prompt has no letter."""
 
     def kinds(self, *policies: str) -> list[str]:
         """The kinds with one of these policies."""
-        return [kind for kind, policy in asdict(self).items() if policy in policies]
+        return [kind for kind, policy in self if policy in policies]
 
 
 def empty(prompt: str, response: str) -> bool:

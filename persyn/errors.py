@@ -1,40 +1,59 @@
 """Errors: what a user gave wrong, said in one line that steers no terminal."""
 
 import difflib
-import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import is_dataclass
-from typing import Any
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 
 class InputError(ValueError):
-    """What a user gave cannot work. The message says what was got, what is needed and what to do."""
+    """What a user gave cannot work. Each argument is one mistake: what was got, what is needed and what to do."""
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self.args))
 
 
-def check_keys(section: str, fields: Mapping[str, Any], accepts: Callable[..., Any]) -> None:
-    """Check that `fields` are the fields of a dataclass, or the keyword-only arguments of a function or class.
+class Stopped(KeyboardInterrupt):
+    """The process was told to stop by the signal in `args`."""
 
-    Raises:
-        InputError: a key is unknown or missing; the nearest right spelling is named.
+
+@contextmanager
+def ending_in_one_line() -> Iterator[None]:
+    """Run a stage or a command. A user's mistakes end it, each in one line (PERSYN_TRACEBACK=1 shows where they were
+    found); SIGINT and SIGTERM end it with status 130 and 143.
     """
-    takes = {
-        name: parameter
-        for name, parameter in inspect.signature(accepts).parameters.items()
-        if is_dataclass(accepts) or parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    for key in fields:
-        if key not in takes:
-            raise InputError(f"{section}.{key} is not a parameter{nearest(key, takes)}")
-    for name, parameter in takes.items():
-        if parameter.default is inspect.Parameter.empty and name not in fields:
-            raise InputError(f"{section}.{name} is missing; {section} takes {', '.join(takes)}")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
+    try:
+        yield
+    except InputError as error:
+        if os.environ.get("PERSYN_TRACEBACK"):
+            raise
+        sys.exit("\n".join(f"error: {printable(str(mistake))}" for mistake in error.args))
+    except Stopped as stopped:
+        number = stopped.args[0]
+        name = signal.Signals(number).name
+        print(f"stopped by {name}; what is done is kept, the same command goes on", file=sys.stderr)  # noqa: T201
+        sys.exit(128 + number)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
 
 
 def nearest(key: object, known: Iterable[object]) -> str:
     """The end of an error message: what `key` was probably meant to be, or what there is."""
     names = [str(name) for name in known]
-    near = difflib.get_close_matches(str(key), names, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known: {', '.join(names) or 'nothing'}"
+    return did_you_mean(key, names) or f"; known: {', '.join(names) or 'nothing'}"
+
+
+def did_you_mean(key: object, known: Iterable[object]) -> str:
+    """The end of an error message that has said what there is: what `key` was probably meant to be, or nothing."""
+    near = difflib.get_close_matches(str(key), [str(name) for name in known], n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -5,26 +5,44 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import polars as pl
-import torch
+from pydantic import Field
 
 from persyn.errors import InputError
 from persyn.schemas import SAMPLES
+from persyn.settings import Seed, Settings
 from persyn.verifiers import prepare_ifeval
+
+
+class EvaluationSettings(Settings):
+    """The section `evaluation`: lm-eval's tasks, and how they are run."""
+
+    tasks: Annotated[list[str], Field(min_length=1)]
+    """Names of lm-eval tasks, or of those in tasks/."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Response tokens at most; null takes each task's own."""
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Items a task; null takes all."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Examples shown; null takes each task's own."""
+    seed: Seed = 0
+    """Of few-shot examples, and of whatever else a task draws."""
+
+
+class EvaluationSpeed(Settings):
+    """How fast students are evaluated."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Items at once."""
 
 
 def evaluate_student(
     folder: str | Path,
     task_folder: str | Path,
+    settings: EvaluationSettings,
     batch_size: int,
-    *,
-    tasks: Sequence[str],
-    max_tokens: int | None = None,
-    limit: int | None = None,
-    num_fewshot: int | None = None,
-    seed: int = 0,
 ) -> tuple[dict[str, dict[str, dict[str, Any]]], pl.DataFrame]:
     """Run lm-eval tasks on a trained student, rendered by the chat template it was trained with.
 
@@ -32,10 +50,6 @@ def evaluate_student(
         folder: the student.
         task_folder: yaml task files that lm-eval finds beside its own.
         batch_size: items answered at once.
-        tasks: names of lm-eval tasks.
-        max_tokens: response tokens at most; None takes each task's own.
-        limit: items a task; None takes all.
-        num_fewshot: examples shown; None takes each task's own.
 
     Returns:
         task -> metric -> {value, stderr, n}, and SAMPLES.
@@ -44,6 +58,7 @@ def evaluate_student(
         InputError: a task is unknown.
     """
     prepare_ifeval()
+    import torch
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
@@ -57,17 +72,17 @@ def evaluate_student(
     with tempfile.TemporaryDirectory() as scratch:
         results = simple_evaluate(
             model=model,
-            tasks=list(tasks),
-            task_manager=_task_manager(Path(task_folder), tasks, Path(scratch)),
-            num_fewshot=num_fewshot,
-            limit=limit,
-            gen_kwargs={"max_gen_toks": max_tokens} if max_tokens else None,
+            tasks=settings.tasks,
+            task_manager=_task_manager(Path(task_folder), settings.tasks, Path(scratch)),
+            num_fewshot=settings.num_fewshot,
+            limit=settings.limit,
+            gen_kwargs={"max_gen_toks": settings.max_tokens} if settings.max_tokens else None,
             apply_chat_template=True,
             log_samples=True,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
+            random_seed=settings.seed,
+            numpy_random_seed=settings.seed,
+            torch_random_seed=settings.seed,
+            fewshot_random_seed=settings.seed,
             bootstrap_iters=1000,
         )
     return _scores(results), _samples(results)

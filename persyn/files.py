@@ -3,8 +3,25 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import platformdirs
+
+from persyn.errors import InputError
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a metrics file.
+
+    Raises:
+        InputError: it is not there, or is no json.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; run `dvc repro` to make it") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as json ({error}); run `dvc repro` to make it again") from error
 
 
 def write_json(value: object, path: str | Path) -> None:

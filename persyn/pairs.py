@@ -1,25 +1,35 @@
 """Pairs: rewards -> which teacher beats which on a prompt."""
 
+from typing import Annotated
+
 import polars as pl
+from pydantic import Field
 
 from persyn.errors import InputError
 from persyn.schemas import PAIRS
+from persyn.settings import Settings
 
 
-def build_pairs(rewards: pl.DataFrame, *, min_margin: float = 0.0) -> pl.DataFrame:
+class PairSettings(Settings):
+    """The section `pairs`."""
+
+    min_margin: Annotated[float, Field(ge=0)] = 0.0
+    """A gap of two rewards of this size or less makes no pair."""
+
+
+def build_pairs(rewards: pl.DataFrame, settings: PairSettings) -> pl.DataFrame:
     """Expand each prompt's ranking of its teachers into all pairs (winner, loser).
 
-    A gap of `min_margin` or less makes no pair, so equal rewards never do. n teachers without ties
+    A gap of settings.min_margin or less makes no pair, so equal rewards never do. n teachers without ties
     give n(n-1)/2 pairs a prompt.
 
     Returns:
         PAIRS, margin being the difference of the two rewards.
 
     Raises:
-        InputError: min_margin is negative, or no pair is left.
+        InputError: no pair is left.
     """
-    if min_margin < 0:
-        raise InputError(f"pairs.min_margin is {min_margin}; it must be 0 or more")
+    min_margin = settings.min_margin
     side = rewards.select("prompt_id", "teacher", "reward")
     pairs = (
         side.join(side, on="prompt_id", suffix="_loser", validate="m:m")

@@ -7,7 +7,7 @@ import polars as pl
 from polars import selectors as cs
 
 from persyn.defects import Policies
-from persyn.rewards import build_rewards
+from persyn.rewards import RewardSettings, build_rewards
 
 Scores = tuple[
     Mapping[str, pl.DataFrame], Mapping[str, pl.DataFrame], pl.DataFrame, Sequence[str], Policies, Sequence[str]
@@ -55,14 +55,14 @@ def alpha_curve(
     defects: pl.DataFrame,
     teachers: Sequence[str],
     policies: Policies,
+    settings: RewardSettings,
     anchored: Sequence[str] = (),
-    **rewards: Any,
 ) -> pl.DataFrame:
     """Who would be the best teacher of how many parallel prompts, were learnability weighed otherwise.
 
     Args:
         quality, learnability, defects, teachers, policies, anchored: as build_rewards takes them.
-        rewards: the other parameters of build_rewards; an alpha among them is passed over.
+        settings: of the rewards; its alpha is passed over.
 
     Returns:
         alpha (0, 0.1 to 1), teacher, share (of the parallel prompts on which its reward is the highest, a tie shared
@@ -71,9 +71,11 @@ def alpha_curve(
     Raises:
         InputError: as build_rewards.
     """
-    tables = quality, learnability, defects, teachers, policies, anchored
+    tables = quality, learnability, defects, teachers, policies
     shares = [
-        _best(build_rewards(*tables, **{**rewards, "alpha": alpha})[0]).select(pl.lit(alpha).alias("alpha"), pl.all())
+        _best(build_rewards(*tables, settings.changed(alpha=alpha), anchored)[0]).select(
+            pl.lit(alpha).alias("alpha"), pl.all()
+        )
         for alpha in ALPHAS
     ]
     return pl.concat(shares)
@@ -128,7 +130,7 @@ def ledger_curve(cost: Mapping[str, Any]) -> pl.DataFrame:
 
 def build_plots(
     scores: Scores,
-    weighing: Mapping[str, Any],
+    weighing: RewardSettings,
     rewards: pl.DataFrame,
     allocations: Mapping[str, Mapping[str, Any]],
     evaluations: Mapping[str, Mapping[str, Any]],
@@ -154,7 +156,7 @@ def build_plots(
     quality, learnability, defects, teachers, policies, anchored = scores
     tables = pl.concat(quality.values()), pl.concat(learnability.values()), defects
     compared = comparison_curve(comparison, evaluations).filter(pl.col("difference").is_not_null())
-    landscape, alpha = landscape_curve(rewards), alpha_curve(*tables, teachers, policies, anchored, **weighing)
+    landscape, alpha = landscape_curve(rewards), alpha_curve(*tables, teachers, policies, weighing, anchored)
     curves = {
         "allocation": _labelled(allocation_curve(allocations), "strategy", "teacher"),
         "landscape": _spread(landscape, landscape.columns, "learnability"),

@@ -2,22 +2,30 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 from tqdm import tqdm
 
-from persyn.errors import InputError, check_keys
-from persyn.generation import Sampling, Teacher, load_backend
+from persyn.errors import InputError
+from persyn.generation import BackendSpeed, Teacher, load_backend
 from persyn.generation.budget import Budget
 from persyn.generation.precomputed import read_precomputed
 from persyn.generation.requests import Request, answer, open_store, prepare_requests, stored_answer, unanswered
 from persyn.schemas import RESPONSES
+from persyn.settings import Settings, Share
 from persyn.store import Store, key_range, position
 
 logger = logging.getLogger(__name__)
+
+
+class ResponseSettings(Settings):
+    """The section `responses`."""
+
+    max_error_share: Share = 0.0
+    """Share of a teacher's prompts that may remain without a response."""
 
 
 def generate_responses(
@@ -25,7 +33,7 @@ def generate_responses(
     name: str,
     teacher: Teacher,
     folder: Path,
-    speed: Mapping[str, Any],
+    speed: BackendSpeed,
     budget: Budget | None = None,
     part: tuple[int, int] = (0, 1),
     *,
@@ -41,7 +49,7 @@ def generate_responses(
         prompts: columns prompt_id and prompt.
         name: the teacher's key in params.yaml.
         folder: the response store.
-        speed: the backend's speed knobs; `ray` among them has Ray actors run the backend.
+        speed: the knobs of the teacher's backend.
         budget: tokens that may be paid for; None sets no limit.
         part: (i, n): only the i-th of n parts of the prompts, by key. Parts may run at once, in any processes.
         max_error_share: share of the prompts that may remain without an answer.
@@ -52,7 +60,7 @@ def generate_responses(
     Raises:
         InputError: more than `max_error_share` failed, or the budget is spent. All answers are in the store by then.
     """
-    sampling, requests = prepare_requests(prompts, name, teacher)
+    sampling, requests = teacher.sampling, prepare_requests(prompts, teacher)
     low, high = key_range(*part)
     mine = [index for index, request in enumerate(requests) if low <= position(request.key) < high]
     prompts, requests = prompts[mine], [requests[index] for index in mine]
@@ -64,14 +72,14 @@ def generate_responses(
         still_open = {request.key for request in left}
         texts = dict(prompts.select("prompt_id", "prompt").iter_rows())
         texts = {identity: text for identity, text in texts.items() if by_id[identity].key in still_open}
-        rows = read_precomputed(texts, name, teacher, sampling)
+        rows = read_precomputed(texts, name, teacher, teacher.precomputed)
         store.put({by_id[identity].precomputed: row for identity, row in rows.items()})
         left = unanswered(left, store, sampling)
     if left:
         store.check_space(2 * len(left) * (1000 + 8 * sampling.max_tokens))
         bar = tqdm(total=len(requests), initial=len(requests) - len(left), desc=f"responses of {name}", unit="prompt")
         try:
-            for rows in _ask(requests, teacher, sampling, store, speed, budget, part):
+            for rows in _ask(requests, teacher, store, speed, budget, part):
                 failed |= {key: row for key, row in rows.items() if row["finish_reason"] == "error"}
                 bar.update(len(rows))
         except KeyboardInterrupt:
@@ -89,31 +97,26 @@ def generate_responses(
 def _ask(
     requests: Sequence[Request],
     teacher: Teacher,
-    sampling: Sampling,
     store: Store,
-    speed: Mapping[str, Any],
+    speed: BackendSpeed,
     budget: Budget | None,
     part: tuple[int, int],
 ) -> Iterator[dict[str, dict[str, Any]]]:
     """Have what is still unanswered answered: in this process, or by Ray actors."""
-    knobs = dict(speed)
-    on_ray = knobs.pop("ray", None)
-    if on_ray is not None:
+    sampling = teacher.sampling
+    if speed.ray is not None:
         try:
             from persyn.generation.ray import answer_on_ray
         except ModuleNotFoundError as error:
             raise InputError("speed names ray, which is not installed; run `pip install 'persyn[ray]'`") from error
-        check_keys("speed.ray", on_ray, answer_on_ray)
-        yield from answer_on_ray(
-            unanswered(requests, store, sampling), teacher, sampling, store, knobs, budget, **on_ray
-        )
+        yield from answer_on_ray(unanswered(requests, store, sampling), teacher, store, speed, budget)
         store.refresh()
         return
     with store.exclusive(*key_range(*part)):
         left = unanswered(requests, store, sampling)
         if not left:
             return
-        backend = load_backend(teacher, knobs)
+        backend = load_backend(teacher, speed)
         try:
             yield from answer(left, backend, sampling, store, budget)
         finally:

@@ -2,15 +2,32 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import polars as pl
+from pydantic import Field
 
 from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.schemas import REWARDS
+from persyn.settings import Settings, Share
 
 KEYS = ["prompt_id", "teacher"]
+
+
+class RewardSettings(Settings):
+    """The section `rewards`: how quality and learnability become one reward."""
+
+    alpha: Share
+    """Weight of learnability, from 0 (quality alone) to 1 (learnability alone)."""
+    alpha_slope: float = 0.0
+    """How much the weight follows the prompt (ours, not the paper's): it is alpha + alpha_slope * (e - 1/2), clipped to
+    0 to 1, e being the rank of the prompt's mean quality among all prompts, 0 to 1. Above 0, prompts that most teachers
+    answer well are decided by learnability, hard ones by quality."""
+    normalization: Literal["min_max", "z_score", "none"] = "min_max"
+    """Within a prompt: min_max to 0 to 1; z_score; none. Scores that are all equal normalise to 0."""
+    penalty: Annotated[float, Field(ge=0)] = 1.0
+    """What a response with a defect loses; from 1 on, with min_max, it loses to every other."""
 
 
 def build_rewards(
@@ -19,12 +36,8 @@ def build_rewards(
     defects: pl.DataFrame,
     teachers: Sequence[str],
     policies: Policies,
+    settings: RewardSettings,
     anchored: Sequence[str] = (),
-    *,
-    alpha: float,
-    alpha_slope: float = 0.0,
-    normalization: Literal["min_max", "z_score", "none"] = "min_max",
-    penalty: float = 1.0,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """r = (1 - alpha) * r_q + alpha * r_l (PerSyn, Eq. 2), both normalised over the teachers of a prompt.
 
@@ -34,15 +47,8 @@ def build_rewards(
         defects: DEFECTS of every teacher.
         teachers: who answered every prompt. A prompt that lacks a teacher's score (its call failed, or a score was
             not finite) is left out and counted: no comparison on it would be fair.
-        policies: which defects cost `penalty`.
+        policies: which defects cost settings.penalty.
         anchored: those of the teachers that answered some prompts only: a prompt is complete without them.
-        alpha: weight of learnability, 0 to 1.
-        alpha_slope: how much the weight follows the prompt (ours, not the paper's): it is
-            alpha + alpha_slope * (e - 1/2), clipped to 0 to 1, e being the rank of the prompt's mean quality among all
-            prompts, 0 to 1. Above 0, prompts that most teachers answer well are decided by learnability, hard ones by
-            quality.
-        normalization: min_max to [0, 1]; z_score; none. Scores that are all equal normalise to 0.
-        penalty: what a response with a defect loses; from 1 on, with min_max, it loses to every other.
 
     Returns:
         REWARDS and what to know of them: {prompts, kept, dropped: {incomplete}, penalised, ties (prompts on which all
@@ -50,19 +56,14 @@ def build_rewards(
         length in disguise; None where either is constant), teachers: {name: {quality, learnability, reward: mean}}}.
 
     Raises:
-        InputError: a parameter is not legal, a score is of an unknown teacher, or no prompt is left.
+        InputError: a score is of an unknown teacher, or no prompt is left.
     """
-    if not 0 <= alpha <= 1:
-        raise InputError(f"rewards.alpha is {alpha}; it must be from 0 (quality alone) to 1 (learnability alone)")
-    if normalization not in ("min_max", "z_score", "none"):
-        raise InputError(f"rewards.normalization is {normalization!r}; it must be min_max, z_score or none")
-    if penalty < 0:
-        raise InputError(f"rewards.penalty is {penalty}; it must be 0 or more")
+    alpha, alpha_slope, penalty = settings.alpha, settings.alpha_slope, settings.penalty
     scores = quality.join(learnability, on=KEYS, how="full", coalesce=True, validate="1:1").sort(KEYS)
     complete = _complete(scores, teachers, anchored).join(defects, on=KEYS, how="left", validate="1:1").sort(KEYS)
     penalised = pl.any_horizontal(pl.lit(False), *policies.kinds("penalise", "drop")).fill_null(False)
-    normalised = complete.with_columns(r_q=_normalised("quality", normalization), penalised=penalised)
-    normalised = normalised.with_columns(r_l=_normalised("learnability", normalization))
+    normalised = complete.with_columns(r_q=_normalised("quality", settings.normalization), penalised=penalised)
+    normalised = normalised.with_columns(r_l=_normalised("learnability", settings.normalization))
     weight = pl.lit(alpha) if not alpha_slope else (alpha + alpha_slope * (_ease() - 0.5)).clip(0, 1)
     mixed = (1 - weight) * pl.col("r_q") + weight * pl.col("r_l")
     rewards = normalised.with_columns(reward=mixed - pl.when("penalised").then(float(penalty)).otherwise(0.0))

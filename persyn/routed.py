@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from persyn.generation import Teacher
+from persyn.generation import BackendSpeed, Teacher
 from persyn.generation.terms import Licenses, check_terms
 from persyn.responses import generate_responses
 from persyn.schemas import RESPONSES
@@ -19,7 +19,7 @@ def build_routed(
     teachers: Mapping[str, Teacher],
     licenses: Licenses,
     folder: Path,
-    speed: Mapping[str, Mapping[str, Any]],
+    speed: Mapping[str, BackendSpeed],
     **limits: Any,
 ) -> pl.DataFrame:
     """Collect one response a route, from its teacher.

@@ -1,34 +1,48 @@
 """Student: fine-tune the base model on its dataset with TRL, the loss on response tokens only."""
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import polars as pl
-import torch
+from pydantic import Field
 
 from persyn.chat import encode_completion, end_by_turn, with_chat_template
-from persyn.errors import InputError, check_keys
-from persyn.models import Student, load_causal_lm, load_tokenizer, lora_config, model_identity
-from persyn.training import SameBatches, checkpoints, is_main, leave_to_main, save_trained, train, training_arguments
-from persyn.training.monitors import Live
+from persyn.errors import InputError
+from persyn.models import LoraSettings, Student, load_causal_lm, load_tokenizer, lora_config, model_identity
+from persyn.settings import Seed, Settings
+
+if TYPE_CHECKING:
+    from persyn.training.monitors import Live
+
+
+class SftSettings(Settings):
+    """The section `sft`: how the student is fine-tuned."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    """Its peak: it rises over `warmup` and falls by a cosine after that."""
+    epochs: Annotated[float, Field(gt=0)] = 2
+    """Passes over the dataset."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Rows an update over all processes, reached by accumulation."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of the updates over which the learning rate rises."""
+    packing: bool = False
+    """Whether short rows share a sequence of up to the student's `max_length` tokens. Rows do not see each other, so
+    the loss stays the same, but `batch_size` then counts sequences."""
+    lora: LoraSettings | None = None
+    """Trains a LoRA adapter, which is merged in; null trains every weight."""
+    seed: Seed = 0
+    """Of the order of rows and of LoRA's first weights."""
 
 
 def train_student(
     dataset: pl.DataFrame,
     student: Student,
     folder: str | Path,
-    device_batch_size: int,
-    live: Live | None = None,
-    *,
-    learning_rate: float = 1e-5,
-    epochs: float = 2,
-    batch_size: int = 32,
-    warmup: float = 0.1,
-    packing: bool = False,
-    lora: Mapping[str, Any] | None = None,
-    seed: int = 0,
+    settings: SftSettings,
+    device_batch_size: int | None = None,
+    live: "Live | None" = None,
 ) -> pl.DataFrame:
     """Train and write a complete model (LoRA merged in) and its tokenizer to `folder`, as safetensors.
 
@@ -39,13 +53,8 @@ def train_student(
 
     Args:
         dataset: DATASET.
-        device_batch_size: rows in one forward pass at most.
+        device_batch_size: rows in one forward pass at most; None takes the whole batch.
         live: where the training reports to while it runs.
-        batch_size: rows an update over all processes, reached by accumulation.
-        warmup: share of the updates over which the learning rate rises; it falls by a cosine after that.
-        packing: whether short rows share a sequence of up to the student's `max_length` tokens. Rows do not see each
-            other, so the loss stays the same, but `batch_size` then counts sequences.
-        lora: the arguments of lora_config, or None to train every weight.
 
     Returns:
         The loss curve: columns step and loss.
@@ -53,34 +62,41 @@ def train_student(
     Raises:
         InputError: as training_arguments, or the model cannot keep packed rows apart.
     """
+    import torch
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
+
+    from persyn.training.trainer import (
+        SameBatches,
+        checkpoints,
+        is_main,
+        leave_to_main,
+        save_trained,
+        train,
+        training_arguments,
+    )
 
     class StudentTrainer(SameBatches, SFTTrainer):
         """Nothing beyond the two."""
 
-    check_keys("sft.lora", lora or {}, lora_config)
-    settings: dict[str, Any] = {
-        "learning_rate": learning_rate,
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "warmup": warmup,
-    }
-    settings |= {"packing": packing, "lora": lora, "seed": seed}
+    packing, lora = settings.packing, settings.lora
+    device_batch_size = device_batch_size or settings.batch_size
     where = (student.model, student.revision, student.trust_remote_code)
     load_base = partial(load_causal_lm, *where, dtype=torch.float32, device="cpu")
     tokenizer = end_by_turn(with_chat_template(load_tokenizer(*where)))
     rows = encode_dataset(tokenizer, dataset)
     identity = model_identity(student.model, student.revision)
-    with checkpoints(dataset.select("prompt", "completion").write_json(), vars(student), identity, settings) as scratch:
+    with checkpoints(
+        dataset.select("prompt", "completion").write_json(), student.model_dump(), identity, settings.model_dump()
+    ) as scratch:
         args = SFTConfig(
-            **training_arguments(scratch, batch_size, device_batch_size, seed),
+            **training_arguments(scratch, settings.batch_size, device_batch_size, settings.seed),
             max_length=student.max_length,
             packing=packing,
-            learning_rate=learning_rate,
-            num_train_epochs=epochs,
+            learning_rate=settings.learning_rate,
+            num_train_epochs=settings.epochs,
             lr_scheduler_type="cosine",
-            warmup_steps=warmup,
+            warmup_steps=settings.warmup,
             logging_steps=1,
         )
         model = load_base()  # after SFTConfig, which makes the processes know each other
@@ -90,7 +106,7 @@ def train_student(
             model=model,
             processing_class=tokenizer,
             train_dataset=Dataset.from_list(rows),
-            peft_config=lora_config("CAUSAL_LM", **lora) if lora is not None else None,
+            peft_config=lora_config("CAUSAL_LM", lora) if lora is not None else None,
             args=args,
             callbacks=live.callbacks() if live else None,
         )
@@ -112,14 +128,18 @@ def encode_dataset(tokenizer: Any, dataset: pl.DataFrame) -> list[dict[str, list
     return [{"input_ids": prompt + response, "labels": [-100] * len(prompt) + response} for prompt, response in encoded]
 
 
-@torch.inference_mode()
 def _check_rows_stay_apart(model: Any, rows: list[dict[str, list[int]]]) -> None:
     """Refuse a model in which a packed row sees the row before it: attention that goes by no positions, or a state that
     is carried on."""
+    import torch
+
     first, second = (torch.tensor([row["input_ids"][-16:]]) for row in (rows[0], rows[-1]))
     places = torch.cat([torch.arange(ids.shape[1]) for ids in (first, second)]).unsqueeze(0)
-    packed = model(torch.cat([first, second], dim=1), position_ids=places, use_cache=False).logits[:, first.shape[1] :]
-    alone = model(second, use_cache=False).logits
+    with torch.inference_mode():
+        packed = model(torch.cat([first, second], dim=1), position_ids=places, use_cache=False).logits[
+            :, first.shape[1] :
+        ]
+        alone = model(second, use_cache=False).logits
     if not torch.allclose(packed, alone, rtol=1e-3, atol=1e-3 * alone.abs().max().item()):
         raise InputError(
             f"sft.packing: in {type(model).__name__} ({model.config._attn_implementation} attention) a packed row sees "

@@ -1,13 +1,15 @@
-"""Every strategy's answers -> how it compares with `persyn`."""
+"""Every strategy's responses to the evaluation -> how it compares with `persyn`."""
 
 from persyn.comparison import compare_strategies, comparison_table
 from persyn.files import write_json, write_text
+from persyn.project.params import read_params
 from persyn.schemas import SAMPLES, read_folder
-from stages import read_params, run
+from stages import run
 
 
 def main(evaluation: str, out: str, table: str) -> None:
-    samples = read_folder(evaluation, list(read_params("strategies")), SAMPLES)
+    params = read_params()
+    samples = read_folder(evaluation, list(params.strategies), SAMPLES)
     comparison = compare_strategies(samples)
     write_json(comparison, out)
     write_text(comparison_table(samples, comparison) + "\n", table)

@@ -4,15 +4,17 @@ import polars as pl
 
 from persyn.defects import count_defects, find_defects
 from persyn.files import write_json
+from persyn.project.params import read_params
 from persyn.schemas import DEFECTS, PROMPTS, RESPONSES, read_folder, read_table, write_table
-from stages import read_params, run
+from stages import run
 
 
 def main(prompts: str, responses: str, out: str, metrics: str) -> None:
-    answers = pl.concat(read_folder(responses, list(read_params("teachers")), RESPONSES).values())
-    defects = find_defects(read_table(prompts, PROMPTS), answers)
+    params = read_params()
+    written = pl.concat(read_folder(responses, list(params.teachers), RESPONSES).values())
+    defects = find_defects(read_table(prompts, PROMPTS), written)
     write_table(defects, out, DEFECTS)
-    write_json(count_defects(defects, answers), metrics)
+    write_json(count_defects(defects, written), metrics)
 
 
 if __name__ == "__main__":

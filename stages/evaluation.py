@@ -1,15 +1,16 @@
-"""A trained student -> its scores and its answer to every item."""
+"""A trained student -> its scores and its response to every item."""
 
 from persyn.evaluation import evaluate_student
 from persyn.files import write_json
+from persyn.project.params import read_params
 from persyn.schemas import SAMPLES, write_table
-from stages import read_params, read_value, run
+from stages import run
 
 
 def main(student: str, tasks: str, out: str, samples: str) -> None:
-    params, batch = read_params("evaluation", evaluate_student), read_value("speed.evaluation.batch_size")
-    scores, answers = evaluate_student(student, tasks, batch, **params)
-    write_table(answers, samples, SAMPLES)
+    params = read_params()
+    scores, responses = evaluate_student(student, tasks, params.evaluation, params.speed.evaluation.batch_size)
+    write_table(responses, samples, SAMPLES)
     write_json(scores, out)
 
 

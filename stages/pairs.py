@@ -1,12 +1,14 @@
 """Rewards -> pairs."""
 
 from persyn.pairs import build_pairs
+from persyn.project.params import read_params
 from persyn.schemas import PAIRS, REWARDS, read_table, write_table
-from stages import read_params, run
+from stages import run
 
 
 def main(rewards: str, out: str) -> None:
-    write_table(build_pairs(read_table(rewards, REWARDS), **read_params("pairs", build_pairs)), out, PAIRS)
+    params = read_params()
+    write_table(build_pairs(read_table(rewards, REWARDS), params.pairs), out, PAIRS)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from persyn.files import write_json
+from persyn.project.params import read_params
 from persyn.prompts import build_prompts
 from persyn.schemas import PROMPTS, write_table
-from stages import read_params, run
+from stages import run
 
 
 def main(raw: str, out: str, metrics: str) -> None:
-    prompts, counts = build_prompts(Path(raw), **read_params("prompts", build_prompts))
+    params = read_params()
+    prompts, counts = build_prompts(Path(raw), params.prompts)
     write_table(prompts, out, PROMPTS)
     write_json(counts, metrics)
 

@@ -1,17 +1,17 @@
 """One teacher's responses -> their quality."""
 
-from persyn.generation.budget import Budget
+from persyn.project.params import JUDGE, read_params
 from persyn.quality import score_quality
 from persyn.schemas import PROMPTS, QUALITY, RESPONSES, read_table, write_table
 from persyn.store import store_folder
-from stages import read_params, read_speed, run
+from stages import run
 
 
 def main(prompts: str, responses: str, out: str) -> None:
-    params = read_params("quality", score_quality)
+    params = read_params()
     tables = read_table(prompts, PROMPTS), read_table(responses, RESPONSES)
-    speed, budget = read_speed("judge", "openai"), Budget(**read_params("budget", Budget))
-    write_table(score_quality(*tables, store_folder(), speed, budget, **params), out, QUALITY)
+    quality = score_quality(*tables, store_folder(), params.quality, params.speed_of(JUDGE), params.budget)
+    write_table(quality, out, QUALITY)
 
 
 if __name__ == "__main__":

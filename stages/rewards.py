@@ -2,21 +2,20 @@
 
 import polars as pl
 
-from persyn.defects import Policies
 from persyn.files import write_json
+from persyn.project.params import read_params
 from persyn.rewards import build_rewards
 from persyn.schemas import DEFECTS, LEARNABILITY, QUALITY, REWARDS, read_folder, read_table, write_table
-from stages import read_params, run
+from stages import run
 
 
 def main(quality: str, learnability: str, defects: str, out: str, metrics: str) -> None:
-    teachers = read_params("teachers")
-    anchored = [name for name, teacher in teachers.items() if teacher.get("anchors") is not None]
-    scored = pl.concat(read_folder(quality, list(teachers), QUALITY).values())
-    learned = pl.concat(read_folder(learnability, list(teachers), LEARNABILITY).values())
-    policies, params = Policies(**read_params("defects", Policies)), read_params("rewards", build_rewards)
+    params = read_params()
+    teachers = list(params.teachers)
+    scored = pl.concat(read_folder(quality, teachers, QUALITY).values())
+    learned = pl.concat(read_folder(learnability, teachers, LEARNABILITY).values())
     tables = scored, learned, read_table(defects, DEFECTS)
-    rewards, counts = build_rewards(*tables, list(teachers), policies, anchored, **params)
+    rewards, counts = build_rewards(*tables, teachers, params.defects, params.rewards, params.anchored)
     write_table(rewards, out, REWARDS)
     write_json(counts, metrics)
 

@@ -1,24 +1,24 @@
 """Routes -> what the chosen teachers wrote."""
 
+from typing import Any
+
 import polars as pl
 
-from persyn.generation import Teacher
-from persyn.generation.budget import Budget
-from persyn.generation.terms import Licenses
-from persyn.responses import generate_responses
+from persyn.project.params import read_params
 from persyn.routed import build_routed
 from persyn.schemas import PROMPTS, RESPONSES, ROUTES, read_folder, read_table, write_table
 from persyn.store import store_folder
-from stages import read_entries, read_params, read_speed, run
+from stages import run
 
 
 def main(prompts: str, routes: str, responses: str, out: str) -> None:
-    teachers, licenses = read_entries("teachers", Teacher), Licenses(**read_params("licenses", Licenses))
-    speed = {name: read_speed(name, teacher.backend) for name, teacher in teachers.items()}
+    params = read_params()
+    teachers = params.teachers
+    speed = {name: params.speed_of(name) for name in teachers}
     parallel = pl.concat(read_folder(responses, list(teachers), RESPONSES).values())
     tables = read_table(prompts, PROMPTS), read_table(routes, ROUTES), parallel
-    limits = read_params("responses", generate_responses) | {"budget": Budget(**read_params("budget", Budget))}
-    write_table(build_routed(*tables, teachers, licenses, store_folder(), speed, **limits), out, RESPONSES)
+    limits: dict[str, Any] = {"budget": params.budget, "max_error_share": params.responses.max_error_share}
+    write_table(build_routed(*tables, teachers, params.licenses, store_folder(), speed, **limits), out, RESPONSES)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,25 @@
 """Every prompt + a strategy -> its teacher."""
 
 from persyn.files import write_json
-from persyn.models import Student
+from persyn.project.params import read_params
 from persyn.router import load_router
 from persyn.routes import Pool, allocation, build_routes
 from persyn.schemas import PROMPTS, RESPONSES, REWARDS, ROUTES, read_folder, read_table, write_table
-from stages import read_params, run
+from stages import run
 
 
 def main(strategy: str, prompts: str, rewards: str, router: str, responses: str, out: str, metrics: str) -> None:
-    entries, student = read_params("teachers"), Student(**read_params("student", Student))
-    teachers, table = list(entries), read_table(rewards, REWARDS)
-    families = {name: teacher.get("family") for name, teacher in entries.items()}
-    trained, answers = lambda: load_router(router, teachers), lambda: read_folder(responses, teachers, RESPONSES)
-    pool = Pool(teachers, table, lambda texts: trained().strengths(texts), families, student.family, answers)
-    routes = build_routes(read_table(prompts, PROMPTS), pool, read_params(f"strategies.{strategy}"))
+    params = read_params()
+    teachers = list(params.teachers)
+    pool = Pool(
+        teachers,
+        read_table(rewards, REWARDS),
+        predict=lambda texts: load_router(router, teachers).strengths(texts),
+        families={name: teacher.family for name, teacher in params.teachers.items()},
+        student_family=params.student.family,
+        responses=lambda: read_folder(responses, teachers, RESPONSES),
+    )
+    routes = build_routes(read_table(prompts, PROMPTS), pool, params.strategies[strategy])
     write_table(routes, out, ROUTES)
     write_json(allocation(routes, teachers), metrics)
 

@@ -1,18 +1,18 @@
 """Dataset -> the trained student and its loss curve."""
 
 from persyn.files import write_text
-from persyn.models import Student
+from persyn.project.params import read_params
 from persyn.schemas import DATASET, read_table
 from persyn.student import train_student
 from persyn.training.monitors import Live
-from stages import read_params, read_value, run
+from stages import run
 
 
 def main(dataset: str, out: str, curve: str, live: str) -> None:
-    student = Student(**read_params("student", Student))
-    params, batch = read_params("sft", train_student), read_value("speed.student.device_batch_size")
-    watched = Live(live, read_params("speed.student").get("report_to", "dvclive"))
-    losses = train_student(read_table(dataset, DATASET), student, out, batch, watched, **params)
+    params = read_params()
+    speed = params.speed.student
+    knobs = speed.device_batch_size, Live(live, speed.report_to)
+    losses = train_student(read_table(dataset, DATASET), params.student, out, params.sft, *knobs)
     write_text(losses.write_csv(), curve)
 
 

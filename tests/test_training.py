@@ -25,7 +25,7 @@ from persyn.generation.terms import Licenses
 from persyn.pairs import build_pairs
 from persyn.router import load_router
 from persyn.schemas import DATASET, PAIRS, PROMPTS, REWARDS, write_table
-from persyn.training import checkpoints, split_batch, training_arguments
+from persyn.training.trainer import checkpoints, split_batch, training_arguments
 from stages import router as router_stage
 from stages import student as student_stage
 

@@ -3,8 +3,6 @@
 Of all in persyn, these modules alone know where a project keeps its tables.
 """
 
-import sys
-
 import typer
 
 from persyn.cli.diff import diff
@@ -14,6 +12,7 @@ from persyn.cli.plan import ledger, plan
 from persyn.cli.report import report
 from persyn.cli.show import show
 from persyn.cli.store import store
+from persyn.errors import ending_in_one_line
 
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="PerSyn: what DVC cannot show. `dvc repro` runs it."
@@ -24,12 +23,6 @@ app.add_typer(store, name="store")
 
 
 def main() -> None:
-    """The console script: a user's mistake ends in one line."""
-    try:
+    """The console script."""
+    with ending_in_one_line():
         app()
-    except ValueError as error:
-        from persyn.errors import InputError, printable
-
-        if not isinstance(error, InputError):
-            raise
-        sys.exit(f"error: {printable(str(error))}")

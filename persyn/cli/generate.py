@@ -1,5 +1,6 @@
 """`persyn generate`: a teacher's share of its prompts, into the store."""
 
+import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -16,35 +17,31 @@ def generate(
 
     The parallel set, and what any strategy has routed to it. Shares may run at once on any machines that see the store.
     """
-    from stages import run
-
-    run(_generate, teacher, shard, str(prompts), str(routes))
-
-
-def _generate(name: str, shard: str, prompts: str, routes: str) -> None:
-    from persyn.errors import InputError
-    from persyn.generation import Teacher
-    from persyn.generation.budget import Budget
-    from persyn.generation.terms import Licenses, check_terms
+    from persyn.errors import InputError, nearest
+    from persyn.generation.terms import check_terms
+    from persyn.project.params import read_params
     from persyn.prompts import wanted_prompts
     from persyn.responses import generate_responses
     from persyn.schemas import PROMPTS, ROUTES, read_table
     from persyn.store import key_range, store_folder
-    from stages import read_params, read_speed
 
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("persyn").setLevel(logging.INFO)
     index, slash, count = shard.partition("/")
     if not (slash and index.isdecimal() and count.isdecimal()):
         raise InputError(f"--shard is {shard!r}; it must be i/n, such as 0/8 to 7/8")
     part = int(index), int(count)
     key_range(*part)
-    entry = Teacher(**read_params(f"teachers.{name}", Teacher))
-    licenses = Licenses(**read_params("licenses", Licenses))
-    licenses.check(read_params("teachers"))
-    check_terms({name: entry}, licenses)
-    tables = [read_table(path, ROUTES) for path in sorted(Path(routes).glob("*.parquet"))]
-    wanted = wanted_prompts(read_table(prompts, PROMPTS), name, entry.anchors, tables)
-    limits = read_params("responses", generate_responses)
-    limits["budget"] = Budget(**read_params("budget", Budget)).divided(store_folder(), part[1])
-    speed = read_speed(name, entry.backend)
-    table = generate_responses(wanted, name, entry, store_folder(), speed, **limits, part=part)
-    typer.echo(f"{name}: {table.height} of {wanted.height} prompts are in shard {shard}; all of them are in the store")
+    params = read_params()
+    if teacher not in params.teachers:
+        raise InputError(f"--teacher {teacher!r} is not in params.yaml{nearest(teacher, params.teachers)}")
+    entry = params.teachers[teacher]
+    check_terms({teacher: entry}, params.licenses)
+    tables = [read_table(path, ROUTES) for path in sorted(routes.glob("*.parquet"))]
+    wanted = wanted_prompts(read_table(prompts, PROMPTS), teacher, entry.anchors, tables)
+    budget = params.budget.divided(store_folder(), part[1])
+    allowed, speed = params.responses.max_error_share, params.speed_of(teacher)
+    responses = generate_responses(wanted, teacher, entry, store_folder(), speed, budget, part, max_error_share=allowed)
+    typer.echo(
+        f"{teacher}: {responses.height} of {wanted.height} prompts are in shard {shard}; all of them are in the store"
+    )

@@ -12,6 +12,14 @@ from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.generation.terms import Licenses, check_terms
 from persyn.schemas import DATASET
+from persyn.settings import Settings
+
+
+class DatasetSettings(Settings):
+    """The section `dataset`."""
+
+    keep_length: bool = False
+    """Whether a response cut at max_tokens is trained on. It teaches the student to end in mid-sentence."""
 
 
 def build_dataset(
@@ -20,10 +28,9 @@ def build_dataset(
     policies: Policies,
     teachers: Mapping[str, Teacher],
     licenses: Licenses,
+    settings: DatasetSettings,
     routes: pl.DataFrame | None = None,
     score: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
-    *,
-    keep_length: bool = False,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Join prompts with their routed responses, without those that are not fit to train on.
 
@@ -35,8 +42,6 @@ def build_dataset(
         licenses: what the gate lets pass; it is asked for the teachers in `routed`, before anything is scored.
         routes: ROUTES that `routed` answers; needed, as `score` is, where a prompt had two teachers.
         score: RESPONSES -> QUALITY. Of two responses that are fit the better is kept, of equals the stronger teacher's.
-        keep_length: whether a response cut at max_tokens is trained on. It teaches the student to end in
-            mid-sentence, so the default leaves it out.
 
     Returns:
         DATASET, and the counts {rows, kept, dropped: {reason: count}, teachers: count_defects}. The reason is the
@@ -52,7 +57,7 @@ def build_dataset(
     rows = rows.join(defects, on=["prompt_id", "teacher"], how="left", validate="1:1").sort("prompt_id", "teacher")
     reasons = [
         pl.when(pl.col("finish_reason") == "error").then(pl.lit("error")),
-        pl.when((pl.col("finish_reason") == "length") & (not keep_length)).then(pl.lit("length")),
+        pl.when((pl.col("finish_reason") == "length") & (not settings.keep_length)).then(pl.lit("length")),
         *(pl.when(kind).then(pl.lit(kind)) for kind in policies.kinds("drop")),
     ]
     rows = rows.with_columns(dropped=pl.coalesce(reasons))

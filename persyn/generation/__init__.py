@@ -3,25 +3,30 @@
 import hashlib
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Protocol
+
+from pydantic import AfterValidator, Field
 
 from persyn.chat import Message, assistant_message, stop_strings, user_message
-from persyn.errors import InputError, check_keys
+from persyn.errors import InputError, did_you_mean
+from persyn.prompts.sources import Rows
+from persyn.settings import Commit, Seed, Settings
 
-TRAINING = ("allowed", "conditional", "forbidden", "unknown")
+Training = Literal["allowed", "conditional", "forbidden", "unknown"]
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How a teacher's tokens are drawn."""
+class Sampling(Settings):
+    """How a teacher's tokens are drawn. A whole number stays one: the keys of the response store tell 1 from 1.0."""
 
-    max_tokens: int
+    max_tokens: Annotated[int, Field(ge=1)]
     """Response tokens at most; a longer answer is cut and marked `length`."""
-    temperature: float = 0.0
+    temperature: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)] = 0.0
     """0 is greedy."""
-    top_p: float = 1.0
-    seed: int = 0
+    top_p: Annotated[int, Field(gt=0, le=1)] | Annotated[float, Field(gt=0, le=1)] = 1.0
+    """The tokens drawn from are the likeliest that have this share of the probability."""
+    seed: Seed = 0
+    """Of the draws, where temperature is above 0."""
 
     @property
     def drawn(self) -> dict[str, Any]:
@@ -38,50 +43,65 @@ class Sampling:
         return {**self.drawn, "seed": seed}
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """One entry of `teachers` in params.yaml: a model, everything that shapes its answers, and their terms.
+class Example(Settings):
+    """A worked example."""
 
-    Raises:
-        InputError: `training` is none of TRAINING.
-    """
+    prompt: str
+    """What is asked."""
+    response: str
+    """What is answered."""
 
-    model: str
+
+class Precomputed(Rows):
+    """Responses that a teacher has already given. `path` is relative to the working folder."""
+
+    prompt: str = "prompt"
+    """Column or template of the prompt. It must be the prompt's text, but for blanks at the ends of lines."""
+    response: str = "response"
+    """Column or template of the response."""
+
+
+def _known_backend(name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"is {name!r}; it must be one of {', '.join(BACKENDS)}{did_you_mean(name, BACKENDS)}")
+    return name
+
+
+class Teacher(Settings):
+    """A teacher: a model, everything that shapes its responses, and their terms."""
+
+    model: Annotated[str, Field(min_length=1)]
     """`packaged:<name>`, a local folder, a hub id, or what a server calls its model."""
-    sampling: Mapping[str, Any]
-    """The fields of Sampling."""
+    sampling: Sampling
+    """How its tokens are drawn."""
     license: str
-    backend: str
-    """A key of BACKENDS."""
-    training: str = "unknown"
-    """Whether its outputs may train other models: one of TRAINING."""
+    """Licence of the model: it stands on every row of the dataset."""
+    backend: Annotated[str, AfterValidator(_known_backend)]
+    """The engine that runs it: transformers, vllm or openai (any server with that API)."""
+    training: Training = "unknown"
+    """Whether its outputs may train other models."""
     terms: str | None = None
     """The condition on that and where it stands, in one line."""
-    revision: str | None = None
+    revision: Commit | None = None
     """40-hex commit of a hub id."""
     system: str | None = None
     """System prompt."""
-    examples: Sequence[Mapping[str, str]] = field(default_factory=list)
-    """Worked examples {prompt, response} shown before each prompt: how a base model is told what to do."""
+    examples: list[Example] = Field(default_factory=list)
+    """Worked examples shown before each prompt: how a base model is told what to do."""
     trust_remote_code: bool = False
+    """Whether code that the model's repository brings may run."""
     family: str | None = None
     """Family of models, where the strategy family_strong is used."""
-    anchors: int | None = None
-    """How many parallel prompts it answers, to be placed beside the trained router by them; None answers all."""
-    precomputed: Mapping[str, Any] | None = None
-    """The fields of Precomputed: a data set of responses it has already given, which are used instead of asking it."""
-
-    def __post_init__(self) -> None:
-        if self.training not in TRAINING:
-            raise InputError(
-                f"training of teacher {self.model} is {self.training!r}; it must be one of {', '.join(TRAINING)}"
-            )
+    anchors: Annotated[int, Field(ge=1)] | None = None
+    """How many parallel prompts it answers, to be placed beside the trained router by them; null answers all."""
+    precomputed: Precomputed | None = None
+    """A data set of responses it has already given, which are used instead of asking it."""
 
     def messages(self, prompt: str) -> list[Message]:
         """What the teacher is shown for `prompt`."""
         shown = [{"role": "system", "content": self.system}] if self.system else []
         for example in self.examples:
-            shown += user_message(example["prompt"]) + assistant_message(example["response"])
+            shown += user_message(example.prompt) + assistant_message(example.response)
         return shown + user_message(prompt)
 
 
@@ -98,11 +118,36 @@ class Generation:
     """`<kind>: <reason>`, where finish_reason is error."""
 
 
-class Backend(Protocol):
-    """An engine that answers conversations."""
+class RaySpeed(Settings):
+    """Ray actors that run a teacher's backend, on one machine or a cluster."""
 
-    def __init__(self, teacher: Teacher, **speed: Any) -> None:
-        """`speed` holds knobs that change how fast, never what, is answered."""
+    address: str | None = None
+    """A running cluster (`auto` on one of its nodes); null starts one on this machine and ends it after."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Actors, each with an engine of its own."""
+    cpus: Annotated[float, Field(ge=0)] = 1
+    """CPU cores of an actor."""
+    gpus: Annotated[float, Field(ge=0)] = 0
+    """GPUs of an actor: tensor_parallel x data_parallel for vLLM."""
+    unit: Annotated[int, Field(ge=1)] = 32
+    """Requests that an actor takes at a time."""
+
+
+class BackendSpeed(Settings):
+    """Knobs of a backend that change how fast, never what, it generates."""
+
+    ray: RaySpeed | None = None
+    """Ray actors that run the backend; null runs it in this process."""
+
+
+class Backend(Protocol):
+    """An engine that generates responses to conversations. Its module may be imported without its package."""
+
+    Speed: ClassVar[type[BackendSpeed]]
+    """What its section of `speed` takes."""
+
+    def __init__(self, teacher: Teacher, speed: Any) -> None:
+        """`speed` is an instance of Speed."""
 
     def generate(
         self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], sampling: Sampling
@@ -127,22 +172,31 @@ BACKENDS = {
 }
 
 
-def load_backend(teacher: Teacher, speed: Mapping[str, Any]) -> Backend:
-    """The teacher's engine, with these speed knobs; imported only where something is asked.
+def backend_class(name: str) -> type[Backend]:
+    """The class of a backend. That imports its module, not the packages that it needs."""
+    module, _, attribute = BACKENDS[name].partition(":")
+    found: type[Backend] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def load_backend(teacher: Teacher, speed: BackendSpeed) -> Backend:
+    """The teacher's engine, with these speed knobs; loaded only where something is to be generated.
 
     Raises:
-        InputError: no such backend, a knob that it does not have, or it is not installed.
+        InputError: it is not installed, or cannot start.
     """
-    module, _, name = BACKENDS[teacher.backend].partition(":")
     try:
-        engine = getattr(importlib.import_module(module), name)
+        return backend_class(teacher.backend)(teacher, speed)
     except ModuleNotFoundError as error:
         raise InputError(
             f"backend {teacher.backend} needs {error.name}, which is not installed; run "
             f"`pip install 'persyn[{teacher.backend}]'` (on a machine without a GPU: persyn[{teacher.backend}-cpu])"
         ) from error
-    check_keys(f"speed.{teacher.backend}", speed, engine)
-    return engine(teacher, **speed)
+
+
+def anchored_teachers(teachers: Mapping[str, Teacher]) -> list[str]:
+    """Names of those that answer a few parallel prompts only (`anchors`), to be placed beside the trained router."""
+    return [name for name, teacher in teachers.items() if teacher.anchors is not None]
 
 
 def check_context(prompts: Sequence[Sequence[int]], max_tokens: int, context: int | None, model: str) -> None:

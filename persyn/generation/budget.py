@@ -2,38 +2,38 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from persyn.chat import Message
 from persyn.errors import InputError
+from persyn.settings import Settings
 from persyn.store import shelves, verify
 
 MESSAGE_TOKENS = 16
 """At most so many tokens does a chat template add to a message."""
 
 
-@dataclass(frozen=True)
-class Budget:
-    """The section `budget` of params.yaml. What is spent is what the response store holds, of all teachers.
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, date) else value  # YAML reads a date as a date
 
-    Raises:
-        InputError: max_tokens is no number of tokens.
-    """
 
-    max_tokens: int | None = None
-    """Prompt and response tokens that may be paid for; None sets no limit."""
-    since: str = ""
-    """ISO date or time (UTC): answers before it do not count."""
+def _whole(value: float) -> float:
+    if value != value // 1:
+        raise ValueError(f"is {value!r}; it must be a whole number of tokens, or null for no limit")
+    return value
 
-    def __post_init__(self) -> None:
-        limit = self.max_tokens
-        if limit is not None and (not isinstance(limit, int | float) or limit != limit // 1 or limit < 0):
-            raise InputError(
-                f"budget.max_tokens is {limit!r}; it must be a whole number of tokens, or null for no limit"
-            )
-        object.__setattr__(self, "since", str(self.since))  # YAML reads a date as a date
+
+class Budget(Settings):
+    """The section `budget`. What is spent is what the response store holds, of all teachers."""
+
+    max_tokens: Annotated[int | float, Field(ge=0), AfterValidator(_whole)] | None = None
+    """Prompt and response tokens that may be paid for; null sets no limit."""
+    since: Annotated[str, BeforeValidator(_as_text)] = ""
+    """ISO date or time (UTC): responses made before it do not count."""
 
     def spent(self, folder: Path) -> int:
         """Prompt and response tokens of every answer in the response store at `folder` that was asked for."""
@@ -84,4 +84,4 @@ class Budget:
         if self.max_tokens is None:
             return self
         spent = self.spent(folder)
-        return replace(self, max_tokens=spent + max(0, int(self.max_tokens) - spent) // num_parts)
+        return self.changed(max_tokens=spent + max(0, int(self.max_tokens) - spent) // num_parts)

@@ -3,24 +3,35 @@
 import ipaddress
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 from urllib.parse import urlsplit
 
-import openai
+from pydantic import Field
 
 from persyn.chat import Message, without_control_text
 from persyn.errors import InputError
-from persyn.generation import Generation, Sampling, Teacher
-from persyn.generation.concurrency import Gate
+from persyn.generation import BackendSpeed, Generation, Sampling, Teacher
 from persyn.generation.event_loop import Calls
 
-KINDS: dict[type[openai.APIError], str] = {
-    openai.RateLimitError: "rate_limit",
-    openai.APITimeoutError: "timeout",
-    openai.APIConnectionError: "connection",
-    openai.InternalServerError: "server",
-    openai.APIStatusError: "refused",
-}
+if TYPE_CHECKING:
+    import openai
+
+
+class OpenAISpeed(BackendSpeed):
+    """Knobs of the backend openai: where the server is, and how many calls it gets."""
+
+    base_url: str = ""
+    """Where the API is, ending in /v1 for most servers. A served teacher needs it."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the key. No key is sent where none is named."""
+    concurrency: Annotated[int, Field(ge=1)] = 256
+    """The most calls in flight; it begins with fewer."""
+    max_attempts: Annotated[int, Field(ge=1)] = 6
+    """Calls a prompt before it counts as failed."""
+    timeout: Annotated[float, Field(gt=0)] = 600.0
+    """Seconds a call may take."""
+    max_outage: Annotated[float, Field(ge=0)] = 300.0
+    """Seconds to wait for a server that is down, or asks to be left alone."""
 
 
 class OpenAIBackend:
@@ -30,43 +41,30 @@ class OpenAIBackend:
     answer that is no answer (empty, or not in the API's form) is asked again too. See the Backend protocol.
     """
 
-    def __init__(
-        self,
-        teacher: Teacher,
-        *,
-        base_url: str,
-        api_key_env: str | None = None,
-        concurrency: int = 256,
-        max_attempts: int = 6,
-        timeout: float = 600.0,
-        max_outage: float = 300.0,
-    ) -> None:
-        """The speed knobs of this backend.
+    Speed = OpenAISpeed
 
-        Args:
-            base_url: where the API is, ending in /v1 for most servers.
-            api_key_env: name of the environment variable that holds the key. No key is sent where none is named.
-            concurrency: the most calls in flight; it begins with fewer.
-            max_attempts: calls a prompt before it counts as failed.
-            timeout: seconds a call may take.
-            max_outage: seconds to wait for a server that is down, or asks to be left alone.
+    def __init__(self, teacher: Teacher, speed: OpenAISpeed) -> None:
+        """Open a client of the server at `speed.base_url`.
 
         Raises:
-            InputError: an unsafe address, or a key that is not in the environment.
+            InputError: no address, an unsafe one, or a key that is not in the environment.
         """
-        check_url(base_url)
-        if concurrency < 1 or max_attempts < 1:
-            raise InputError(f"concurrency is {concurrency}, max_attempts {max_attempts}; both must be 1 or more")
-        if api_key_env and not os.environ.get(api_key_env):
-            raise InputError(f"the environment variable {api_key_env} is not set; it must hold the key for {base_url}")
-        self.teacher, self.max_attempts = teacher, max_attempts
-        self.gate = Gate(concurrency, max_outage, limits=openai.DEFAULT_CONNECTION_LIMITS)
+        import openai
+
+        from persyn.generation.concurrency import Gate
+
+        key = speed.api_key_env
+        check_url(speed.base_url)
+        if key and not os.environ.get(key):
+            raise InputError(f"the environment variable {key} is not set; it must hold the key for {speed.base_url}")
+        self.teacher, self.max_attempts = teacher, speed.max_attempts
+        self.gate = Gate(speed.concurrency, speed.max_outage, limits=openai.DEFAULT_CONNECTION_LIMITS)
         self.calls = Calls()
         self.client = openai.AsyncOpenAI(
-            base_url=base_url,
-            api_key=os.environ[api_key_env] if api_key_env else "none",
-            max_retries=max_attempts - 1,
-            timeout=timeout,
+            base_url=speed.base_url,
+            api_key=os.environ[key] if key else "none",
+            max_retries=speed.max_attempts - 1,
+            timeout=speed.timeout,
             # A redirect could carry the key to another host: it is an error instead.
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, transport=self.gate),
         )
@@ -89,7 +87,9 @@ class OpenAIBackend:
         self.calls.close(self.client.close())
 
     async def _answer(self, conversation: Sequence[Message], key: str, sampling: Sampling) -> Generation:
-        """One conversation's answer; a failure becomes an error row that says what kind it was."""
+        """One conversation's response; a failure becomes an error row that says what kind it was."""
+        import openai
+
         drawn = sampling.drawn_for(key)
         messages = [{**message, "content": without_control_text(message["content"])} for message in conversation]
         for _ in range(self.max_attempts):
@@ -116,8 +116,17 @@ class OpenAIBackend:
         return answer
 
 
-def _failed(error: openai.APIError, reason: str) -> Generation:
-    kind = next(kind for known, kind in KINDS.items() if isinstance(error, known))
+def _failed(error: "openai.APIError", reason: str) -> Generation:
+    import openai
+
+    kinds: dict[type[openai.APIError], str] = {
+        openai.RateLimitError: "rate_limit",
+        openai.APITimeoutError: "timeout",
+        openai.APIConnectionError: "connection",
+        openai.InternalServerError: "server",
+        openai.APIStatusError: "refused",
+    }
+    kind = next(kind for known, kind in kinds.items() if isinstance(error, known))
     return Generation("", "error", error=f"{kind}: {reason}")
 
 
@@ -145,6 +154,8 @@ def check_url(base_url: str) -> None:
         loopback = url.hostname == "localhost" or ipaddress.ip_address(url.hostname or "").is_loopback
     except ValueError:
         loopback = False
+    if not base_url:
+        raise InputError("a served teacher has no address; give it as speed.openai.base_url, or below speed.teachers")
     if url.username or url.password:
         raise InputError("base_url holds a user name or password; take it out and name api_key_env instead")
     if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and loopback)):

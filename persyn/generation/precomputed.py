@@ -10,47 +10,37 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from persyn.chat import encode_prompt, with_chat_template
-from persyn.errors import InputError, check_keys
-from persyn.generation import Generation, Sampling, Teacher
+from persyn.errors import InputError
+from persyn.generation import Generation, Precomputed, Teacher
 from persyn.models import load_tokenizer
-from persyn.prompts.sources import Rows, normalise, prompt_id
+from persyn.prompts.sources import normalise, prompt_id
 
 logger = logging.getLogger(__name__)
 HERE = Path()
 
 
-@dataclass(frozen=True)
-class Precomputed(Rows):
-    """The field `precomputed` of a teacher. `path` is relative to the working folder."""
-
-    prompt: str = "prompt"
-    """Column or template of the prompt. It must be the prompt's text, but for blanks at the ends of lines."""
-    response: str = "response"
-    """Column or template of the response."""
-
-
-def precomputed_suffix(name: str, teacher: Teacher) -> str:
+def precomputed_suffix(teacher: Teacher) -> str:
     """What tells the store's keys of precomputed responses from those of generated ones: a hash of the field
     `precomputed` and of the file it names; empty where the teacher has none.
 
     Raises:
-        InputError: the field is wrong, the file is not there, or a hub dataset is not pinned.
+        InputError: the file is not there, or a hub dataset is not pinned.
     """
-    if not teacher.precomputed:
+    source = teacher.precomputed
+    if source is None:
         return ""
-    source = _source(name, teacher)
-    fields = json.dumps([asdict(source), source.origin(HERE)], sort_keys=True)
+    fields = json.dumps([source.model_dump(), source.origin(HERE)], sort_keys=True)
     return hashlib.sha256(fields.encode()).hexdigest()[:16]
 
 
 def read_precomputed(
-    prompts: Mapping[str, str], name: str, teacher: Teacher, sampling: Sampling
+    prompts: Mapping[str, str], name: str, teacher: Teacher, source: Precomputed
 ) -> dict[str, dict[str, Any]]:
     """The rows of the store, with their `origin`, that the teacher's precomputed responses give to these prompts.
 
@@ -59,6 +49,8 @@ def read_precomputed(
 
     Args:
         prompts: prompt_id -> text of the prompts that have no response yet.
+        name: the teacher's key in params.yaml.
+        source: its `precomputed`.
 
     Returns:
         prompt_id -> row.
@@ -66,8 +58,7 @@ def read_precomputed(
     Raises:
         InputError: the rows cannot be read, or the teacher has no tokenizer to count their tokens by.
     """
-    source = _source(name, teacher)
-    origin, count = source.origin(HERE), Counter[str]()
+    origin, count, max_tokens = source.origin(HERE), Counter[str](), teacher.sampling.max_tokens
     found: dict[str, dict[str, Any]] = {}
     tokenizer: Any = None
     for row in source.read(HERE, prompt=source.prompt, response=source.response).values():
@@ -82,7 +73,7 @@ def read_precomputed(
         tokenizer = tokenizer or _tokenizer(name, teacher)
         # As in generation: the token that ends the response is one of its own.
         num_tokens = len(tokenizer.encode(response, add_special_tokens=False)) + 1
-        if num_tokens > sampling.max_tokens:
+        if num_tokens > max_tokens:
             count["too long"] += 1
             continue
         num_prompt_tokens = len(encode_prompt(tokenizer, teacher.messages(prompts[identity])))
@@ -90,15 +81,9 @@ def read_precomputed(
         found[identity] = stored | {"created": datetime.now(UTC).isoformat(timespec="seconds"), "origin": origin}
     logger.info(
         "%s: %d responses read from %s; other rows: %d match no open prompt, %d are empty, %d exceed max_tokens %d",
-        *(name, len(found), origin, count["unmatched"], count["empty"], count["too long"], sampling.max_tokens),
+        *(name, len(found), origin, count["unmatched"], count["empty"], count["too long"], max_tokens),
     )
     return found
-
-
-def _source(name: str, teacher: Teacher) -> Precomputed:
-    fields = teacher.precomputed or {}
-    check_keys(f"teachers.{name}.precomputed", fields, Precomputed)
-    return Precomputed(**fields)
 
 
 def _tokenizer(name: str, teacher: Teacher) -> Any:

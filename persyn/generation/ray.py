@@ -8,7 +8,7 @@ range of the store while it works, so that whatever a killed run has left behind
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import ray
 import ray.data
 
 from persyn.errors import InputError
-from persyn.generation import Backend, Sampling, Teacher, load_backend
+from persyn.generation import Backend, BackendSpeed, RaySpeed, Teacher, load_backend
 from persyn.generation.budget import Budget
 from persyn.generation.requests import Request, answer, stored_answer, unanswered
 from persyn.store import Store, position
@@ -26,44 +26,35 @@ from persyn.store import Store, position
 def answer_on_ray(
     requests: Sequence[Request],
     teacher: Teacher,
-    sampling: Sampling,
     store: Store,
-    speed: Mapping[str, Any],
+    speed: BackendSpeed,
     budget: Budget | None = None,
-    *,
-    address: str | None = None,
-    workers: int = 1,
-    cpus: float = 1,
-    gpus: float = 0,
-    unit: int = 32,
 ) -> Iterator[dict[str, dict[str, Any]]]:
     """Have requests answered by actors. What is yielded, rows without their text by key, is in the store by then.
 
     Args:
-        speed: the knobs of the teacher's backend.
-        address: a running cluster ("auto" on one of its nodes); None starts one in this machine and ends it after.
-        workers: actors, each with an engine of its own. One that dies, or whose node does, is started again elsewhere.
-        cpus: CPU cores of an actor.
-        gpus: GPUs of an actor: tensor_parallel x data_parallel for vLLM.
-        unit: requests that an actor takes at a time. A dead actor's unit is asked again, but for what is stored.
+        speed: the knobs of the teacher's backend, and of Ray: an actor that dies, or whose node does, is started again
+            elsewhere, and its unit of requests is asked again, but for what is stored.
 
     Raises:
         InputError: that of the backend, or the budget is spent.
     """
-    connect(address)
+    knobs = speed.ray or RaySpeed()
+    connect(knobs.address)
     try:
         ordered = sorted(requests, key=lambda request: request.key)
-        for wave in (budget or Budget()).waves(store.folder.parent, ordered, sampling.max_tokens):
-            units = [[asdict(request) for request in wave[start : start + unit]] for start in range(0, len(wave), unit)]
+        for wave in (budget or Budget()).waves(store.folder.parent, ordered, teacher.sampling.max_tokens):
+            starts = range(0, len(wave), knobs.unit)
+            units = [[asdict(request) for request in wave[start : start + knobs.unit]] for start in starts]
             dataset = ray.data.from_items(
                 [{"requests": json.dumps(each)} for each in units], override_num_blocks=len(units)
             ).map_batches(
                 Worker,
-                fn_constructor_args=(teacher, sampling, store.folder, dict(speed)),
-                compute=ray.data.ActorPoolStrategy(size=min(workers, len(units))),
+                fn_constructor_args=(teacher, store.folder, speed),
+                compute=ray.data.ActorPoolStrategy(size=min(knobs.workers, len(units))),
                 batch_size=1,
-                num_cpus=cpus,
-                num_gpus=gpus,
+                num_cpus=knobs.cpus,
+                num_gpus=knobs.gpus,
             )
             refused = ""
             for (
@@ -80,8 +71,8 @@ def answer_on_ray(
 class Worker:
     """An actor: one backend, loaded once, that answers unit after unit."""
 
-    def __init__(self, teacher: Teacher, sampling: Sampling, folder: Path, speed: Mapping[str, Any]) -> None:
-        self.teacher, self.sampling, self.store, self.speed = teacher, sampling, Store(folder), speed
+    def __init__(self, teacher: Teacher, folder: Path, speed: BackendSpeed) -> None:
+        self.teacher, self.sampling, self.store, self.speed = teacher, teacher.sampling, Store(folder), speed
         self.backend: Backend | None = None
         self.refused = ""
 

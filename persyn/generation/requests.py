@@ -9,8 +9,7 @@ from typing import Any
 import polars as pl
 
 from persyn.chat import Message
-from persyn.errors import InputError, check_keys
-from persyn.generation import BACKENDS, Backend, Generation, Sampling, Teacher
+from persyn.generation import Backend, Generation, Sampling, Teacher
 from persyn.generation.budget import Budget
 from persyn.generation.precomputed import precomputed_suffix
 from persyn.models import model_identity
@@ -27,21 +26,17 @@ class Request:
     """The key of the teacher's precomputed response, where it has a data set of them."""
 
 
-def prepare_requests(prompts: pl.DataFrame, name: str, teacher: Teacher) -> tuple[Sampling, list[Request]]:
-    """How the teacher draws, and a Request a prompt, in the order of `prompts`.
+def prepare_requests(prompts: pl.DataFrame, teacher: Teacher) -> list[Request]:
+    """A Request a prompt, in the order of `prompts`.
 
     Raises:
-        InputError: its entry in params.yaml is wrong.
+        InputError: its model or its precomputed responses are not there.
     """
-    check_keys(f"teachers.{name}.sampling", teacher.sampling, Sampling)
-    if teacher.backend not in BACKENDS:
-        raise InputError(f"teachers.{name}.backend is {teacher.backend!r}; it must be one of {', '.join(BACKENDS)}")
-    sampling = Sampling(**teacher.sampling)
     identity = model_identity(teacher.model, teacher.revision)
     conversations = [teacher.messages(prompt) for prompt in prompts["prompt"].to_list()]
-    keys = [response_key(model=identity, messages=messages, **sampling.drawn) for messages in conversations]
-    suffix = precomputed_suffix(name, teacher)
-    return sampling, [
+    keys = [response_key(model=identity, messages=messages, **teacher.sampling.drawn) for messages in conversations]
+    suffix = precomputed_suffix(teacher)
+    return [
         Request(key, messages, f"{key}:{suffix}" if suffix else "")
         for key, messages in zip(keys, conversations, strict=True)
     ]

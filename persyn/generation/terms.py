@@ -1,29 +1,22 @@
 """Licenses: whether a teacher's terms let its outputs train other models, asked before anything is taken from it."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+
+from pydantic import Field
 
 from persyn.errors import InputError, nearest
 from persyn.generation import Teacher
+from persyn.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Licenses:
-    """The section `licenses` of params.yaml.
+class Licenses(Settings):
+    """The section `licenses`."""
 
-    Raises:
-        InputError: allow_forbidden is no list.
-    """
-
-    allow_forbidden: Sequence[str] = ()
+    allow_forbidden: list[str] = Field(default_factory=list)
     """Teachers that are used although their terms forbid it: the user answers for that."""
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.allow_forbidden, list | tuple):
-            raise InputError(f"licenses.allow_forbidden is {self.allow_forbidden!r}; it must be a list of teachers")
 
     def check(self, teachers: Collection[str]) -> None:
         """Raise InputError if a name is of none of all `teachers`."""

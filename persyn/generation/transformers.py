@@ -1,35 +1,37 @@
 """The transformers backend: Hugging Face `generate` in this process, on a GPU if there is one, else on the CPU."""
 
-import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal
 
-import torch
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from pydantic import Field
 
 from persyn.chat import Message, encode_prompt, stop_strings, with_chat_template
-from persyn.errors import InputError
-from persyn.generation import Generation, Sampling, Teacher, check_context, read_text
+from persyn.generation import BackendSpeed, Generation, Sampling, Teacher, check_context, read_text
 from persyn.models import load_causal_lm, load_tokenizer
 
-DTYPES = ("bfloat16", "float16", "float32")
+
+class TransformersSpeed(BackendSpeed):
+    """Knobs of the backend transformers."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Conversations that are generated at once."""
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    """Of the weights; null is bfloat16 on a GPU, float32 on a CPU. Responses differ by it as they do between machines.
+    A CPU with AMX or AVX-512 BF16 is many times faster in bfloat16."""
 
 
 class TransformersBackend:
-    """Batched, length-sorted generation. See the Backend protocol.
+    """Batched, length-sorted generation. See the Backend protocol."""
 
-    Args:
-        batch_size: conversations answered at once.
-        dtype: of the weights: bfloat16, float16 or float32; None is bfloat16 on a GPU, float32 on a CPU. Answers differ
-            by it as they do between machines. A CPU with AMX or AVX-512 BF16 is many times faster in bfloat16.
-    """
+    Speed = TransformersSpeed
 
-    def __init__(self, teacher: Teacher, *, batch_size: int = 16, dtype: str | None = None) -> None:
-        if dtype not in (None, *DTYPES):
-            raise InputError(f"speed.transformers.dtype is {dtype!r}; it must be one of {', '.join(DTYPES)}")
+    def __init__(self, teacher: Teacher, speed: TransformersSpeed) -> None:
+        import torch
+
         where = (teacher.model, teacher.revision, teacher.trust_remote_code)
         self.tokenizer = with_chat_template(load_tokenizer(*where))
-        self.model = load_causal_lm(*where, **({"dtype": getattr(torch, dtype)} if dtype else {}))
-        self.batch_size = batch_size
+        self.model = load_causal_lm(*where, **({"dtype": getattr(torch, speed.dtype)} if speed.dtype else {}))
+        self.batch_size = speed.batch_size
 
     def generate(
         self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], sampling: Sampling
@@ -48,8 +50,9 @@ class TransformersBackend:
         """Give the memory back."""
         del self.model
 
-    @torch.inference_mode()
     def _generate_batch(self, prompts: list[list[int]], keys: list[str], sampling: Sampling) -> list[list[int]]:
+        from persyn.generation.row_sampler import row_sampler
+
         batch = self.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
         batch = batch.to(self.model.device)
         output = self.model.generate(
@@ -81,34 +84,3 @@ class TransformersBackend:
     def _end_ids(self) -> set[int]:
         declared = self.model.generation_config.eos_token_id
         return {self.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
-
-
-def row_sampler(sampling: Sampling, keys: list[str]) -> LogitsProcessorList:
-    """Temperature, top-p and a draw per row; empty (greedy) at temperature 0."""
-    if sampling.temperature == 0:
-        return LogitsProcessorList()
-    return LogitsProcessorList(
-        [
-            TemperatureLogitsWarper(sampling.temperature),
-            TopPLogitsWarper(sampling.top_p),
-            RowSampler(sampling.seed, keys),
-        ]
-    )
-
-
-class RowSampler(LogitsProcessor):
-    """Turns greedy decoding into sampling, row by row: adding Gumbel noise and taking the maximum is an exact draw
-    from the softmax (the Gumbel-max trick). Each row has a generator of its own, seeded by (seed, key), so what a
-    prompt gets does not depend on which prompts share its batch.
-    """
-
-    def __init__(self, seed: int, keys: list[str]) -> None:
-        digests = [hashlib.sha256(f"{seed}:{key}".encode()).digest() for key in keys]
-        self.generators = [torch.Generator().manual_seed(int.from_bytes(digest[:7])) for digest in digests]
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Add noise to `scores` (B, V)."""
-        noise = torch.stack(
-            [torch.empty(scores.shape[1]).exponential_(generator=generator) for generator in self.generators]
-        )
-        return scores.float() - noise.log().to(scores.device)

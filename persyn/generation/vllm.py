@@ -2,47 +2,45 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import Annotated
 
-from vllm import SamplingParams
-from vllm.engine.arg_utils import AsyncEngineArgs
-from vllm.inputs import tokens_input
-from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind
-from vllm.v1.engine.async_llm import AsyncLLM
-from vllm.v1.engine.exceptions import EngineDeadError
+from pydantic import Field
 
 from persyn.chat import Message, encode_prompt, stop_strings, with_chat_template
 from persyn.errors import InputError
-from persyn.generation import Generation, Sampling, Teacher, check_context, read_text
+from persyn.generation import BackendSpeed, Generation, Sampling, Teacher, check_context, read_text
 from persyn.generation.event_loop import Calls
 from persyn.generation.vllm_plugin import PARENT
 from persyn.models import load_tokenizer, locate_model
 
 
+class VLLMSpeed(BackendSpeed):
+    """Knobs of the backend vllm."""
+
+    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    """GPUs that share one copy of the model."""
+    data_parallel: Annotated[int, Field(ge=1)] = 1
+    """Copies of the model. Faster than tensor_parallel wherever the model fits one GPU."""
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of each GPU's memory to use."""
+    max_num_seqs: Annotated[int, Field(ge=1)] = 256
+    """Responses that are written at once."""
+    max_model_len: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of prompt and response at most, to save memory; null is what the model can do."""
+    compile: bool = False
+    """Whether vLLM compiles the model first: minutes, worth it from tens of thousands of responses on."""
+
+
 class VLLMBackend:
-    """Continuous batching; every answer is yielded as soon as it is whole. See the Backend protocol."""
+    """Continuous batching; every response is yielded as soon as it is whole. See the Backend protocol."""
 
-    def __init__(
-        self,
-        teacher: Teacher,
-        *,
-        tensor_parallel: int = 1,
-        data_parallel: int = 1,
-        gpu_memory: float = 0.9,
-        max_num_seqs: int = 256,
-        max_model_len: int | None = None,
-        compile: bool = False,
-    ) -> None:
-        """The speed knobs of this backend.
+    Speed = VLLMSpeed
 
-        Args:
-            tensor_parallel: GPUs that share one copy of the model.
-            data_parallel: copies of the model. Faster than tensor_parallel wherever the model fits one GPU.
-            gpu_memory: share of each GPU's memory to use.
-            max_num_seqs: answers that are written at once.
-            max_model_len: tokens of prompt and answer at most, to save memory; None is what the model can do.
-            compile: whether vLLM compiles the model first: minutes, worth it from tens of thousands of answers on.
-        """
+    def __init__(self, teacher: Teacher, speed: VLLMSpeed) -> None:
+        from vllm.engine.arg_utils import AsyncEngineArgs
+        from vllm.platforms import current_platform
+        from vllm.v1.engine.async_llm import AsyncLLM
+
         where = locate_model(teacher.model, teacher.revision)
         self.tokenizer = with_chat_template(load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code))
         os.environ.update({PARENT: str(os.getpid()), "VLLM_NO_USAGE_STATS": "1"})
@@ -56,12 +54,12 @@ class VLLMBackend:
                     trust_remote_code=teacher.trust_remote_code,
                     load_format="safetensors",
                     dtype="float32" if current_platform.is_cpu() else "bfloat16",
-                    tensor_parallel_size=tensor_parallel,
-                    data_parallel_size=data_parallel,
-                    gpu_memory_utilization=gpu_memory,
-                    max_num_seqs=max_num_seqs,
-                    max_model_len=max_model_len,
-                    enforce_eager=not compile,
+                    tensor_parallel_size=speed.tensor_parallel,
+                    data_parallel_size=speed.data_parallel,
+                    gpu_memory_utilization=speed.gpu_memory,
+                    max_num_seqs=speed.max_num_seqs,
+                    max_model_len=speed.max_model_len,
+                    enforce_eager=not speed.compile,
                 )
             )
         except (RuntimeError, ValueError) as error:
@@ -69,7 +67,7 @@ class VLLMBackend:
                 f"vLLM cannot start {teacher.model}: {' '.join(str(error).split())[:500]}; its own messages are above. "
                 f"The knobs are in speed.vllm (tensor_parallel, gpu_memory, max_model_len)"
             ) from error
-        self.teacher, self.calls, self.max_in_flight = teacher, Calls(), 2 * max_num_seqs * data_parallel
+        self.teacher, self.calls, self.max_in_flight = teacher, Calls(), 2 * speed.max_num_seqs * speed.data_parallel
         self.num_requests = 0
 
     def generate(
@@ -92,6 +90,11 @@ class VLLMBackend:
         self.calls.close()
 
     async def _answer(self, prompt: list[int], key: str, sampling: Sampling) -> Generation:
+        from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
+        from vllm.v1.engine.exceptions import EngineDeadError
+
         params = SamplingParams(
             **sampling.drawn_for(key),
             max_tokens=sampling.max_tokens,

@@ -5,29 +5,44 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from pydantic import Field
 from tqdm import tqdm
 
 from persyn.errors import InputError
 from persyn.files import cache_folder, write_text
 from persyn.models.packaged import PACKAGED, find_packaged, packaged_model
+from persyn.settings import Commit, Settings, Share
 
 
-@dataclass(frozen=True)
-class Student:
-    """The section `student` of params.yaml: which model learns."""
+class Student(Settings):
+    """The section `student`: which model learns."""
 
-    model: str
+    model: Annotated[str, Field(min_length=1)]
+    """`packaged:<name>`, a local folder or a hub id."""
     license: str
-    revision: str | None = None
-    max_length: int = 4096
+    """Licence of the model."""
+    revision: Commit | None = None
+    """40-hex commit of a hub id."""
+    max_length: Annotated[int, Field(ge=2)] = 4096
     """Tokens of prompt and response at most, in scoring and in training."""
     family: str | None = None
     """Family of models, as the teachers' own: what the strategy family_strong goes by."""
     trust_remote_code: bool = False
+    """Whether code that the model's repository brings may run."""
+
+
+class LoraSettings(Settings):
+    """LoRA on every linear layer."""
+
+    r: Annotated[int, Field(ge=1)] = 16
+    """Rank."""
+    alpha: Annotated[int, Field(ge=1)] = 32
+    """What is added is scaled by alpha / r."""
+    dropout: Share = 0.0
+    """Share of the inputs of LoRA's layers that are dropped while training."""
 
 
 def locate_model(model: str, revision: str | None) -> dict[str, Any]:
@@ -99,7 +114,7 @@ def load_causal_lm(model: str, revision: str | None = None, trust_remote_code: b
 
 
 def load_model(auto_class: Any, model: str, revision: str | None = None, device: str = "", **kwargs: Any) -> Any:
-    """A model in evaluation mode, from safetensors only; bf16 on a GPU, fp32 on a CPU, unless `dtype` says otherwise.
+    """A model in evaluation mode, from safetensors only, in default_precision unless `dtype` says otherwise.
 
     Args:
         auto_class: which kind of head: one of transformers' AutoModel classes.
@@ -108,20 +123,30 @@ def load_model(auto_class: Any, model: str, revision: str | None = None, device:
     import torch
 
     device = device or (f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
-    kwargs.setdefault("dtype", torch.float32 if device == "cpu" else torch.bfloat16)
+    kwargs.setdefault("dtype", getattr(torch, default_precision(device)))
     with _named(model):
         loaded = auto_class.from_pretrained(**locate_model(model, revision), use_safetensors=True, **kwargs)
     return loaded.to(device).eval()
 
 
-def lora_config(
-    task: str, trained_tokens: list[int] | None = None, *, r: int = 16, alpha: int = 32, dropout: float = 0.0
-) -> Any:
-    """LoRA of rank `r` on every linear layer; the embeddings of `trained_tokens` are trained whole."""
+def default_precision(device: str = "") -> str:
+    """The name of torch's dtype that a model is loaded in: bfloat16 on a GPU, float32 on a CPU.
+
+    Args:
+        device: such as cpu or cuda:0; empty is what this machine has.
+    """
+    import torch
+
+    on_cpu = device == "cpu" or (not device and not torch.cuda.is_available())
+    return "float32" if on_cpu else "bfloat16"
+
+
+def lora_config(task: str, lora: LoraSettings, trained_tokens: list[int] | None = None) -> Any:
+    """PEFT's configuration of LoRA; the embeddings of `trained_tokens` are trained whole."""
     from peft import LoraConfig
 
-    shape: dict[str, Any] = {"r": r, "lora_alpha": alpha, "lora_dropout": dropout, "target_modules": "all-linear"}
-    return LoraConfig(**shape, task_type=task, trainable_token_indices=trained_tokens)
+    shape: dict[str, Any] = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
+    return LoraConfig(**shape, target_modules="all-linear", task_type=task, trainable_token_indices=trained_tokens)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from persyn.planning.intervals import Interval, Use, add, between, either, lower
 from persyn.planning.known import Strategies
 from persyn.planning.usage import Forecast, look_into_store
 from persyn.prompts import wanted_prompts
+from persyn.routes import Persyn, Rule
 
 PAIR = ["prompt_id", "teacher"]
 ANY = "any teacher"
@@ -52,7 +53,7 @@ def build_plan(
     folder: Path,
     prices: Prices,
     budget: Budget,
-    methods: Mapping[str, str],
+    methods: Mapping[Any, str],
 ) -> dict[str, Any]:
     """Count what the store does not answer yet, and estimate what that takes.
 
@@ -102,12 +103,13 @@ def _parallel_pairs(prompts: pl.DataFrame, teachers: Mapping[str, Teacher]) -> p
 def _asked(
     sized: pl.DataFrame,
     teachers: list[str],
-    strategy: Mapping[str, Any],
+    strategy: Rule,
     routes: pl.DataFrame | None,
     have: pl.DataFrame,
 ) -> Asked:
     """What the strategy needs beyond the pairs that there are."""
-    allowed = [name for name in teachers if name not in strategy.get("exclude", ())]
+    excluded = strategy.exclude if isinstance(strategy, Persyn) else ()
+    allowed = [name for name in teachers if name not in excluded]
     if routes is not None:
         pairs = routes.select(PAIR).join(have, on=PAIR, how="anti")
         return Asked(pairs.join(sized, on="prompt_id", how="left", validate="m:1"), sized[:0], sized[:0], allowed)
@@ -116,7 +118,7 @@ def _asked(
     open_ = len(allowed) - pl.col("done").fill_null(0)
     left = sized.join(counts, on="prompt_id", how="left", validate="1:1").with_columns(open=open_)
     must, may = left.filter(pl.col("open") == len(allowed)), left.filter(pl.col("open") > 0)
-    if strategy.get("second_below") is not None:
+    if isinstance(strategy, Persyn) and strategy.second_below is not None:
         may = pl.concat([may, left.filter(pl.col("open") > 1)])
     return Asked(None, must.select(sized.columns), may.select(sized.columns), allowed)
 
@@ -196,7 +198,7 @@ def _against(
     return {**_fields({"all": use})["all"], "times_fewer_calls": fewer}
 
 
-def _scores(prompts: pl.DataFrame, parallel: pl.DataFrame, methods: Mapping[str, str]) -> dict[str, Any]:
+def _scores(prompts: pl.DataFrame, parallel: pl.DataFrame, methods: Mapping[Any, str]) -> dict[str, Any]:
     """How many responses are scored by which method of quality, and for learnability. They are not in the sums."""
     domains = parallel.join(prompts.select("prompt_id", "domain"), on="prompt_id", validate="m:1")["domain"]
     counts = Counter(methods.get(domain, "no method") for domain in domains.cast(pl.String))

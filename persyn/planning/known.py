@@ -1,31 +1,33 @@
-"""Foreseen: which prompts and routes a plan can count on before anything has run."""
+"""Known: which prompts and routes a plan can count on before anything has run."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import polars as pl
 
-from persyn.errors import InputError, check_keys
-from persyn.routes import RULES, Pool, build_routes
+from persyn.errors import InputError
+from persyn.prompts import Source
+from persyn.routes import Mix, Persyn, Pool, Random, Rule, Strong, build_routes
 from persyn.schemas import REWARDS
 
-Strategies = Mapping[str, Mapping[str, Any]]
+Strategies = Mapping[str, Rule]
 
 
-def declared_prompts(sources: list[Mapping[str, Any]], num_parallel: int | None) -> pl.DataFrame:
+def declared_prompts(sources: Sequence[Source], num_parallel: int | None) -> pl.DataFrame:
     """As many prompts as prompts.sources declares by `limit`, without text, where the sources are not at hand.
 
     Raises:
         InputError: a source has no limit.
     """
+    limits: list[tuple[str, int]] = []
     for source in sources:
-        if not source.get("limit"):
+        if source.limit is None:
             raise InputError(
-                f"source {source.get('hub') or source.get('path')} is not here and has no limit, so nobody knows how "
-                f"many prompts it holds; set its limit in prompts.sources, or run `dvc repro prompts` first"
+                f"source {source.name} is not here and has no limit, so nobody knows how many prompts it holds; set "
+                f"its limit in prompts.sources, or run `dvc repro prompts` first"
             )
-    domains = [source.get("domain", "instruction") for source in sources for _ in range(source["limit"])]
+        limits.append((source.domain, source.limit))
+    domains = [domain for domain, limit in limits for _ in range(limit)]
     num_parallel = len(domains) if num_parallel is None else num_parallel
     if not 0 < num_parallel <= len(domains):
         raise InputError(f"prompts.num_parallel is {num_parallel}; it must be 1 to {len(domains)}, the limits' sum")
@@ -50,18 +52,12 @@ def known_routes(
     pool = Pool(teachers, REWARDS.to_frame(), lambda texts: np.zeros((len(texts), len(teachers))), {})
     known = {}
     for name, strategy in strategies.items():
-        arguments = {key: value for key, value in strategy.items() if key != "rule"}
-        rule = strategy.get("rule")
-        if rule in RULES:
-            check_keys(f"rule {rule}", arguments, RULES[rule])
-            if rule == "persyn":  # its router is not asked, but a wrong argument is found
-                build_routes(prompts[:1], pool, {"rule": rule, "exclude": arguments.get("exclude", [])})
-        named = rule == "mix" and arguments.get("strong") and arguments.get("weak")
-        if (
-            rule not in RULES
-            or (rule == "strong" and arguments.get("teacher"))
-            or (here and (rule == "random" or named))
-        ):
+        if isinstance(strategy, Persyn):  # its router is not asked, but a wrong name is found
+            build_routes(prompts[:1], pool, Persyn(rule="persyn", exclude=strategy.exclude))
+        named = (isinstance(strategy, Strong) and strategy.teacher) or (
+            here and (isinstance(strategy, Random) or (isinstance(strategy, Mix) and strategy.strong and strategy.weak))
+        )
+        if named:
             known[name] = build_routes(prompts, pool, strategy)
         elif name in made:
             table = made[name]

@@ -41,7 +41,6 @@ class Forecast:
     name: str
     teacher: Teacher
     prices: Prices
-    max_tokens: int
     shown: np.ndarray
     """(n,), bytes of what it was shown, of the answers seen."""
     asked: np.ndarray
@@ -82,7 +81,7 @@ class Forecast:
         count = len(sizes)
         if not count:
             return Use()
-        asked, said = self._prompt_tokens(sizes), response_tokens(self.lengths, count, self.max_tokens)
+        asked, said = self._prompt_tokens(sizes), response_tokens(self.lengths, count, self.teacher.sampling.max_tokens)
         hours: Interval | None = None if self.runs_here else (0, 0)
         if self.runs_here and self.size is not None:
             busy = gpu_hours(said, self.size)
@@ -129,19 +128,18 @@ def look_into_store(
     forecasts, schema = {}, {"prompt_id": pl.String, "teacher": pl.String}
     answered = [pl.DataFrame(schema=schema)]
     for name, teacher in teachers.items():
-        found = [] if prompts["prompt"].null_count() else _find_answers(prompts, name, teacher, folder)
+        found = [] if prompts["prompt"].null_count() else _find_responses(prompts, teacher, folder)
         numbers = np.array([numbers for _, numbers in found], float).reshape(-1, 4)
         row_bytes = float(numbers[:, 3].mean()) if found else None
-        sampling, _ = prepare_requests(prompts.clear(), name, teacher)
         shown, asked, lengths = numbers[:, 0], numbers[:, 1], numbers[:, 2]
-        forecasts[name] = Forecast(name, teacher, prices, sampling.max_tokens, shown, asked, lengths, row_bytes)
+        forecasts[name] = Forecast(name, teacher, prices, shown, asked, lengths, row_bytes)
         identities = [identity for identity, _ in found]
         answered.append(pl.DataFrame({"prompt_id": identities, "teacher": [name] * len(found)}, schema=schema))
     return forecasts, pl.concat(answered)
 
 
-def _find_answers(
-    prompts: pl.DataFrame, name: str, teacher: Teacher, folder: Path
+def _find_responses(
+    prompts: pl.DataFrame, teacher: Teacher, folder: Path
 ) -> list[tuple[str, tuple[int, int, int, int]]]:
     """prompt_id and (bytes shown, prompt tokens, response tokens, bytes stored) of every answer there is. Parallel
     prompts are looked for first: where the store holds no more than those, the others need not be.
@@ -155,9 +153,8 @@ def _find_answers(
     for part in (prompts.filter("parallel"), prompts.filter(~pl.col("parallel"))):
         if len(found) == num_rows:
             break
-        sampling, requests = prepare_requests(part, name, teacher)
-        for identity, request in zip(part["prompt_id"], requests, strict=True):
-            if row := stored_answer(store, request, sampling):
+        for identity, request in zip(part["prompt_id"], prepare_requests(part, teacher), strict=True):
+            if row := stored_answer(store, request, teacher.sampling):
                 tokens = row["num_prompt_tokens"], row["num_response_tokens"]
                 stored = len(json.dumps(row)) + RECORD_BYTES
                 found.append((identity, (_shown(request.conversation), *tokens, stored)))

@@ -6,52 +6,59 @@ Nothing is dropped silently: `Prompts.dropped` counts every row that did not mak
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import polars as pl
+from pydantic import Field
 
-from persyn.errors import InputError, check_keys
+from persyn.errors import InputError
 from persyn.prompts.sources import Rows, normalise, prompt_id
 from persyn.schemas import DOMAINS, PROMPTS
+from persyn.settings import Seed, Settings
 
 NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
-@dataclass(frozen=True)
+Domain = Literal["instruction", "math", "code"]
+
+
 class Source(Rows):
     """Rows of prompts. `path` is below the raw folder."""
 
-    domain: str = "instruction"
+    domain: Domain = "instruction"
+    """Which quality method scores the responses, and over what the parallel set is spread."""
     license: str = ""
+    """Licence of the prompts: it stands on every row of the dataset."""
     prompt: str = "prompt"
     """Column or template of the prompt text."""
     reference: str | None = None
     """Column or template of the reference; if given, every row must have one."""
 
 
-def build_prompts(
-    raw: Path,
-    *,
-    sources: Sequence[Mapping[str, Any]],
-    decontaminate: Sequence[Mapping[str, Any]],
-    ngram: int = 13,
-    max_characters: int = 20_000,
-    num_parallel: int | None,
-    seed: int = 0,
-) -> tuple[pl.DataFrame, dict[str, Any]]:
+class PromptSettings(Settings):
+    """The section `prompts`: where prompts come from, and which of them every teacher answers."""
+
+    sources: Annotated[list[Source], Field(min_length=1)]
+    """Where prompts are read from."""
+    decontaminate: list[Source] = Field(default_factory=list)
+    """Evaluation sets. A prompt that equals one of theirs, or shares a run of `ngram` words with one, is dropped."""
+    ngram: Annotated[int, Field(ge=1)] = 13
+    """Words of a run that counts as shared."""
+    max_characters: Annotated[int, Field(ge=1)] = 20_000
+    """A longer prompt is dropped."""
+    num_parallel: Annotated[int, Field(ge=1)] | None
+    """How many prompts every teacher answers, spread over the domains by their size; null is all of them."""
+    seed: Seed = 0
+    """Chooses which prompts are parallel."""
+
+
+def build_prompts(raw: Path, settings: PromptSettings) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Read, clean and mark the prompts.
 
     Args:
         raw: folder that local sources are relative to.
-        sources: the fields of Source, one mapping a source.
-        decontaminate: evaluation sets, as sources. A prompt that equals one of their prompts, or shares a run of
-            `ngram` words with one, is dropped.
-        max_characters: a longer prompt is dropped.
-        num_parallel: how many prompts every teacher answers, spread over the domains by their size; None is all.
-        seed: chooses which.
 
     Returns:
         PROMPTS and the counts {read, kept, parallel, dropped: {reason: count}, domains: {domain: count}}.
@@ -60,15 +67,14 @@ def build_prompts(
         InputError: a source is unreadable, a column or a reference is missing, nothing is left,
             or there are fewer prompts than `num_parallel`.
     """
-    if not sources:
-        raise InputError("prompts.sources is empty; name at least one source")
-    evaluation = [row for source in _sources("prompts.decontaminate", decontaminate) for row in _read(raw, source)]
+    ngram = settings.ngram
+    evaluation = [row for source in settings.decontaminate for row in _read(raw, source)]
     seen_by_evaluation = [normalise(row["prompt"] or "") for row in evaluation]
     exact, runs = set(seen_by_evaluation), {run for text in seen_by_evaluation for run in _ngrams(text, ngram)}
     kept: dict[str, dict[str, Any]] = {}
     dropped: Counter[str] = Counter()
     num_read = 0
-    for source in _sources("prompts.sources", sources):
+    for source in settings.sources:
         for row in _read(raw, source):
             num_read += 1
             prompt = normalise(row["prompt"] or "")
@@ -77,7 +83,7 @@ def build_prompts(
                 dropped["empty"] += 1
             elif NOT_TEXT.search(prompt + (row["reference"] or "")):
                 dropped["not text"] += 1
-            elif len(prompt) > max_characters:
+            elif len(prompt) > settings.max_characters:
                 dropped["too long"] += 1
             elif identity in kept:
                 dropped["duplicate"] += 1
@@ -89,8 +95,8 @@ def build_prompts(
     assert num_read == len(kept) + dropped.total(), "every row is kept or counted"
     if not kept:
         raise InputError(f"no prompt is left of {num_read} read ({dict(dropped)}); give sources with usable prompts")
-    num_parallel = len(kept) if num_parallel is None else num_parallel
-    table = _mark_parallel(pl.DataFrame(list(kept.values())), num_parallel, seed)
+    num_parallel = len(kept) if settings.num_parallel is None else settings.num_parallel
+    table = _mark_parallel(pl.DataFrame(list(kept.values())), num_parallel, settings.seed)
     domains = dict(sorted(Counter(table["domain"].to_list()).items()))
     counts = {"read": num_read, "kept": table.height, "parallel": num_parallel}
     return table, {**counts, "dropped": dict(sorted(dropped.items())), "domains": domains}
@@ -124,16 +130,8 @@ def wanted_prompts(
     return prompts.join(wanted, on="prompt_id", how="semi", maintain_order="left")
 
 
-def _sources(section: str, entries: Sequence[Mapping[str, Any]]) -> list[Source]:
-    for entry in entries:
-        check_keys(section, entry, Source)
-    return [Source(**entry) for entry in entries]
-
-
 def _read(raw: Path, source: Source) -> list[dict[str, str | None]]:
     """The rows of one source: prompt and reference."""
-    if source.domain not in DOMAINS.categories:
-        raise InputError(f"source {source.name}: domain is {source.domain!r}; needs {', '.join(DOMAINS.categories)}")
     if source.reference is None:
         return [{**row, "reference": None} for row in source.read(raw, prompt=source.prompt).values()]
     rows = source.read(raw, prompt=source.prompt, reference=source.reference)

@@ -5,16 +5,17 @@ import json
 import re
 import unicodedata
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import polars as pl
 from jinja2 import StrictUndefined, Template, TemplateError, nodes
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from pydantic import Field, model_validator
 
 from persyn.errors import InputError
+from persyn.settings import Commit, Settings
 
 # A null is an empty text, as in a column.
 TEMPLATES = ImmutableSandboxedEnvironment(
@@ -24,8 +25,7 @@ TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, Lookup
 FALSE = {"", "false", "0", "none"}
 
 
-@dataclass(frozen=True)
-class Rows:
+class Rows(Settings):
     """Where rows come from: `path` (jsonl or parquet, below a folder) or `hub` (a dataset id).
 
     A field of a row is given by a column, or by a Jinja template over the row's columns (known by `{{` or `{%`), in
@@ -33,19 +33,25 @@ class Rows:
     """
 
     path: str | None = None
+    """A jsonl or parquet file."""
     hub: str | None = None
-    revision: str | None = None
+    """A dataset of the Hugging Face hub, owner/name. One of `path` and `hub` must be given."""
+    revision: Commit | None = None
     """40-hex commit of a hub dataset."""
     config: str | None = None
+    """Configuration of a hub dataset."""
     split: str = "train"
+    """Split of a hub dataset."""
     where: str | None = None
     """Template; a row for which it gives nothing, false, 0 or none is none of this source's."""
-    limit: int | None = None
+    limit: Annotated[int, Field(ge=1)] | None = None
     """Only the first rows, of those that `where` leaves."""
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
         if bool(self.path) == bool(self.hub):
-            raise InputError(f"source {self.name!r} has path {self.path!r} and hub {self.hub!r}; it needs one of them")
+            raise ValueError(f"has path {self.path!r} and hub {self.hub!r}; it needs one of them")
+        return self
 
     @property
     def name(self) -> str:

@@ -3,19 +3,22 @@
 import functools
 import logging
 import os
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Literal, Self, get_args
 
 import polars as pl
+from pydantic import model_validator
 from tqdm import tqdm
 
-from persyn.errors import InputError, check_keys
+from persyn.errors import InputError
 from persyn.generation.budget import Budget
-from persyn.quality.judge import judge_scores
-from persyn.quality.reward_model import reward_model_scores
+from persyn.generation.openai import OpenAISpeed
+from persyn.prompts import Domain
+from persyn.quality.judge import JudgeSettings, judge_scores
+from persyn.quality.reward_model import RewardModelSettings, reward_model_scores
 from persyn.schemas import QUALITY
+from persyn.settings import Settings
 from persyn.verifiers import is_right_answer, share_of_checks
 from persyn.verifiers.execution import passes_tests
 
@@ -23,16 +26,36 @@ VERIFIERS = {"checkers": share_of_checks, "math_verify": is_right_answer}
 logger = logging.getLogger(__name__)
 
 
+Method = Literal["checkers", "math_verify", "unit_tests", "reward_model", "judge"]
+
+
+class QualitySettings(Settings):
+    """The section `quality`: how good a response is, by a method for each domain."""
+
+    methods: dict[Domain, Method]
+    """Domain -> checkers (share of the constraints in `reference` that hold), math_verify (1 if the final answer equals
+    `reference`, else 0), unit_tests (1 if the code passes the tests in `reference`, else 0), reward_model (the scalar
+    of a sequence-classification model) or judge (a language model's grade)."""
+    reward_model: RewardModelSettings | None = None
+    """Needed by the method reward_model."""
+    judge: JudgeSettings | None = None
+    """Needed by the method judge."""
+
+    @model_validator(mode="after")
+    def _has_what_methods_need(self) -> Self:
+        for method in ("reward_model", "judge"):
+            if method in self.methods.values() and getattr(self, method) is None:
+                raise ValueError(f"names the method {method} but has no `{method}: {{model: ...}}`")
+        return self
+
+
 def score_quality(
     prompts: pl.DataFrame,
     responses: pl.DataFrame,
     folder: Path,
-    speed: Mapping[str, Any] | None = None,
+    settings: QualitySettings,
+    speed: OpenAISpeed | None = None,
     budget: Budget | None = None,
-    *,
-    methods: Mapping[str, str],
-    reward_model: Mapping[str, Any] | None = None,
-    judge: Mapping[str, Any] | None = None,
 ) -> pl.DataFrame:
     """Score every response by the method of its prompt's domain. An error has no score, nor has a response whose
     score is not a finite number (which is warned of): their prompts take no part in what follows.
@@ -43,32 +66,24 @@ def score_quality(
         folder: the response store, which keeps what a reward model or a judge said.
         speed: the knobs of the server that the judge is behind.
         budget: tokens that the judge may be paid for; None sets no limit.
-        methods: domain -> checkers (share of the constraints in `reference` that hold), math_verify (1 if the final
-            answer equals `reference`, else 0), unit_tests (1 if the code passes the tests in `reference`, else 0),
-            reward_model (the scalar of a sequence-classification model) or judge (a language model's grade).
-        reward_model: the arguments of reward_model_scores, needed by the method of that name.
-        judge: the arguments of judge_scores, needed by the method of that name.
 
     Returns:
         QUALITY.
 
     Raises:
-        InputError: a domain has no method, a method is unknown, or a reference it needs is missing or malformed.
+        InputError: a domain has no method, or a reference it needs is missing or malformed.
     """
     answered = responses.filter(pl.col("finish_reason") != "error")
     rows = answered.join(prompts, on="prompt_id", how="left", validate="m:1").sort("prompt_id")
-    known = (*VERIFIERS, "unit_tests", "reward_model", "judge")
     parts = []
     for domain in rows["domain"].unique().sort().to_list():
-        method, part = methods.get(domain), rows.filter(pl.col("domain") == domain)
-        if method not in known:
-            raise InputError(f"quality.methods.{domain} is {method!r}; it must be one of {', '.join(known)}")
-        if method == "reward_model":
-            check_keys("quality.reward_model", reward_model or {}, reward_model_scores)
-            scores = reward_model_scores(part, folder, **reward_model or {})
-        elif method == "judge":
-            check_keys("quality.judge", judge or {}, judge_scores)
-            scores = judge_scores(part, folder, speed or {}, budget, **judge or {})
+        method, part = settings.methods.get(domain), rows.filter(pl.col("domain") == domain)
+        if method is None:
+            raise InputError(f"quality.methods.{domain} is missing; it must be one of {', '.join(get_args(Method))}")
+        if method == "reward_model" and settings.reward_model:
+            scores = reward_model_scores(part, folder, settings.reward_model)
+        elif method == "judge" and settings.judge:
+            scores = judge_scores(part, folder, speed or OpenAISpeed(), budget, settings.judge)
         else:
             scores = _verified(part, method)
         parts.append(part.select("prompt_id", "teacher", quality=pl.Series(scores, dtype=pl.Float64)))

@@ -4,15 +4,17 @@ once: it goes through the response store as any teacher's answer does.
 
 import hashlib
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import polars as pl
+from pydantic import Field
 
-from persyn.generation import Teacher
+from persyn.generation import Sampling, Teacher
 from persyn.generation.budget import Budget
+from persyn.generation.openai import OpenAISpeed
 from persyn.responses import generate_responses
+from persyn.settings import Settings, Share
 
 RUBRIC = (
     "You grade an answer to a question. Judge whether it is right, complete and clear, and whether it does what was "
@@ -22,18 +24,29 @@ RUBRIC = (
 VERDICT = re.compile(r"score[\s:=*_`]{0,6}(-?\d+(?:\.\d+)?)", re.IGNORECASE)
 
 
+class JudgeSettings(Settings):
+    """A language model behind an OpenAI-compatible server that grades responses."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """What the server calls the judge."""
+    rubric: str = RUBRIC
+    """The judge's system prompt; `{lowest}` and `{highest}` are filled in."""
+    lowest: float = 1
+    """The worst score."""
+    highest: float = 10
+    """The best score."""
+    max_tokens: Annotated[int, Field(ge=1)] = 512
+    """Tokens of a verdict at most."""
+    max_error_share: Share = 0.05
+    """Share of the calls that may fail."""
+
+
 def judge_scores(
     rows: pl.DataFrame,
     folder: Path,
-    speed: Mapping[str, Any],
-    budget: Budget | None = None,
-    *,
-    model: str,
-    rubric: str = RUBRIC,
-    lowest: float = 1,
-    highest: float = 10,
-    max_tokens: int = 512,
-    max_error_share: float = 0.05,
+    speed: OpenAISpeed,
+    budget: Budget | None,
+    settings: JudgeSettings,
 ) -> list[float]:
     """The judge's score of each response, as it stands after the last `Score:` of its verdict.
 
@@ -42,19 +55,17 @@ def judge_scores(
         folder: the response store.
         speed: the knobs of the openai backend, base_url among them.
         budget: tokens that may be paid for, of teachers and judges together; None sets no limit.
-        model: what the server calls the judge.
-        rubric: the judge's system prompt; `{lowest}` and `{highest}` are filled in.
-        max_error_share: share of the calls that may fail.
 
     Returns:
         A float a row; NaN where the call failed or the verdict names no score from `lowest` to `highest`.
 
     Raises:
-        InputError: more calls failed than `max_error_share`, or the budget is spent.
+        InputError: more calls failed than max_error_share, or the budget is spent.
     """
-    system = rubric.replace("{lowest}", f"{lowest:g}").replace("{highest}", f"{highest:g}")
-    sampling = {"max_tokens": max_tokens}
-    judge = Teacher(model=model, backend="openai", license="", system=system, sampling=sampling)
+    lowest, highest = settings.lowest, settings.highest
+    system = settings.rubric.replace("{lowest}", f"{lowest:g}").replace("{highest}", f"{highest:g}")
+    sampling = Sampling(max_tokens=settings.max_tokens)
+    judge = Teacher(model=settings.model, backend="openai", license="", system=system, sampling=sampling)
     asked = [
         f"[Question]\n{row['prompt']}\n\n"
         + (f"[Reference]\n{row['reference']}\n\n" if row["reference"] is not None else "")
@@ -63,7 +74,8 @@ def judge_scores(
     ]
     keys = [hashlib.sha256(text.encode()).hexdigest() for text in asked]
     prompts = pl.DataFrame({"prompt_id": keys, "prompt": asked}).unique("prompt_id", maintain_order=True)
-    verdicts = generate_responses(prompts, "the judge", judge, folder, speed, budget, max_error_share=max_error_share)
+    allowed = settings.max_error_share
+    verdicts = generate_responses(prompts, "the judge", judge, folder, speed, budget, max_error_share=allowed)
     scores = {key: _score(text, lowest, highest) for key, text in verdicts.select("prompt_id", "response").iter_rows()}
     return [scores[key] for key in keys]
 

@@ -3,29 +3,41 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import polars as pl
+from pydantic import Field
 from tqdm import tqdm
 
 from persyn.chat import Message, assistant_message, encode_conversation, user_message, with_chat_template
 from persyn.errors import InputError
 from persyn.models import load_model, load_tokenizer, model_identity
+from persyn.settings import Commit, Settings
 from persyn.store import Store, response_key, slug
 
 CHUNK = 32
 """Scores of a reward model that are stored at once."""
 
 
-def reward_model_scores(
-    rows: pl.DataFrame, folder: Path, *, model: str, revision: str | None = None, max_length: int = 4096
-) -> list[float]:
+class RewardModelSettings(Settings):
+    """A sequence-classification model with one label that scores a conversation."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """`packaged:<name>`, a local folder or a hub id."""
+    revision: Commit | None = None
+    """40-hex commit of a hub id."""
+    max_length: Annotated[int, Field(ge=1)] = 4096
+    """Tokens of a conversation that are read, from its start."""
+
+
+def reward_model_scores(rows: pl.DataFrame, folder: Path, settings: RewardModelSettings) -> list[float]:
     """The logit of a one-label sequence-classification model on each rendered conversation; each is paid for once.
 
     Args:
         rows: columns prompt and response.
         folder: the response store.
-        max_length: tokens of a conversation that are read, from its start.
     """
+    model, revision, max_length = settings.model, settings.revision, settings.max_length
     identity = model_identity(model, revision)
     store = Store(folder / slug(identity))
     conversations = [user_message(p) + assistant_message(r) for p, r in rows.select("prompt", "response").rows()]

@@ -10,30 +10,17 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import polars as pl
 
-from persyn.errors import InputError, check_keys
+from persyn.errors import InputError
 from persyn.models import model_identity
-from persyn.router.finetuned import FinetunedRouter, finetune_router
-from persyn.router.linear import CONFIG, LightRouter, embed, fit_light_router
-from persyn.router.losses import win_matrices
-from persyn.router.metrics import (
-    health_card,
-    knn_strengths,
-    majority_strengths,
-    reliability,
-    reward_matrix,
-    shuffle_targets,
-    source_strengths,
-    split_prompts,
-)
-from persyn.router.placement import PLACED, PlacedRouter, place_teacher
-from persyn.router.settings import Settings
-from persyn.training import checkpoints, leave_to_main
-from persyn.training.monitors import Live
+from persyn.router.settings import RouterSettings
+
+if TYPE_CHECKING:
+    from persyn.training.monitors import Live
 
 
 class Router(Protocol):
@@ -53,10 +40,10 @@ def fit_router(
     rewards: pl.DataFrame,
     pairs: pl.DataFrame,
     teachers: Sequence[str],
-    settings: Settings,
+    settings: RouterSettings,
     anchored: Sequence[str] = (),
     device_batch_size: int | None = None,
-    live: Live | None = None,
+    live: "Live | None" = None,
 ) -> tuple[Router, dict[str, Any], pl.DataFrame]:
     """Train a router on part of the parallel prompts and measure it on the rest, beside its controls.
 
@@ -80,6 +67,19 @@ def fit_router(
     Raises:
         InputError: a parameter is wrong, or no pair belongs to a prompt.
     """
+    from persyn.router.linear import embed
+    from persyn.router.metrics import (
+        health_card,
+        knn_strengths,
+        majority_strengths,
+        reliability,
+        reward_matrix,
+        source_strengths,
+        split_prompts,
+    )
+    from persyn.router.placement import PlacedRouter, place_teacher
+    from persyn.training.trainer import checkpoints, leave_to_main
+
     known = [teacher for teacher in teachers if teacher not in anchored]
     pairs = pairs.filter(pl.col("winner").is_in(known) & pl.col("loser").is_in(known))
     train, held_out = split_prompts(prompts.join(rewards, on="prompt_id", how="semi"), settings.holdout)
@@ -94,7 +94,9 @@ def fit_router(
         train, checked = split_prompts(train, settings.validation, "router.validation")
     tables = train, rewards, pairs, known, settings, checked
     inputs = [table.write_json() for table in (prompts, rewards, pairs)]
-    with checkpoints(*inputs, known, vars(settings), model_identity(settings.model, settings.revision)) as folder:
+    with checkpoints(
+        *inputs, known, settings.model_dump(), model_identity(settings.model, settings.revision)
+    ) as folder:
         router = train_router(*tables, False, folder / "router", device_batch_size, live)
         shuffled = train_router(*tables, True, folder / "shuffled", device_batch_size)
         leave_to_main()
@@ -121,12 +123,12 @@ def train_router(
     rewards: pl.DataFrame,
     pairs: pl.DataFrame,
     teachers: Sequence[str],
-    settings: Settings,
+    settings: RouterSettings,
     validation: pl.DataFrame | None = None,
     shuffled: bool = False,
     scratch: Path | None = None,
     device_batch_size: int | None = None,
-    live: Live | None = None,
+    live: "Live | None" = None,
 ) -> Router:
     """Train one router. One forward pass a prompt serves all of the prompt's pairs.
 
@@ -144,6 +146,11 @@ def train_router(
     Raises:
         InputError: no pair belongs to a prompt.
     """
+    from persyn.router.finetuned import finetune_router
+    from persyn.router.linear import fit_light_router
+    from persyn.router.losses import win_matrices
+    from persyn.router.metrics import reward_matrix, shuffle_targets
+
     targets: Mapping[str, np.ndarray] = win_matrices(pairs, teachers, settings.by_margin)
     with_pairs = prompts.sort("prompt_id").filter(pl.col("prompt_id").is_in(list(targets)))
     if with_pairs.is_empty():
@@ -154,8 +161,7 @@ def train_router(
     labels = [targets[identity] for identity in identities]
     labels = shuffle_targets(labels, settings.seed) if shuffled else labels
     if settings.light is not None:
-        check_keys("router.light", settings.light, fit_light_router)
-        return fit_light_router(texts, labels, teachers, settings, **settings.light)
+        return fit_light_router(texts, labels, teachers, settings, settings.light)
     checked = None
     if validation is not None:
         checked = validation["prompt"].to_list(), reward_matrix(rewards, validation["prompt_id"].to_list(), teachers)
@@ -169,6 +175,10 @@ def load_router(folder: str | Path, teachers: Sequence[str]) -> Router:
     Raises:
         InputError: it was trained for other teachers than `teachers`.
     """
+    from persyn.router.finetuned import FinetunedRouter
+    from persyn.router.linear import CONFIG, LightRouter
+    from persyn.router.placement import PLACED, PlacedRouter
+
     placed = Path(folder) / PLACED
     router: Router = LightRouter.load(folder) if (Path(folder) / CONFIG).is_file() else FinetunedRouter.load(folder)
     if placed.is_file():

@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from persyn.errors import check_keys
 from persyn.models import load_model, load_tokenizer, lora_config
 from persyn.router.losses import ITEMS, LOSSES
 from persyn.router.metrics import routing_metrics
-from persyn.router.settings import Settings
-from persyn.training import SameBatches, is_main, save_trained, train, training_arguments
+from persyn.router.settings import RouterSettings
 from persyn.training.monitors import Live
+from persyn.training.trainer import SameBatches, is_main, save_trained, train, training_arguments
 
 CLASS_TOKEN = "<|route|>"
 
@@ -66,7 +65,7 @@ def finetune_router(
     prompts: Sequence[str],
     targets: Sequence[np.ndarray],
     teachers: Sequence[str],
-    settings: Settings,
+    settings: RouterSettings,
     scratch: Path,
     validation: tuple[Sequence[str], np.ndarray] | None = None,
     device_batch_size: int | None = None,
@@ -121,8 +120,7 @@ def finetune_router(
     if settings.lora is not None:
         from peft import get_peft_model
 
-        check_keys("router.lora", settings.lora, lora_config)
-        router = get_peft_model(router, lora_config("SEQ_CLS", _class_token(tokenizer) or None, **settings.lora))
+        router = get_peft_model(router, lora_config("SEQ_CLS", settings.lora, _class_token(tokenizer) or None))
     watching = live.callbacks() if live else []
     # The regret is taken from the strengths; the loss on the validation prompts is not used, any target will do.
     unused = [targets[0]] * len(validation[0]) if validation else []
@@ -168,7 +166,7 @@ def _dataset(tokenizer: Any, prompts: Sequence[str], targets: Sequence[np.ndarra
     return Dataset.from_dict({"input_ids": encoded, "labels": [target.tolist() for target in targets]})
 
 
-def _router_tokenizer(settings: Settings) -> Any:
+def _router_tokenizer(settings: RouterSettings) -> Any:
     tokenizer = load_tokenizer(settings.model, settings.revision)
     tokenizer.model_max_length = settings.max_length
     tokenizer.padding_side = "right"
@@ -177,7 +175,7 @@ def _router_tokenizer(settings: Settings) -> Any:
     return tokenizer
 
 
-def _new_router(settings: Settings, teachers: Sequence[str], tokenizer: Any) -> Any:
+def _new_router(settings: RouterSettings, teachers: Sequence[str], tokenizer: Any) -> Any:
     from transformers import AutoModelForSequenceClassification
 
     router = load_model(

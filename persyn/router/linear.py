@@ -16,7 +16,7 @@ from tqdm import tqdm
 from persyn.files import write_text
 from persyn.models import load_model, load_tokenizer
 from persyn.router.losses import LOSSES
-from persyn.router.settings import Settings
+from persyn.router.settings import LightSettings, RouterSettings
 
 WEIGHTS, CONFIG = "light_router.safetensors", "light_router.json"
 
@@ -52,19 +52,16 @@ def fit_light_router(
     prompts: Sequence[str],
     targets: Sequence[np.ndarray],
     teachers: Sequence[str],
-    settings: Settings,
-    *,
-    layers: int = 0,
-    l2: float = 1e-3,
+    settings: RouterSettings,
+    light: LightSettings,
 ) -> LightRouter:
     """Fit the linear layer on all prompts at once, by L-BFGS: the problem is convex, so there is no learning rate.
 
     Args:
         targets: one a prompt, as the loss takes them.
-        layers: layers of the encoder that are used; 0 is its word embeddings.
-        l2: weight of the squared coefficients of the standardised features.
+        light: settings.light.
     """
-    encoder = {name: getattr(settings, name) for name in ("model", "revision", "max_length")} | {"layers": layers}
+    encoder = {name: getattr(settings, name) for name in ("model", "revision", "max_length")} | {"layers": light.layers}
     features = torch.from_numpy(embed(prompts, **encoder)).double()  # (N, H)
     mean, scale = features.mean(dim=0), features.std(dim=0, unbiased=False).clamp(min=1e-6)
     standardised, labels = (features - mean) / scale, torch.from_numpy(np.stack(targets)).double()
@@ -74,7 +71,9 @@ def fit_light_router(
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        value = LOSSES[settings.loss]({"logits": standardised @ weight + bias}, labels) + l2 * weight.square().sum()
+        value = (
+            LOSSES[settings.loss]({"logits": standardised @ weight + bias}, labels) + light.l2 * weight.square().sum()
+        )
         value.backward()
         return value
 

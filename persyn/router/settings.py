@@ -1,55 +1,63 @@
 """The section `router` of params.yaml."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Literal, Self
 
-from persyn.errors import InputError
+from pydantic import Field, model_validator
+
+from persyn.models import LoraSettings
+from persyn.settings import Commit, Seed, Settings
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What router is trained, how, and on what it is measured.
+class LightSettings(Settings):
+    """A frozen encoder and one linear layer."""
 
-    Raises:
-        InputError: a value is not legal.
-    """
+    layers: Annotated[int, Field(ge=0)] = 0
+    """Layers of the encoder that are used; 0 is its word embeddings."""
+    l2: Annotated[float, Field(ge=0)] = 1e-3
+    """Weight of the squared coefficients of the standardised features."""
 
-    model: str
+
+class RouterSettings(Settings):
+    """The section `router`: what router is trained, how, and on what it is measured."""
+
+    model: Annotated[str, Field(min_length=1)]
     """Its backbone: `packaged:<name>`, a local folder or a hub id."""
-    revision: str | None = None
+    revision: Commit | None = None
     """40-hex commit of a hub id."""
-    light: Mapping[str, Any] | None = None
-    """The arguments of fit_light_router: a frozen encoder and one linear layer. None fine-tunes the backbone; learning
-    rate, epochs, batch size, LoRA and validation concern only that."""
-    loss: str = "pairwise"
+    light: LightSettings | None = None
+    """Fits a frozen encoder and one linear layer; null fine-tunes the backbone. Learning rate, epochs, batch size, LoRA
+    and validation concern only that."""
+    loss: Literal["pairwise", "listwise"] = "pairwise"
     """pairwise (Bradley-Terry, the paper's) or listwise (Plackett-Luce on the ranking by reward)."""
     by_margin: bool = False
     """Whether a pair weighs as much as its margin."""
-    learning_rate: float = 4e-6
-    epochs: float = 1
-    batch_size: int = 16
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-6
+    """Constant over the training."""
+    epochs: Annotated[float, Field(gt=0)] = 1
+    """Passes over the training prompts."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
     """Prompts an update; all pairs of a prompt come with it."""
-    max_length: int = 512
+    max_length: Annotated[int, Field(ge=1)] = 512
     """Tokens of a prompt that the router reads, from its start."""
-    lora: Mapping[str, Any] | None = None
-    """The arguments of student.lora_config, or None to train every weight."""
-    validation: float = 0.0
+    lora: LoraSettings | None = None
+    """Trains a LoRA adapter; null trains every weight."""
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the training prompts on whose regret training stops early; 0 trains all epochs."""
-    patience: int = 3
+    patience: Annotated[int, Field(ge=1)] = 3
     """Epochs that the regret may go without falling."""
-    holdout: float = 0.2
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of the parallel prompts that only measure the router: the same ones whatever `num_train` is."""
-    num_train: int | None = None
-    """How many of the others it is trained on; None takes all."""
-    neighbours: int = 5
+    num_train: Annotated[int, Field(ge=1)] | None = None
+    """How many of the others it is trained on; null takes all."""
+    neighbours: Annotated[int, Field(ge=1)] = 5
     """Prompts that the kNN control asks."""
-    seed: int = 0
+    seed: Seed = 0
+    """Of the head's first weights and of the order of prompts."""
 
-    def __post_init__(self) -> None:
-        if self.loss not in ("pairwise", "listwise"):
-            raise InputError(f"router.loss is {self.loss!r}; it must be pairwise or listwise")
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
         if self.loss == "listwise" and self.by_margin:
-            raise InputError("router.by_margin weighs pairs, loss: listwise has none; leave one of them out")
+            raise ValueError("has by_margin, which weighs pairs, and loss: listwise, which has none; leave one out")
         if self.light is not None and (self.lora is not None or self.validation):
-            raise InputError("router.light is fitted in closed form; leave router.lora and router.validation out")
+            raise ValueError("has light, which is fitted in closed form; leave lora and validation out")
+        return self

@@ -1,16 +1,18 @@
-"""Routes: every prompt gets its teacher, by a strategy. A new strategy is one function and one row of params."""
+"""Routes: every prompt gets its teacher, by a strategy. A new rule is one class, which Strategy names."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import polars as pl
+from pydantic import Field
 
-from persyn.errors import InputError, check_keys
+from persyn.errors import InputError
 from persyn.routes.budgeted import choose, choose_within, expected_tokens
 from persyn.schemas import ROUTES
+from persyn.settings import Seed, Settings, Share
 
 Predict = Callable[[list[str]], np.ndarray]
 
@@ -32,149 +34,208 @@ class Pool:
     """Teacher -> RESPONSES to the parallel set; called only by a rule that needs their lengths."""
 
 
-def build_routes(prompts: pl.DataFrame, pool: Pool, strategy: Mapping[str, Any]) -> pl.DataFrame:
+class Rule(Settings):
+    """A strategy of params.yaml: a named way to give every prompt its teacher. Its `rule` says which."""
+
+    rule: str
+
+    def choose(self, prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+        """ROUTES of `prompts`, which are sorted by prompt_id."""
+        raise NotImplementedError
+
+
+class Persyn(Rule):
+    """The router's choice: m* = argmax_m o_m, over the teachers that are not excluded. The router stays as it was
+    trained, so the prompts of an excluded teacher go to the next best one.
+    """
+
+    rule: Literal["persyn"]
+    exclude: list[str] = Field(default_factory=list)
+    """Teachers that get no prompt."""
+    max_tokens: Annotated[float, Field(ge=0)] | None = None
+    """Response tokens that the choice may be expected to be paid for: responses of the parallel set cost nothing,
+    others their teacher's mean in the domain (budgeted.expected_tokens). The choice is then argmax_m(o_m - weight *
+    c_m) at the smallest weight that keeps them (budgeted.choose_within)."""
+    second_below: float | None = None
+    """Where the strongest teacher's margin over the next is less, the prompt goes to two."""
+
+    def choose(self, prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+        """ROUTES with strengths and margins, two rows a prompt where it is undecided."""
+        _known(self.exclude, pool, "persyn")
+        kept = [position for position, name in enumerate(pool.teachers) if name not in self.exclude]
+        if not kept:
+            raise InputError(f"rule persyn.exclude names all {len(pool.teachers)} teachers; leave at least one")
+        names = [pool.teachers[position] for position in kept]
+        strengths = pool.predict(prompts["prompt"].to_list())[:, kept]
+        ranked = np.sort(strengths, axis=1)[:, ::-1]
+        undecided = np.zeros(prompts.height, bool)
+        if self.second_below is not None and len(kept) > 1:
+            undecided = ranked[:, 0] - ranked[:, 1] < self.second_below
+        if self.max_tokens is None:
+            chosen = choose(strengths, np.zeros(strengths.shape), undecided)
+        elif pool.responses is None:
+            raise InputError("rule persyn.max_tokens needs the parallel set's responses, for the teachers' lengths")
+        else:
+            tokens = expected_tokens(prompts, pl.concat(pool.responses().values()), names)
+            chosen, _ = choose_within(strengths, tokens, undecided, self.max_tokens)
+        rows, columns = np.nonzero(chosen)
+        strength, best = strengths[rows, columns], columns == strengths.argmax(axis=1)[rows]
+        margin = strength - np.where(best, ranked[rows, 1], ranked[rows, 0]) if len(kept) > 1 else None
+        return _routes(prompts[rows], [names[column] for column in columns], strength, margin)
+
+
+class Strong(Rule):
+    """The strongest teacher answers everything."""
+
+    rule: Literal["strong"]
+    teacher: str | None = None
+    """Its name; null is the teacher of the highest mean quality."""
+
+    def choose(self, prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+        """ROUTES to one teacher."""
+        return _routes(prompts, [self.teacher or _best(pool.rewards, pl.col("quality").mean())] * prompts.height)
+
+
+class FamilyStrong(Rule):
+    """The teacher of the highest mean quality among the student's own family answers everything."""
+
+    rule: Literal["family_strong"]
+
+    def choose(self, prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+        """ROUTES to one teacher."""
+        members = [name for name in pool.teachers if pool.families[name] == pool.student_family is not None]
+        if not members:
+            raise InputError(
+                f"rule family_strong: student.family is {pool.student_family!r}, the teachers' families are "
+                f"{sorted({str(family) for family in pool.families.values()})}; name one of them as student.family"
+            )
+        own = pool.rewards.filter(pl.col("teacher").is_in(members))
+        return _routes(prompts, [_best(own, pl.col("quality").mean())] * prompts.height)
+
+
+class Mix(Rule):
+    """A random mixture of a strong and a weak teacher, 1:4 (arXiv 2502.12143): exactly that share of the prompts.
+
+    Defaults: the teachers of highest and lowest mean quality.
+    """
+
+    rule: Literal["mix"]
+    strong: str | None = None
+    """The strong teacher; null is that of the highest mean quality."""
+    weak: str | None = None
+    """The weak teacher; null is that of the lowest mean quality."""
+    strong_share: Share = 0.2
+    """The strong teacher's share of the prompts."""
+    seed: Seed = 0
+    """Of the draw."""
+
+    def choose(self, prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+        """ROUTES to two teachers."""
+        strong = self.strong or _best(pool.rewards, pl.col("quality").mean())
+        weak = self.weak or _best(pool.rewards, -pl.col("quality").mean())
+        lots = np.random.default_rng(self.seed).permutation(prompts.height)
+        return _routes(prompts, [strong if lot < round(self.strong_share * prompts.height) else weak for lot in lots])
+
+
+class Car(Rule):
+    """ONE teacher for all: argmax of mean quality / (1 + beta * mean student loss), the Compatibility-Adjusted Reward
+    (arXiv 2411.07133; its beta could not be verified). The loss is minus the learnability, so learnability.method must
+    be mean_logprob. Where a quality is negative, all are shifted so that the lowest is 0.
+    """
+
+    rule: Literal["car"]
+    beta: Annotated[float, Field(ge=0)] = 3.0
+    """How much the student's loss counts."""
+
+    def choose(self, prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+        """ROUTES to one teacher."""
+        lowest = min(pool.rewards["quality"].min(), 0.0)  # type: ignore[type-var]
+        adjusted = (pl.col("quality") - lowest).mean() / (1 - self.beta * pl.col("learnability").mean())
+        return _routes(prompts, [_best(pool.rewards, adjusted)] * prompts.height)
+
+
+class BestSingle(Rule):
+    """The one teacher of the highest mean reward answers everything: the control of any routing."""
+
+    rule: Literal["best_single"]
+
+    def choose(self, prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+        """ROUTES to one teacher."""
+        return _routes(prompts, [_best(pool.rewards, pl.col("reward").mean())] * prompts.height)
+
+
+class Oracle(Rule):
+    """Generate then select: per prompt the response of the highest reward (Eq. 2)."""
+
+    rule: Literal["oracle"]
+    seed: Seed = 0
+    """Of the lots that decide between equals."""
+
+    def choose(self, prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+        """ROUTES to the best teacher of each prompt."""
+        return _select(prompts, pool, "reward", self.seed)
+
+
+class Grape(Rule):
+    """Generate then select: per prompt the response likeliest under the student (arXiv 2502.04194): alpha = 1."""
+
+    rule: Literal["grape"]
+    seed: Seed = 0
+    """Of the lots that decide between equals."""
+
+    def choose(self, prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+        """ROUTES to the best teacher of each prompt."""
+        return _select(prompts, pool, "learnability", self.seed)
+
+
+class BestQuality(Rule):
+    """Generate then select: per prompt the response of the highest quality: alpha = 0."""
+
+    rule: Literal["best_quality"]
+    seed: Seed = 0
+    """Of the lots that decide between equals."""
+
+    def choose(self, prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+        """ROUTES to the best teacher of each prompt."""
+        return _select(prompts, pool, "quality", self.seed)
+
+
+class Random(Rule):
+    """A teacher drawn uniformly for each prompt: the control."""
+
+    rule: Literal["random"]
+    seed: Seed = 0
+    """Of the draw."""
+
+    def choose(self, prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+        """ROUTES to any teacher."""
+        drawn = np.random.default_rng(self.seed).integers(len(pool.teachers), size=prompts.height)
+        return _routes(prompts, [pool.teachers[position] for position in drawn])
+
+
+Strategy = Annotated[
+    Persyn | Strong | FamilyStrong | Mix | Car | BestSingle | Oracle | Grape | BestQuality | Random,
+    Field(discriminator="rule"),
+]
+"""Any of the rules, as an entry of `strategies` names it."""
+
+
+def build_routes(prompts: pl.DataFrame, pool: Pool, strategy: Rule) -> pl.DataFrame:
     """Give every prompt its teacher, or two where the rule says so.
 
     Args:
         prompts: PROMPTS.
         pool: the teachers and what is known of them.
-        strategy: `rule`, a key of RULES, and that rule's own arguments.
 
     Returns:
         ROUTES.
 
     Raises:
-        InputError: the rule, one of its arguments or a teacher it names is wrong, or what it needs is not there.
+        InputError: a teacher that the strategy names is unknown, or what it needs is not there.
     """
-    arguments = dict(strategy)
-    rule = arguments.pop("rule", None)
-    if rule not in RULES:
-        raise InputError(f"strategy rule {rule!r} is not one of {', '.join(RULES)}")
-    check_keys(f"rule {rule}", arguments, RULES[rule])
-    ordered = prompts.sort("prompt_id")
-    chosen = RULES[rule](ordered, pool, **arguments)
-    _known(chosen["teacher"].to_list(), pool, rule)
+    chosen = strategy.choose(prompts.sort("prompt_id"), pool)
+    _known(chosen["teacher"].to_list(), pool, strategy.rule)
     return chosen
-
-
-def persyn(
-    prompts: pl.DataFrame,
-    pool: Pool,
-    *,
-    exclude: Sequence[str] = (),
-    max_tokens: float | None = None,
-    second_below: float | None = None,
-) -> pl.DataFrame:
-    """The router's choice: m* = argmax_m o_m, over the teachers that are not excluded. The router stays as it was
-    trained, so the prompts of an excluded teacher go to the next best one.
-
-    Args:
-        max_tokens: response tokens that the choice may be expected to be paid for: answers of the parallel set cost
-            nothing, others their teacher's mean in the domain (frugal.expected_tokens). The choice is then
-            argmax_m(o_m - weight * c_m) at the smallest weight that keeps them (frugal.choose_within).
-        second_below: where the strongest teacher's margin over the next is less, the prompt goes to two.
-    """
-    _known(exclude, pool, "persyn")
-    kept = [position for position, name in enumerate(pool.teachers) if name not in exclude]
-    if not kept:
-        raise InputError(f"rule persyn.exclude names all {len(pool.teachers)} teachers; leave at least one")
-    names = [pool.teachers[position] for position in kept]
-    strengths = pool.predict(prompts["prompt"].to_list())[:, kept]
-    ranked = np.sort(strengths, axis=1)[:, ::-1]
-    undecided = np.zeros(prompts.height, bool)
-    if second_below is not None and len(kept) > 1:
-        undecided = ranked[:, 0] - ranked[:, 1] < second_below
-    if max_tokens is None:
-        chosen = choose(strengths, np.zeros(strengths.shape), undecided)
-    elif pool.responses is None:
-        raise InputError("rule persyn.max_tokens needs the parallel set's responses, for the teachers' lengths")
-    else:
-        tokens = expected_tokens(prompts, pl.concat(pool.responses().values()), names)
-        chosen, _ = choose_within(strengths, tokens, undecided, max_tokens)
-    rows, columns = np.nonzero(chosen)
-    strength, best = strengths[rows, columns], columns == strengths.argmax(axis=1)[rows]
-    margin = strength - np.where(best, ranked[rows, 1], ranked[rows, 0]) if len(kept) > 1 else None
-    return _routes(prompts[rows], [names[column] for column in columns], strength, margin)
-
-
-def strong(prompts: pl.DataFrame, pool: Pool, *, teacher: str | None = None) -> pl.DataFrame:
-    """The strongest teacher answers everything: the named one, else that of the highest mean quality."""
-    return _routes(prompts, [teacher or _best(pool.rewards, pl.col("quality").mean())] * prompts.height)
-
-
-def family_strong(prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
-    """The teacher of the highest mean quality among the student's own family answers everything."""
-    members = [name for name in pool.teachers if pool.families[name] == pool.student_family is not None]
-    if not members:
-        raise InputError(
-            f"rule family_strong: student.family is {pool.student_family!r}, the teachers' families are "
-            f"{sorted({str(family) for family in pool.families.values()})}; name one of them as student.family"
-        )
-    own = pool.rewards.filter(pl.col("teacher").is_in(members))
-    return _routes(prompts, [_best(own, pl.col("quality").mean())] * prompts.height)
-
-
-def mix(
-    prompts: pl.DataFrame,
-    pool: Pool,
-    *,
-    strong: str | None = None,
-    weak: str | None = None,
-    strong_share: float = 0.2,
-    seed: int = 0,
-) -> pl.DataFrame:
-    """A random mixture of a strong and a weak teacher, 1:4 (arXiv 2502.12143): exactly that share of the prompts.
-
-    Who is not named is the teacher of the highest, or of the lowest, mean quality.
-    """
-    if not 0 <= strong_share <= 1:
-        raise InputError(f"rule mix.strong_share is {strong_share}; it must be from 0 to 1")
-    strong = strong or _best(pool.rewards, pl.col("quality").mean())
-    weak = weak or _best(pool.rewards, -pl.col("quality").mean())
-    lots = np.random.default_rng(seed).permutation(prompts.height)
-    return _routes(prompts, [strong if lot < round(strong_share * prompts.height) else weak for lot in lots])
-
-
-def car(prompts: pl.DataFrame, pool: Pool, *, beta: float = 3.0) -> pl.DataFrame:
-    """ONE teacher for all: argmax of mean quality / (1 + beta * mean student loss), the Compatibility-Adjusted Reward
-    (arXiv 2411.07133; its beta could not be verified). The loss is minus the learnability, so learnability.method must
-    be mean_logprob. Where a quality is negative, all are shifted so that the lowest is 0.
-    """
-    lowest = min(pool.rewards["quality"].min(), 0.0)  # type: ignore[type-var]
-    adjusted = (pl.col("quality") - lowest).mean() / (1 - beta * pl.col("learnability").mean())
-    return _routes(prompts, [_best(pool.rewards, adjusted)] * prompts.height)
-
-
-def best_single(prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
-    """The one teacher of the highest mean reward answers everything: the control of any routing."""
-    return _routes(prompts, [_best(pool.rewards, pl.col("reward").mean())] * prompts.height)
-
-
-def oracle(prompts: pl.DataFrame, pool: Pool, *, seed: int = 0) -> pl.DataFrame:
-    """Generate then select: per prompt the response of the highest reward (Eq. 2)."""
-    return _select(prompts, pool, "reward", seed)
-
-
-def grape(prompts: pl.DataFrame, pool: Pool, *, seed: int = 0) -> pl.DataFrame:
-    """Generate then select: per prompt the response likeliest under the student (arXiv 2502.04194): alpha = 1."""
-    return _select(prompts, pool, "learnability", seed)
-
-
-def best_quality(prompts: pl.DataFrame, pool: Pool, *, seed: int = 0) -> pl.DataFrame:
-    """Generate then select: per prompt the response of the highest quality: alpha = 0."""
-    return _select(prompts, pool, "quality", seed)
-
-
-def random(prompts: pl.DataFrame, pool: Pool, *, seed: int = 0) -> pl.DataFrame:
-    """A teacher drawn uniformly for each prompt: the control."""
-    drawn = np.random.default_rng(seed).integers(len(pool.teachers), size=prompts.height)
-    return _routes(prompts, [pool.teachers[position] for position in drawn])
-
-
-RULES: dict[str, Callable[..., pl.DataFrame]] = {
-    rule.__name__: rule
-    for rule in (persyn, strong, family_strong, mix, car, best_single, oracle, grape, best_quality, random)
-}
 
 
 def allocation(routes: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Any]:

@@ -1,0 +1,234 @@
+"""Params: the one reader of params.yaml, for stages and commands. Every mistake of the file is said at once."""
+
+import difflib
+import re
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, Field, ValidationError, create_model, model_validator
+from pydantic_core import PydanticCustomError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from persyn.cost import Prices
+from persyn.dataset import DatasetSettings
+from persyn.defects import Policies
+from persyn.errors import InputError, nearest
+from persyn.evaluation import EvaluationSettings, EvaluationSpeed
+from persyn.generation import BACKENDS, BackendSpeed, Teacher, anchored_teachers, backend_class
+from persyn.generation.budget import Budget
+from persyn.generation.terms import Licenses
+from persyn.learnability import LearnabilitySettings, LearnabilitySpeed
+from persyn.models import Student
+from persyn.pairs import PairSettings
+from persyn.prompts import PromptSettings
+from persyn.quality import QualitySettings
+from persyn.responses import ResponseSettings
+from persyn.rewards import RewardSettings
+from persyn.router.settings import RouterSettings
+from persyn.routes import Persyn, Strategy
+from persyn.settings import Settings
+from persyn.student import SftSettings
+from persyn.training import TrainingSpeed
+
+PARAMS = Path("params.yaml")
+JUDGE = "judge"
+"""The judge's name below speed.teachers."""
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+RESERVED = {"con", "prn", "aux", "nul"}
+SECRET = re.compile(
+    r"\b(?:sk-[\w-]{16,}|hf_\w{20,}|gh[a-z]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}"
+    r"|xox[a-z]-[\w-]{10,}|Bearer\s+\S{16,})|-----BEGIN [A-Z ]*PRIVATE KEY"
+)
+
+
+def _file_name(name: str) -> str:
+    if not NAME.fullmatch(name) or name in RESERVED:
+        raise ValueError("cannot name a file; use up to 64 of a-z, 0-9, '-' and '_', a letter or digit first")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_file_name)]
+
+
+class Speed(Settings):
+    """The section `speed`: how fast, never what; no stage tracks it, so a change here reruns nothing.
+
+    It also has a section for each backend, with the knobs of all teachers that it runs.
+    """
+
+    teachers: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Teacher (or `judge`) -> knobs of its backend that are its own, over those of the backend's section."""
+    learnability: LearnabilitySpeed = LearnabilitySpeed()
+    """Of the stage learnability."""
+    router: TrainingSpeed = TrainingSpeed()
+    """Of the router's training."""
+    student: TrainingSpeed = TrainingSpeed()
+    """Of the students' training."""
+    evaluation: EvaluationSpeed = EvaluationSpeed()
+    """Of the stage evaluation."""
+
+
+class Params(Settings):
+    """params.yaml: a section for every noun of the pipeline."""
+
+    prompts: PromptSettings
+    teachers: Annotated[dict[Name, Teacher], Field(min_length=1)]
+    """Name -> teacher. The name is the name of its files."""
+    licenses: Licenses
+    learnability: LearnabilitySettings
+    responses: ResponseSettings
+    quality: QualitySettings
+    student: Student
+    defects: Policies
+    rewards: RewardSettings
+    pairs: PairSettings
+    router: RouterSettings
+    strategies: Annotated[dict[Name, Strategy], Field(min_length=1)]
+    """Name -> strategy: a rule, and what it takes."""
+    dataset: DatasetSettings
+    sft: SftSettings
+    evaluation: EvaluationSettings
+    budget: Budget
+    prices: Prices
+    speed: Speed
+
+    @property
+    def anchored(self) -> list[str]:
+        """As anchored_teachers."""
+        return anchored_teachers(self.teachers)
+
+    def speed_of(self, name: str) -> Any:
+        """The knobs of a teacher's backend, or of the judge's: the backend's section, and over it the teacher's own."""
+        return _knobs(self.speed, "openai" if name == JUDGE else self.teachers[name].backend, name)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            return data
+        return {key: {} if value is None and key in cls.model_fields else value for key, value in data.items()}
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        """Refuse a name of a teacher or a domain that there is not."""
+        named: list[tuple[tuple[Any, ...], str]] = [
+            (("licenses", "allow_forbidden"), name) for name in self.licenses.allow_forbidden
+        ]
+        named += [(("prices", "sizes"), name) for name in self.prices.sizes]
+        named += [(("prices", "teachers"), name) for name in self.prices.teachers]
+        named += [(("speed", "teachers"), name) for name in self.speed.teachers if name != JUDGE]
+        for strategy, rule in self.strategies.items():
+            at: tuple[Any, ...] = ("strategies", strategy)
+            if isinstance(rule, Persyn):
+                named += [((*at, "exclude"), name) for name in rule.exclude]
+            for field in ("teacher", "strong", "weak"):
+                if name := getattr(rule, field, None):
+                    named.append(((*at, field), name))
+        wrong = [
+            (at, f"names {name!r}, which is no teacher{nearest(name, self.teachers)}")
+            for at, name in named
+            if name not in self.teachers
+        ]
+        without = sorted({source.domain for source in self.prompts.sources} - set(self.quality.methods))
+        wrong += [(("quality", "methods"), f"has no method for {domain}, the domain of a source") for domain in without]
+        _refuse(type(self).__name__, wrong)
+        for name in self.speed.teachers:
+            try:
+                self.speed_of(name)
+            except ValidationError as error:
+                place = ("speed", "teachers", name)
+                _refuse(type(self).__name__, [((*place, *one["loc"]), one["msg"]) for one in error.errors()])
+        return self
+
+
+def read_params(path: Path | str | None = None) -> Params:
+    """Read and check params.yaml.
+
+    It is parsed as DVC parses it (YAML 1.2, safe, duplicate keys refused), so that what is tracked is what is read.
+
+    Raises:
+        InputError: it cannot be read, holds a secret, or is wrong: a line for every mistake.
+    """
+    path = path or PARAMS
+    try:
+        data = YAML(typ="safe", pure=True).load(Path(path))
+    except (OSError, UnicodeDecodeError, YAMLError, ValueError) as error:
+        raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    return check_params(data, str(path))
+
+
+def check_params(data: Any, name: str = str(PARAMS)) -> Params:
+    """The parameters in `data`, the content of a params.yaml called `name`.
+
+    Raises:
+        InputError: it holds a secret, or is wrong: a line for every mistake.
+    """
+    check_secrets(data, name)
+    if not isinstance(data, Mapping):
+        raise InputError(f"{name} holds no sections; it needs {', '.join(Params.model_fields)}")
+    lines, sections = [], {}
+    for section, content in data.items():  # others than ours may hold YAML's anchors
+        near = difflib.get_close_matches(str(section), Params.model_fields, n=1, cutoff=0.75)
+        if section in Params.model_fields:
+            sections[section] = content
+        elif near:
+            lines.append(f"{section} is no section that is read; did you mean {near[0]}?")
+    try:
+        params = params_model().parse(sections)
+    except InputError as error:
+        lines += error.args
+    if lines:
+        raise InputError(*(f"{name}: {line}" for line in lines))
+    return params
+
+
+def params_model() -> type[Params]:
+    """Params, with a section of speed for each backend that there is."""
+    return _params_model(tuple(BACKENDS.items()))
+
+
+@cache
+def _params_model(backends: tuple[tuple[str, str], ...]) -> type[Params]:
+    sections: dict[str, Any] = {name: (backend_class(name).Speed, backend_class(name).Speed()) for name, _ in backends}
+    speed = create_model("Speed", __base__=Speed, __doc__=Speed.__doc__, **sections)
+    for name, _ in backends:
+        speed.model_fields[name].description = f"Of all teachers whose backend is {name}."
+    speed.model_rebuild(force=True)
+    return create_model("Params", __base__=Params, __doc__=Params.__doc__, speed=(speed, ...))
+
+
+def _knobs(speed: Speed, backend: str, name: str) -> BackendSpeed:
+    common: BackendSpeed = getattr(speed, backend)
+    own = speed.teachers.get(name, {})
+    return type(common).model_validate({**common.model_dump(exclude_unset=True), **own}) if own else common
+
+
+def _refuse(title: str, wrong: list[tuple[tuple[Any, ...], str]]) -> None:
+    if wrong:
+        details: Any = [
+            {"type": PydanticCustomError("plain", text), "loc": place, "input": None} for place, text in wrong
+        ]
+        raise ValidationError.from_exception_data(title, details)
+
+
+def check_secrets(params: Any, name: str = str(PARAMS)) -> None:
+    """Refuse what looks like a key: params.yaml is shared, and dvc.lock repeats it.
+
+    Raises:
+        InputError: there is one; its beginning is named.
+    """
+    seen: set[int] = set()  # aliases make a node stand in many places: each is looked at once
+    nodes = [params]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, str) and SECRET.search(node):
+            raise InputError(
+                f"{name} holds what looks like a key ({node[:4]}...); take it out, revoke it, and name the "
+                f"environment variable that holds it in speed.openai.api_key_env"
+            )
+        if isinstance(node, dict | list) and id(node) not in seen:
+            seen.add(id(node))
+            nodes += [*node, *node.values()] if isinstance(node, dict) else node

@@ -1,0 +1,171 @@
+"""Settings: what a section of params.yaml is checked by. Strict types, bounds, and every mistake in a line of its own.
+
+A section is a subclass of Settings that stands beside the code that uses it. The text under a field is its
+documentation: the reference of all parameters and `params.schema.json` are made of it.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from persyn.errors import InputError, did_you_mean, nearest
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", json_schema_extra={"x-needed": "a commit of 40 hex digits"})]
+"""The 40-hex commit of a hub id."""
+KEY = "[key]"
+"""The last part of a place that is a name in a mapping, as pydantic says it."""
+TYPES = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
+TYPES |= {"object": "a mapping (keys and their values)", "array": "a list", "null": "null"}
+
+
+class Settings(BaseModel):
+    """A mapping of params.yaml with known keys. It cannot be changed once it is made."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_plain_words(cls, data: Any, handler: Any) -> Self:
+        """Say what was got and what is needed, in place of pydantic's own words."""
+        try:
+            return handler(data)
+        except ValidationError as error:
+            details = [cls._detail(found, data) for found in error.errors(include_url=False)]
+            raise ValidationError.from_exception_data(cls.__name__, details) from None
+
+    @classmethod
+    def _detail(cls, found: Any, data: Any) -> InitErrorDetails:
+        place, got, kind = _place(found, data), found["input"], "plain"
+        if found["type"] in ("plain", "missing key"):
+            text, kind = found["msg"], found["type"]
+        elif found["type"].startswith("union_tag"):
+            field = found["ctx"]["discriminator"].strip("'")
+            tags = next(_tags(cls.model_json_schema(), field))
+            tag = got.get(field) if isinstance(got, Mapping) else None
+            place, text = (
+                (*place, field),
+                f"is {shown(tag)}; it must be one of {', '.join(tags)}{did_you_mean(tag, tags)}",
+            )
+        elif found["type"] == "extra_forbidden":
+            text = f"is not a parameter{nearest(place[-1], cls.model_fields)}"
+        elif found["type"] == "missing":
+            text, kind = f"is missing; it must be {needed(cls, place[0])}", "missing key"
+        elif found["type"] == "value_error":
+            text = str(found["ctx"]["error"])
+        elif found["type"] == "string_type" and found["loc"][-1] == KEY:
+            text = f"is a name that must be text; write '{got}' in quotes"
+        elif found["loc"][-1:] == (KEY,):
+            text = f"is no name that is known here; {found['msg'].replace('Input should', 'it must')}"
+        elif len(place) == 1 and place[0] in cls.model_fields:
+            text = f"is {shown(got)}; it must be {needed(cls, place[0])}"
+        elif found["type"] in ("model_type", "dict_type", "model_attributes_type"):
+            text = f"is {shown(got)}; it must be {TYPES['object']}"
+        else:
+            text = f"is {shown(got)}; {found['msg'].replace('Input should be', 'it must be')}"
+        return {"type": PydanticCustomError(kind, text), "loc": place, "input": got}
+
+    @classmethod
+    def parse(cls, data: Any, place: str = "") -> Self:
+        """Check `data`, what stands at `place` of params.yaml; null stands for no keys.
+
+        Raises:
+            InputError: a line for every mistake.
+        """
+        try:
+            return cls.model_validate({} if data is None else data)
+        except ValidationError as error:
+            raise InputError(*problems(error, place)) from None
+
+    def changed(self, **changes: Any) -> Self:
+        """A copy with other values, which are checked."""
+        return type(self).model_validate({**dict(self), **changes})
+
+
+def problems(error: ValidationError, place: str = "") -> list[str]:
+    """A line for every mistake that pydantic found in a section: where, what was got and what is needed."""
+    found = [(".".join([place, *map(str, one["loc"])]).strip("."), one["msg"]) for one in error.errors()]
+    return list(dict.fromkeys(f"{where} {text}".strip() for where, text in found))
+
+
+def needed(section: type[BaseModel], field: str) -> str:
+    """What a field takes, in words, such as `a number from 0 to 1`; of its schema."""
+    schema = section.model_json_schema()
+    return describe(schema["properties"].get(field, {}), schema.get("$defs", {}))
+
+
+def describe(schema: Mapping[str, Any], named: Mapping[str, Any]) -> str:
+    """A JSON schema in words.
+
+    Args:
+        named: the schemas that `$ref` means.
+    """
+    if "$ref" in schema:
+        schema = named[schema["$ref"].rpartition("/")[2]]
+    if "x-needed" in schema:
+        return str(schema["x-needed"])
+    if "anyOf" in schema or "oneOf" in schema:
+        either = schema.get("anyOf") or schema["oneOf"]
+        kinds = {part.get("type") for part in either}
+        kept = [part for part in either if part.get("type") != "integer" or "number" not in kinds]
+        return ", or ".join(dict.fromkeys(describe(part, named) for part in kept))
+    if "const" in schema:
+        return str(schema["const"])
+    if "enum" in schema:
+        return f"one of {', '.join(map(str, schema['enum']))}"
+    kind = TYPES.get(schema.get("type", ""), "a value")
+    if schema.get("type") == "array" and "items" in schema:
+        kind += f" (of each: {describe(schema['items'], named)})"
+    if isinstance(schema.get("additionalProperties"), Mapping):
+        kind = f"a mapping by name (of each: {describe(schema['additionalProperties'], named)})"
+    return kind + _bounds(schema)
+
+
+def shown(value: Any, length: int = 60) -> str:
+    """A value of params.yaml on one line, cut where it is long."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
+    return text if len(text) <= length else f"{text[:length]}..."
+
+
+def _tags(schema: Any, field: str) -> Iterator[list[str]]:
+    """What a union within a JSON schema is told apart by."""
+    if isinstance(schema, Mapping):
+        if schema.get("discriminator", {}).get("propertyName") == field:
+            yield list(schema["discriminator"]["mapping"])
+        for inner in schema.values():
+            yield from _tags(inner, field)
+
+
+def _bounds(schema: Mapping[str, Any]) -> str:
+    if "pattern" in schema:
+        return f" like {schema['pattern']}"
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if low is not None and high is not None:
+        return f" from {low:g} to {high:g}"
+    if "exclusiveMinimum" in schema:
+        upper = f", at most {high:g}" if high is not None else ""
+        return f" above {schema['exclusiveMinimum']:g}{upper}"
+    if low is not None:
+        return f", {low:g} or more"
+    if schema.get("minLength") or schema.get("minItems"):
+        return " that is not empty"
+    return ""
+
+
+def _place(found: Any, data: Any) -> tuple[Any, ...]:
+    """Where in `data` a mistake is, without the names of a union's members, which pydantic puts between."""
+    place: list[Any] = []
+    node, parts = data, found["loc"]
+    for number, part in enumerate(parts, start=1):
+        here = node if isinstance(node, Mapping) else dict(enumerate(node)) if isinstance(node, list) else {}
+        missing = number == len(parts) and found["type"] in ("missing", "missing key")
+        if part != KEY and (part in here or missing):
+            place.append(part)
+            node = here.get(part)
+    return tuple(place)

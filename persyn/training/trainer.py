@@ -1,0 +1,239 @@
+"""What training the router and training the student share: processes, devices, kill and resume.
+
+A training gives one result, whatever runs it: the rows of an update and their order depend on the seed alone, not on
+how many processes share them or how many rows go through the model at once. `torchrun` and `accelerate launch` say by
+RANK and WORLD_SIZE which process this is; without them there is one.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from persyn.errors import InputError
+from persyn.files import cache_folder
+
+
+def is_main() -> bool:
+    """Whether this process writes outputs: the first of those that train together, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def split_batch(batch_size: int, device_batch_size: int) -> tuple[int, int]:
+    """How the rows of an update are split: rows in one forward pass, and forward passes of one process.
+
+    Their product times WORLD_SIZE is `batch_size` to the row.
+
+    Args:
+        batch_size: rows an update.
+        device_batch_size: rows in one forward pass at most; the largest divisor up to it is taken.
+
+    Raises:
+        InputError: a size is below 1, or the processes cannot share the rows evenly.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if batch_size < 1 or device_batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}, device_batch_size {device_batch_size}; both must be 1 or more")
+    if batch_size % processes:
+        raise InputError(
+            f"batch_size is {batch_size}, which {processes} processes cannot share evenly; make it a multiple of "
+            f"{processes}, or launch with a number of processes that divides it"
+        )
+    share = batch_size // processes
+    device = max(size for size in range(1, min(share, device_batch_size) + 1) if share % size == 0)
+    return device, share // device
+
+
+def training_arguments(folder: Path, batch_size: int, device_batch_size: int, seed: int) -> dict[str, Any]:
+    """The arguments of TrainingArguments that both trainings share. bf16 and gradient checkpointing on a GPU, fp32 on
+    a CPU; a checkpoint after every tenth of the training.
+
+    Raises:
+        InputError: as split_batch; one process would have to use several GPUs; or FSDP's own activation checkpointing
+            is on, under which PEFT 0.21 writes an adapter without any weights.
+    """
+    on_gpu = torch.cuda.is_available()
+    if torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
+        raise InputError(
+            f"{torch.cuda.device_count()} GPUs are visible, one process trains on one; set speed.<stage>.launch to "
+            f"configs/accelerate/ddp.yaml or one_gpu.yaml, or set CUDA_VISIBLE_DEVICES=0"
+        )
+    device, accumulation = split_batch(batch_size, device_batch_size)
+    if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING") == "true":
+        raise InputError(
+            "fsdp_activation_checkpointing is true in the config file of accelerate; set it to false: gradient "
+            "checkpointing is done on a GPU anyway, and under FSDP's own an adapter is saved without its weights"
+        )
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": device,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_checkpointing": on_gpu,
+        "bf16": on_gpu,
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "save_steps": 0.1,
+        "save_total_limit": 1,
+        "seed": seed,
+        "report_to": "none",  # who watches is among the callbacks (persyn/live.py)
+    }
+
+
+class SameBatches:
+    """Mixed into a Trainer: its updates take the same rows in the same order however many processes share them, and
+    after a resume.
+
+    accelerate deals the batches out to the processes and would fill the last round up with rows from the start, which
+    would count twice. Here the last round is filled up with `padding`, a row whose labels weigh nothing.
+    """
+
+    padding: dict[str, Any]
+    args: Any
+    model: Any
+    state: Any
+    train_dataset: Any
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The rows of this process."""
+        from datasets import Dataset, concatenate_datasets
+
+        row = Dataset.from_list([self.padding], features=self.train_dataset.features)
+        self.train_dataset = concatenate_datasets([self.train_dataset, row])
+        return super().get_train_dataloader()  # type: ignore[misc]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        args, rows = self.args, len(self.train_dataset) - 1
+        together = args.per_device_train_batch_size * args.world_size
+        updates = -(-rows // (together * args.gradient_accumulation_steps))
+        filled = together if args.world_size > 1 else 1  # one process may have a smaller last batch
+        return _Padded(rows, filled, args.seed, lambda: self.state.global_step // updates)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """FSDP2 gathers a weight that has two names twice; it is written once."""
+        twice = getattr(self.model, "all_tied_weights_keys", {}) if state_dict else {}
+        once = {name: weight for name, weight in (state_dict or {}).items() if name not in twice}
+        super()._save(output_dir, once or None)  # type: ignore[misc]
+
+
+class _Padded(Sampler):
+    """Positions of all rows, shuffled anew each epoch, then that of the padding, up to a multiple of `together`.
+
+    The epoch is asked for: where several processes resume within an epoch, accelerate's set_epoch does not reach a
+    sampler of our own, and the rest of the epoch would be that of the first.
+    """
+
+    def __init__(self, rows: int, together: int, seed: int, epoch: Callable[[], int]) -> None:
+        from accelerate.data_loader import SeedableRandomSampler
+
+        self.shuffled, self.padding, self.epoch = SeedableRandomSampler(range(rows), data_seed=seed), rows, epoch
+        self.missing = -rows % together
+
+    def __len__(self) -> int:
+        return self.padding + self.missing
+
+    def __iter__(self) -> Iterator[int]:
+        self.shuffled.set_epoch(self.epoch())
+        yield from self.shuffled
+        yield from [self.padding] * self.missing
+
+
+@contextmanager
+def checkpoints(*decides: Any) -> Iterator[Path]:
+    """A folder in the cache for the checkpoints of one training; removed at the end, kept when it is cut short.
+
+    Args:
+        decides: all that decides the result, as JSON: the folder is named by its hash, so that a run that was killed
+            and is started again finds its own. Speed knobs and the number of processes are not among it; whether the
+            state is sharded is, because one kind of checkpoint cannot be read as the other.
+
+    Raises:
+        InputError: another process uses it.
+    """
+    sharded = [kind for kind in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{kind}") == "true"]
+    digest = hashlib.sha256(json.dumps([*decides, *sharded], sort_keys=True).encode()).hexdigest()
+    folder = cache_folder() / "checkpoints" / digest[:24]
+    folder.mkdir(parents=True, exist_ok=True)
+    held = os.open(folder, os.O_RDONLY)
+    try:
+        if is_main():
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"another process trains the same and uses {folder}; wait for it to end, or end it"
+                ) from error
+        yield folder
+        if is_main():
+            shutil.rmtree(folder)
+    finally:
+        os.close(held)
+
+
+def train(trainer: Any, padding: dict[str, Any]) -> None:
+    """Train to the end, from the last whole checkpoint in the trainer's folder where there is one.
+
+    Args:
+        trainer: a SameBatches.
+        padding: a row like those of its dataset, whose labels weigh nothing.
+    """
+    from transformers.trainer_utils import get_last_checkpoint
+
+    folder = Path(trainer.args.output_dir)
+    if is_main():
+        for checkpoint in folder.glob("checkpoint-*"):
+            if not _is_whole(checkpoint):
+                shutil.rmtree(checkpoint)
+    trainer.accelerator.wait_for_everyone()
+    trainer.padding = padding
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.is_dir() else None)
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether a kill did not cut its writing: the Trainer writes its state last."""
+    try:
+        return bool(json.loads((checkpoint / "trainer_state.json").read_text()))
+    except (OSError, json.JSONDecodeError):
+        return False
+
+
+def save_trained(trainer: Any, base: Callable[[], Any] | None, folder: str | Path) -> None:
+    """Write the trained model, whole and as safetensors, and its tokenizer. Every process must call it: where the
+    weights are sharded, they are gathered. It is there on the main process when that returns.
+
+    Args:
+        base: loads the model that the trained adapter is merged into, on the CPU; None where there is no adapter.
+    """
+    saved = Path(trainer.args.output_dir) / "adapter" if base else Path(folder)
+    trainer.save_model(str(saved))
+    if not is_main():
+        return
+    (saved / "training_args.bin").unlink()
+    if base:
+        from peft import PeftModel
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", "Found missing adapter keys")  # else the base would pass for the trained
+            merged = PeftModel.from_pretrained(base(), str(saved)).merge_and_unload()
+        for name in ("config", "generation_config"):  # training aligned their special tokens with the tokenizer's
+            if hasattr(trainer.model, name):
+                setattr(merged, name, getattr(trainer.model, name))
+        merged.save_pretrained(folder)
+        trainer.processing_class.save_pretrained(folder)
+
+
+def leave_to_main() -> None:
+    """End every process but the main one: what comes after training is not shared. It goes on as the only one."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    if not is_main():
+        raise SystemExit(0)
