@@ -9,9 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import prompts_table
 
-from benchmarks.stub import stub_teacher
 from persyn.budget import Budget
 from persyn.chat import encode_prompt, with_chat_template
 from persyn.generation import Teacher
@@ -21,6 +19,8 @@ from persyn.responses import generate_responses, open_store, prepare_requests, s
 from persyn.routed import build_routed
 from persyn.schemas import RESPONSES, ROUTES, InputError, check_table
 from persyn.store import count_rows, shelves
+from tests.support.stub import stub_teacher
+from tests.support.tables import prompts_table
 
 TEXTS = [f"Tell story number {number}." for number in range(6)]
 PROMPTS = prompts_table(TEXTS)

@@ -9,12 +9,12 @@ import polars as pl
 import pytest
 from test_sample import HOSTILE
 
-from benchmarks.chromium import missing, open_chromium, open_page, requests
-from benchmarks.report import made_up, report_of
-from benchmarks.tiny import ROOT
 from persyn.cli.project import Project
 from persyn.cli.report import read_run
 from persyn.report import build_report
+from tests.support.chromium import missing, open_chromium, open_page, requests
+from tests.support.invented import made_up, report_of
+from tests.support.tiny import ROOT
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -9,7 +9,6 @@ from datasets import Dataset
 from jinja2.exceptions import SecurityError
 from tokenizers import AddedToken
 
-from benchmarks.tiny import CHATML, build_tokenizer
 from persyn.chat import (
     BASE_TEMPLATE,
     assistant_message,
@@ -24,6 +23,7 @@ from persyn.chat import (
 from persyn.models import load_causal_lm, load_tokenizer
 from persyn.schemas import DATASET, InputError
 from persyn.student import encode_dataset
+from tests.support.tiny import CHATML, build_tokenizer
 
 MESSAGES = {column: DATASET[column] for column in ("prompt", "completion")}
 LLAMA2 = (

@@ -12,7 +12,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import prompts_table, responses_table
 from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
@@ -27,6 +26,7 @@ from persyn.generation import Teacher
 from persyn.hub import write_export
 from persyn.licenses import Licenses
 from persyn.schemas import DATASET, PROMPTS, RESPONSES, REWARDS, ROUTES, InputError, write_json, write_table
+from tests.support.tables import prompts_table, responses_table
 
 HOSTILE = [
     "<script>alert(1)</script> {{ 7 * 7 }} ${x}",

@@ -3,13 +3,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import prompts_table, responses_table
 
-from benchmarks.stub import StubServer, stub_teacher
 from persyn.budget import Budget
 from persyn.judge import judge_scores
 from persyn.quality import score_quality
 from persyn.schemas import QUALITY, InputError, check_table
+from tests.support.stub import StubServer, stub_teacher
+from tests.support.tables import prompts_table, responses_table
 
 PROMPTS = prompts_table(["Say hello.", "Say bye.", "Say it twice."], references=["hello", None, None])
 RESPONSES = responses_table(PROMPTS, "t", ["hello", "Score: 10", "it it"])

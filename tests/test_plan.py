@@ -6,12 +6,10 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import prompts_table
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 import stages
-from benchmarks.stub import stub_teacher
 from persyn.bill import plan_text
 from persyn.budget import Budget
 from persyn.cli import app
@@ -24,6 +22,8 @@ from persyn.prompts import anchor_prompts
 from persyn.responses import generate_responses, open_store, prepare_requests
 from persyn.routed import build_routed
 from persyn.schemas import PROMPTS, RESPONSES, ROUTES, InputError, read_folder, read_table
+from tests.support.stub import stub_teacher
+from tests.support.tables import prompts_table
 
 ROOT = Path(__file__).parent.parent
 TEACHERS = {

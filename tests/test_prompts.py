@@ -4,13 +4,14 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import load_module, prompts_table
 from datasets import Dataset
 
 from persyn.prompts import anchor_prompts, build_prompts
 from persyn.schemas import PROMPTS, InputError, check_table
 from persyn.sources import normalise, prompt_id
 from persyn.verifiers import is_right_answer, share_of_checks
+from tests.support.modules import load_module
+from tests.support.tables import prompts_table
 
 RAW = Path(__file__).parent.parent / "data" / "raw"
 

@@ -5,18 +5,18 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from conftest import prompts_table, responses_table
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
 import persyn.quality
-from benchmarks.tiny import build_tokenizer
 from persyn.chat import assistant_message, user_message, with_chat_template
 from persyn.models import load_tokenizer
 from persyn.quality import score_quality
 from persyn.schemas import QUALITY, InputError, check_table
 from persyn.verifiers import is_right_answer, share_of_checks
+from tests.support.tables import prompts_table, responses_table
+from tests.support.tiny import build_tokenizer
 
 
 def checks(*names: tuple[str, dict[str, object]]) -> str:

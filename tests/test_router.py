@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import prompts_table
 
 from persyn.pairs import build_pairs
 from persyn.router import fit_router, load_router, train_router
@@ -30,6 +29,7 @@ from persyn.router.metrics import (
 )
 from persyn.router.settings import Settings
 from persyn.schemas import REWARDS, InputError
+from tests.support.tables import prompts_table
 
 TEACHERS = ["low", "middle", "high"]
 SUM, POEM = "12 + 34 + 5 99", "poem story tale 99"

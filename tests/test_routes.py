@@ -4,10 +4,10 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from conftest import prompts_table
 
 from persyn.routes import RULES, Pool, allocation, build_routes
 from persyn.schemas import REWARDS, ROUTES, InputError, check_table
+from tests.support.tables import prompts_table
 
 TEACHERS = ["a", "b", "c"]
 PROMPTS = prompts_table([f"prompt {i}" for i in range(300)])

@@ -8,9 +8,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from benchmarks.report import made_up
 from persyn.report.sample import Sample, build_sample, draw_prompts
 from persyn.schemas import ROUTES
+from tests.support.invented import made_up
 
 HOSTILE = [
     "<img src=x onerror=window.pwned=1>",

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from test_params import SECTIONS
 
-from benchmarks.tiny import build_model, tiny_params
 from persyn.router.settings import Settings
 from persyn.routes import RULES
 from persyn.schemas import InputError, check_keys
@@ -15,6 +14,7 @@ from science.project import lay_out, load_profile, make_project, profile_name, r
 from science.recipes import Recipe, collect, load_recipes, plan_jobs, run_jobs
 from science.report import write_report
 from science.studies import STUDIES
+from tests.support.tiny import build_model, tiny_params
 
 ROOT = Path(__file__).parent.parent
 MICRO = load_profile(ROOT / "profiles/micro.yaml")

@@ -7,7 +7,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import prompts_table, responses_table, stub_teachers
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -30,6 +29,7 @@ from persyn.schemas import (
 )
 from persyn.show import Made, find_prompt, router_role, search_prompts, trace_prompt
 from persyn.show_text import trace_text
+from tests.support.tables import prompts_table, responses_table, stub_teachers
 
 HOSTILE = "<script>alert(1)</script> \x1b[31mred\x1b[0m [red]markup[/red] [/] :smile: =1+1 \u202etxt\r\x07\nsecond line"
 VISIBLE = ("<script>", r"\x1b[31mred\x1b[0m", "[red]markup[/red] [/]", ":smile:", "=1+1", r"\u202etxt\r\x07")

@@ -10,12 +10,12 @@ import pytest
 from huggingface_hub import DatasetCard
 from ruamel.yaml import YAML
 
-from benchmarks.tiny import build_model, tiny_params, tiny_project
 from persyn import schemas
 from persyn.packaged import packaged_model
 from persyn.schemas import InputError, read_table
 from persyn.store import count_rows, shelves, store_folder
 from stages import PARAMS
+from tests.support.tiny import build_model, tiny_params, tiny_project
 
 
 def run_stage(name: str, *arguments: str) -> None:
