@@ -1,8 +1,8 @@
 """Models: a tiny random stand-in for a hub model, built here. The tests build their tiny models of the same parts.
 
-A stand-in answers like a model that is asked: some text, then the end of its turn. Greedy decoding gives text because the rows
-of the head that stand for control tokens and blanks are zero, and it ends because `forced_eos_token_id` makes its last
-allowed token the end.
+A stand-in answers like a model that is asked: some text, then the end of its turn. Greedy decoding gives text because
+the rows of the head that stand for control tokens and blanks are zero, and it ends because `forced_eos_token_id` makes
+its last allowed token the end.
 """
 
 import hashlib

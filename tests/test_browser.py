@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
-from test_sample import HOSTILE
 
 from persyn.cli.project import Project
 from persyn.cli.report import read_run
 from persyn.report import build_report
 from tests.support.chromium import missing, open_chromium, open_page, requests
 from tests.support.invented import made_up, report_of
+from tests.support.texts import HOSTILE
 from tests.support.tiny import ROOT
 
 if TYPE_CHECKING:

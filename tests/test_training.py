@@ -15,7 +15,6 @@ import pytest
 import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
-from test_router import POEM, SUM, TEACHERS, planted
 
 from persyn.dataset import build_dataset
 from persyn.defects import Policies
@@ -26,6 +25,7 @@ from persyn.schemas import DATASET, PAIRS, PROMPTS, REWARDS, InputError, write_t
 from persyn.training import checkpoints, split_batch, training_arguments
 from stages import router as router_stage
 from stages import student as student_stage
+from tests.support.planted import POEM, SUM, TEACHERS, planted
 from tests.support.tables import prompts_table, responses_table, stub_teachers
 
 ROOT = Path(__file__).parent.parent
