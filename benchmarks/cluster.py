@@ -15,9 +15,9 @@ import polars as pl
 import psutil
 
 from benchmarks.faults import CONCURRENCY, Row, differs, generation, print_table, sealed, write_prompts
-from benchmarks.stub import StubServer, stub_teacher
 from persyn.generation.ray import configure
 from persyn.store import shelves, verify
+from tests.support.stub import StubServer, stub_teacher
 
 NODES = 2
 Run = subprocess.Popen[str]

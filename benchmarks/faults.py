@@ -23,11 +23,11 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
-from benchmarks.stub import FAULTS, StubServer, stub_teacher
-from persyn.prompts import prompt_id
-from persyn.schemas import DOMAINS, PROMPTS, write_table
+from persyn.schemas import PROMPTS, write_table
 from persyn.store import Store, shelves, verify
 from persyn.store.journal import read_records
+from tests.support.stub import FAULTS, StubServer, stub_teacher
+from tests.support.tables import prompts_table
 
 CONCURRENCY = 8
 Row = tuple[str, str, int, int]
@@ -80,14 +80,7 @@ def print_table(rows: list[Row]) -> int:
 def write_prompts(path: Path, count: int) -> Path:
     """PROMPTS with this many rows."""
     texts = [f"Tell story number {number}." for number in range(count)]
-    table = pl.DataFrame({"prompt_id": map(prompt_id, texts), "prompt": texts}).with_columns(
-        domain=pl.lit("instruction", dtype=DOMAINS),
-        reference=pl.lit(None, pl.String),
-        source=pl.lit("benchmark"),
-        license=pl.lit("Apache-2.0"),
-        parallel=pl.lit(True),
-    )
-    write_table(table, path, PROMPTS)
+    write_table(prompts_table(texts), path, PROMPTS)
     return path
 
 

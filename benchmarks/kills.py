@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from benchmarks.faults import Row, print_table
-from benchmarks.tiny import build_model, tiny_params, tiny_project
+from tests.support.tiny import build_model, tiny_params, tiny_project
 
 RUNNING = re.compile(r"Running stage '(.+)':")
 COMMANDS = {"dvc repro": ["repro"], "dvc exp run --temp": ["exp", "run", "--temp", "--name", "killed"]}

@@ -24,10 +24,10 @@ import polars as pl
 import torch
 from tqdm import tqdm
 
-from benchmarks.tiny import ROOT
 from persyn.chat import encode_completion, with_chat_template
 from persyn.learnability import Method, score_group
 from persyn.models import load_causal_lm, load_tokenizer, locate_model
+from tests.support.tiny import ROOT
 
 STUDENT = "packaged:gemma3-270m"
 Row = tuple[list[int], list[int]]

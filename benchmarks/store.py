@@ -17,12 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tiny import ROOT
 from persyn.generation import Teacher
 from persyn.prompts import build_prompts
 from persyn.responses import generate_responses
 from persyn.store import Store, response_key, shelves, verify
 from stages import read_params
+from tests.support.tiny import ROOT
 
 BATCH = 32
 Rows = dict[str, dict[str, Any]]

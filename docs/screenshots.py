@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.chromium import missing, open_chromium, open_page  # noqa: E402
+from tests.support.chromium import missing, open_chromium, open_page  # noqa: E402
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

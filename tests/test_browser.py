@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
-from test_sample import HOSTILE
 
-from benchmarks.chromium import missing, open_chromium, open_page, requests
-from benchmarks.report import made_up, report_of
-from benchmarks.tiny import ROOT
 from persyn.cli.report import read_run
 from persyn.project.revision import Project
 from persyn.report import build_report
+from tests.support.chromium import missing, open_chromium, open_page, requests
+from tests.support.invented import made_up, report_of
+from tests.support.texts import HOSTILE
+from tests.support.tiny import ROOT
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

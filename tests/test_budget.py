@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import prompts_table
 
-from benchmarks.stub import stub_teacher
 from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.generation.budget import Budget
 from persyn.responses import generate_responses
 from persyn.store import shelves, verify
+from tests.support.stub import stub_teacher
+from tests.support.tables import prompts_table
 
 PROMPTS = prompts_table([f"Tell story number {number}." for number in range(30)])
 TEACHER = Teacher(model="stub", license="x", backend="openai", sampling={"max_tokens": 40})

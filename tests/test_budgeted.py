@@ -5,12 +5,12 @@ import math
 import numpy as np
 import polars as pl
 import pytest
-from conftest import prompts_table, responses_table
 
 from persyn.errors import InputError
 from persyn.routes import Pool, build_routes
 from persyn.routes.budgeted import choose, choose_within, expected_tokens
 from persyn.schemas import DOMAINS, REWARDS
+from tests.support.tables import prompts_table, responses_table
 
 PROMPTS = prompts_table(["p1", "p2", "p3", "p4"]).with_columns(parallel=pl.Series([True, False, False, False]))
 # `long` is the stronger one by 3, 2, 1 and -1; it needs 10 tokens an answer, `short` 4.

@@ -1,7 +1,6 @@
 import re
 
 import polars as pl
-from conftest import prompts_table, responses_table, stub_teachers
 from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 
@@ -10,6 +9,7 @@ from persyn.dataset.card import build_card
 from persyn.defects import Policies
 from persyn.generation import Teacher
 from persyn.generation.terms import Licenses
+from tests.support.tables import prompts_table, responses_table, stub_teachers
 
 PROMPTS = prompts_table(["one", "two"])
 CLEANING = {"read": 9, "kept": 2, "dropped": {"contaminated": 4, "duplicate": 3}}

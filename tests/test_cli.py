@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 import stages
-from benchmarks.stub import StubServer, stub_teacher
 from persyn.cli import app, main
 from persyn.planning.known import known_routes
 from persyn.schemas import PROMPTS, ROUTES, read_table, write_table
 from persyn.store import Store, store_folder
+from tests.support.stub import StubServer, stub_teacher
 
 ROW: dict[str, Any] = {"response": "x", "finish_reason": "stop", "num_prompt_tokens": 3, "num_response_tokens": 2}
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import prompts_table
 
-from benchmarks.stub import StubServer, stub_teacher
 from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.generation.concurrency import FAILURES, START
 from persyn.responses import generate_responses
+from tests.support.stub import StubServer, stub_teacher
+from tests.support.tables import prompts_table
 
 PROMPTS = prompts_table([f"Tell story number {number}." for number in range(400)])
 TEACHER = Teacher(model="stub", license="x", backend="openai", sampling={"max_tokens": 40})

@@ -1,9 +1,9 @@
 import polars as pl
 import pytest
-from conftest import prompts_table, responses_table
 
 from persyn.cost import Prices, build_ledger, ledger_text
 from persyn.errors import InputError
+from tests.support.tables import prompts_table, responses_table
 
 
 def test_the_ledger_by_hand() -> None:

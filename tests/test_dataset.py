@@ -1,12 +1,12 @@
 import polars as pl
 import pytest
-from conftest import prompts_table, responses_table, stub_teachers
 
 from persyn.dataset import build_dataset
 from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.generation.terms import Licenses
 from persyn.schemas import DATASET, QUALITY, ROUTES, check_table
+from tests.support.tables import prompts_table, responses_table, stub_teachers
 
 PROMPTS = prompts_table(["one", "two"])
 TERMS = stub_teachers("abt"), Licenses()

@@ -1,9 +1,9 @@
 import pytest
-from conftest import prompts_table, responses_table
 
 from persyn.defects import DETECTORS, Policies, count_defects, find_defects
 from persyn.errors import InputError
 from persyn.schemas import DEFECTS, check_table
+from tests.support.tables import prompts_table, responses_table
 
 LOOP = "The answer is 12. " * 30
 STORY = (

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from ruamel.yaml import YAML
-from test_chat import ATTACKS
 
 from persyn.chat import encode_completion, with_chat_template
 from persyn.defects import Policies
 from persyn.models import load_causal_lm, load_tokenizer
 from persyn.schemas import DEFECTS, LEARNABILITY, PAIRS, PROMPTS, RESPONSES, REWARDS, read_table
+from tests.support.texts import ATTACKS
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT / "data"

@@ -7,7 +7,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import prompts_table
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -17,6 +16,7 @@ from persyn.files import write_json
 from persyn.inspection.diff import State, build_diff, changed_values
 from persyn.inspection.diff_text import diff_text
 from persyn.schemas import PROMPTS, REWARDS, ROUTES, SAMPLES, write_table
+from tests.support.tables import prompts_table
 
 PARAMS: dict[str, Any] = {"rewards": {"alpha": 0.4}, "strategies": {"persyn": {}, "strong": {}}}
 TEXTS = ["one", "two", "three", "<b>four</b> \x1b[31m [red] [/] =1+1 \u202e"]

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import typer
 from dvc.cli import parse_args
-from pages import PAGES, Workplace, anchors, blocks, code_spans, inline_commands, links, tables
 from ruamel.yaml import YAML
 from typer.main import get_command
 
-from benchmarks.chromium import missing
-from benchmarks.tiny import ROOT, tiny_project
 from persyn.cli import app
+from tests.support.chromium import missing
+from tests.support.pages import PAGES, Workplace, anchors, blocks, code_spans, inline_commands, links, tables
+from tests.support.tiny import ROOT, tiny_project
 
 DOCS = ROOT / "docs"
 CI = (ROOT / ".ci/run").read_text()

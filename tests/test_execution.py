@@ -4,12 +4,12 @@ from typing import Any
 
 import psutil
 import pytest
-from conftest import prompts_table, responses_table
 
 from persyn.errors import InputError
 from persyn.quality import score_quality
 from persyn.verifiers import execution as unit_tests
 from persyn.verifiers.execution import passes_tests, run_python
+from tests.support.tables import prompts_table, responses_table
 
 TESTS = "assert add(1, 2) == 3\nassert add(-1, 1) == 0"
 GOOD = "def add(a, b):\n    return a + b"

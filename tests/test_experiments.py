@@ -5,11 +5,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from invented import rows
 from typer.testing import CliRunner
 
 from persyn.cli import app
 from persyn.errors import InputError
+from tests.support.pages import rows
 
 PIPELINE = """
 stages:

@@ -10,15 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import persyn.export.hub
 import polars as pl
 import pytest
-from conftest import prompts_table, responses_table
 from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
+import persyn.export.hub
 from persyn.cli import app
 from persyn.dataset import build_dataset
 from persyn.defects import Policies
@@ -29,6 +28,7 @@ from persyn.files import write_json
 from persyn.generation import Teacher
 from persyn.generation.terms import Licenses
 from persyn.schemas import DATASET, PROMPTS, RESPONSES, REWARDS, ROUTES, write_table
+from tests.support.tables import prompts_table, responses_table
 
 HOSTILE = [
     "<script>alert(1)</script> {{ 7 * 7 }} ${x}",

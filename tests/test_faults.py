@@ -6,7 +6,7 @@ from pathlib import Path
 from benchmarks.faults import Row, damaged, full_disk, killed, sealed, two_writers, write_prompts
 from benchmarks.kills import COMMANDS, Project
 from benchmarks.kills import killed as killed_everywhere
-from benchmarks.tiny import build_model
+from tests.support.tiny import build_model
 
 
 def check(rows: Iterable[Row], lines: int) -> None:

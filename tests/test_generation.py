@@ -6,16 +6,16 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from conftest import prompts_table
 
 import persyn.responses
-from benchmarks.tiny import build_model
 from persyn.errors import InputError
 from persyn.generation import Generation, Sampling, Teacher
 from persyn.generation.transformers import TransformersBackend, row_sampler
 from persyn.responses import generate_responses
 from persyn.schemas import RESPONSES, check_table
 from persyn.store import shelves, verify
+from tests.support.tables import prompts_table
+from tests.support.tiny import build_model
 
 PROMPTS = [f"Say {'a long word ' * (i % 4)}number {i}." for i in range(9)]
 

@@ -3,14 +3,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import prompts_table, responses_table
 
-from benchmarks.stub import StubServer, stub_teacher
 from persyn.errors import InputError
 from persyn.generation.budget import Budget
 from persyn.quality import score_quality
 from persyn.quality.judge import judge_scores
 from persyn.schemas import QUALITY, check_table
+from tests.support.stub import StubServer, stub_teacher
+from tests.support.tables import prompts_table, responses_table
 
 PROMPTS = prompts_table(["Say hello.", "Say bye.", "Say it twice."], references=["hello", None, None])
 RESPONSES = responses_table(PROMPTS, "t", ["hello", "Score: 10", "it it"])

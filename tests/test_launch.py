@@ -9,13 +9,13 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import prompts_table
 from ruamel.yaml import YAML
 
-from benchmarks.stub import StubServer, stub_teacher
-from benchmarks.tiny import tiny_params, tiny_project
 from persyn.schemas import PROMPTS, ROUTES, write_table
 from persyn.store import shelves, verify
+from tests.support.stub import StubServer, stub_teacher
+from tests.support.tables import prompts_table
+from tests.support.tiny import tiny_params, tiny_project
 
 LAUNCH = Path(__file__).parent.parent / "docs" / "launch"
 SHARDS = 2

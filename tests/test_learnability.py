@@ -4,9 +4,7 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from conftest import prompts_table, responses_table
 
-from benchmarks.tiny import CHATML, build_model
 from persyn import learnability
 from persyn.chat import encode_completion, with_chat_template
 from persyn.errors import InputError
@@ -14,6 +12,8 @@ from persyn.learnability import Method, logprobs, score_group, score_learnabilit
 from persyn.learnability.logprobs import split_group
 from persyn.models import Student, load_causal_lm, load_tokenizer
 from persyn.schemas import LEARNABILITY, check_table
+from tests.support.tables import prompts_table, responses_table
+from tests.support.tiny import CHATML, build_model
 
 MEAN = Method()
 TEXTS = ["Say hello.", "Tell a story about a clock in the hall of a house.", "Q?", "Count to ten."]

@@ -11,8 +11,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import prompts_table, responses_table, stub_teachers
-from test_router import TEACHERS, planted, settings
 from transformers import TrainerCallback
 
 from persyn.dataset import build_dataset
@@ -24,6 +22,8 @@ from persyn.pairs import build_pairs
 from persyn.router import fit_router
 from persyn.student import train_student
 from persyn.training.monitors import Live
+from tests.support.planted import TEACHERS, planted, settings
+from tests.support.tables import prompts_table, responses_table, stub_teachers
 
 PROMPTS = prompts_table([f"Say the word number {i}." for i in range(8)])
 RESPONSES = responses_table(PROMPTS, "t", [f"The clock struck {i}." for i in range(8)])

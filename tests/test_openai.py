@@ -10,14 +10,14 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import prompts_table
 
-from benchmarks.stub import StubServer, stub_teacher
 from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.generation.openai import check_url
 from persyn.responses import generate_responses
 from persyn.store import shelves, verify
+from tests.support.stub import StubServer, stub_teacher
+from tests.support.tables import prompts_table
 
 PROMPTS = prompts_table([f"Tell story number {number}." for number in range(40)])
 

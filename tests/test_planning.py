@@ -6,12 +6,10 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import prompts_table
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 import stages
-from benchmarks.stub import stub_teacher
 from persyn.cli import app
 from persyn.cost import Prices, build_ledger
 from persyn.errors import InputError
@@ -26,6 +24,8 @@ from persyn.prompts import anchor_prompts
 from persyn.responses import generate_responses
 from persyn.routed import build_routed
 from persyn.schemas import PROMPTS, RESPONSES, ROUTES, read_folder, read_table
+from tests.support.stub import stub_teacher
+from tests.support.tables import prompts_table
 
 ROOT = Path(__file__).parent.parent
 TEACHERS = {

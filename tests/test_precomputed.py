@@ -9,9 +9,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import prompts_table
 
-from benchmarks.stub import stub_teacher
 from persyn.chat import encode_prompt, with_chat_template
 from persyn.errors import InputError
 from persyn.generation import Teacher
@@ -23,6 +21,8 @@ from persyn.responses import generate_responses
 from persyn.routed import build_routed
 from persyn.schemas import RESPONSES, ROUTES, check_table
 from persyn.store import count_rows, shelves
+from tests.support.stub import stub_teacher
+from tests.support.tables import prompts_table
 
 TEXTS = [f"Tell story number {number}." for number in range(6)]
 PROMPTS = prompts_table(TEXTS)
@@ -174,5 +174,7 @@ def test_wrong_answers_are_one_clear_line(
 
 def test_a_teacher_without_a_tokenizer_cannot_take_any(tmp_path: Path) -> None:
     who = teacher("gpt", write(tmp_path, told(TEXTS)), backend="openai")
-    with pytest.raises(InputError, match=r"teachers.t.precomputed: its model's tokenizer must count their tokens: model 'gpt' is nei"):
+    with pytest.raises(
+        InputError, match=r"teachers.t.precomputed: its model's tokenizer must count their tokens: model 'gpt' is nei"
+    ):
         generate_responses(PROMPTS, "t", who, tmp_path / "store", {})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from benchmarks.tiny import ROOT, tiny_params, tiny_project
+from tests.support.tiny import ROOT, tiny_params, tiny_project
 
 PROFILES = sorted(folder.parent for folder in ROOT.glob("profiles/*/params.yaml"))
 LINKED = ("dvc.yaml", ".dvcignore", "stages", "persyn", "tasks", "configs")

@@ -12,11 +12,11 @@ from jinja2 import Template
 from lm_eval.tasks._yaml_loader import load_yaml
 from ruamel.yaml import YAML
 
-from benchmarks.tiny import CHATML, build_model, tiny_params, tiny_project
 from persyn import schemas
 from persyn.prompts import build_prompts
 from persyn.schemas import read_table
 from persyn.verifiers.execution import passes_tests
+from tests.support.tiny import CHATML, build_model, tiny_params, tiny_project
 
 ROOT = Path(__file__).parent.parent
 RAW = ROOT / "data" / "raw"

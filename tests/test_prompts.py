@@ -4,7 +4,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import load_module, prompts_table
 from datasets import Dataset
 
 from persyn.errors import InputError
@@ -12,6 +11,8 @@ from persyn.prompts import anchor_prompts, build_prompts
 from persyn.prompts.sources import normalise, prompt_id
 from persyn.schemas import PROMPTS, check_table
 from persyn.verifiers import is_right_answer, share_of_checks
+from tests.support.modules import load_module
+from tests.support.tables import prompts_table
 
 RAW = Path(__file__).parent.parent / "data" / "raw"
 

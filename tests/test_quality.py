@@ -5,19 +5,19 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
-from conftest import prompts_table, responses_table
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 from trl import RewardConfig, RewardTrainer
 
 import persyn.quality.reward_model
-from benchmarks.tiny import build_tokenizer
 from persyn.chat import assistant_message, user_message, with_chat_template
 from persyn.errors import InputError
 from persyn.models import load_tokenizer
 from persyn.quality import score_quality
 from persyn.schemas import QUALITY, check_table
 from persyn.verifiers import is_right_answer, share_of_checks
+from tests.support.tables import prompts_table, responses_table
+from tests.support.tiny import build_tokenizer
 
 
 def checks(*names: tuple[str, dict[str, object]]) -> str:
@@ -105,7 +105,9 @@ def test_a_reward_model_scores_the_rendered_conversation_once(tmp_path: Path, mo
     with torch.no_grad():
         expected = model(ids["input_ids"]).logits.item()
     assert table.filter(prompt_id=prompts["prompt_id"][0])["quality"].item() == pytest.approx(expected, abs=1e-6)
-    monkeypatch.setattr(persyn.quality.reward_model, "_reward_model", lambda *_: pytest.fail("a stored score is not made again"))
+    monkeypatch.setattr(
+        persyn.quality.reward_model, "_reward_model", lambda *_: pytest.fail("a stored score is not made again")
+    )
     assert score_quality(prompts, responses, tmp_path, **how).equals(table)
 
 

@@ -3,14 +3,14 @@
 from pathlib import Path
 
 import pytest
-from conftest import prompts_table
 
-from benchmarks.stub import stub_teacher
 from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.generation.budget import Budget
 from persyn.responses import generate_responses
 from persyn.store import shelves, verify
+from tests.support.stub import stub_teacher
+from tests.support.tables import prompts_table
 
 pytest.importorskip("ray")
 

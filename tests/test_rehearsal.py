@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import prompts_table, responses_table
 
-from benchmarks.tiny import ROOT
 from persyn.chat import encode_prompt, user_message
 from persyn.errors import InputError
 from persyn.generation import Sampling, Teacher
@@ -24,6 +22,8 @@ from rehearsal.families import FAMILIES, family_of
 from rehearsal.models import build_once
 from rehearsal.params import SELECT, hub_models, rehearsed, selected
 from science.project import load_profile
+from tests.support.tables import prompts_table, responses_table
+from tests.support.tiny import ROOT
 
 PROFILES = sorted((ROOT / "profiles").glob("*/params.yaml"))
 PAPER = [path for path in PROFILES if path.parent.name.startswith("paper-")]

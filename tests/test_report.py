@@ -8,7 +8,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from invented import invented, rows
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -17,6 +16,8 @@ from persyn.report.charts import forest
 from persyn.report.overview import _fewer, verdict
 from persyn.report.page import Experiment, Run
 from persyn.routes import allocation
+from tests.support.invented import invented
+from tests.support.pages import rows
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",

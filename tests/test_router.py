@@ -9,7 +9,6 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import prompts_table
 
 from persyn.errors import InputError
 from persyn.pairs import build_pairs
@@ -31,26 +30,8 @@ from persyn.router.metrics import (
 from persyn.router.placement import PlacedRouter, place_teacher
 from persyn.router.settings import Settings
 from persyn.schemas import REWARDS
-
-TEACHERS = ["low", "middle", "high"]
-SUM, POEM = "12 + 34 + 5 99", "poem story tale 99"
-
-
-def planted(number: int = 24) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Sums are best answered by `high`, then `middle`; poems the other way round."""
-    texts = [f"{'12 + 34 + 5' if i % 2 else 'poem story tale'} {i}" for i in range(number)]
-    prompts = prompts_table(texts)
-    rows = [
-        (identity, teacher, 0.0, 0.0, float(rank if text[0] == "1" else -rank))
-        for identity, text in zip(prompts["prompt_id"], texts, strict=True)
-        for rank, teacher in enumerate(TEACHERS)
-    ]
-    return prompts, pl.DataFrame(rows, schema=REWARDS, orient="row")
-
-
-def settings(model: str, **changes: Any) -> Settings:
-    shape: dict[str, Any] = {"learning_rate": 3e-3, "epochs": 20, "batch_size": 8, "holdout": 0.25, "max_length": 64}
-    return Settings(model=model, **{**shape, **changes})
+from tests.support.planted import POEM, SUM, TEACHERS, planted, settings
+from tests.support.tables import prompts_table
 
 
 @pytest.mark.parametrize(

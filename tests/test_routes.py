@@ -4,11 +4,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from conftest import prompts_table
 
 from persyn.errors import InputError
 from persyn.routes import RULES, Pool, allocation, build_routes
 from persyn.schemas import REWARDS, ROUTES, check_table
+from tests.support.tables import prompts_table
 
 TEACHERS = ["a", "b", "c"]
 PROMPTS = prompts_table([f"prompt {i}" for i in range(300)])

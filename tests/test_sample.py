@@ -8,19 +8,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from benchmarks.report import made_up
 from persyn.report.sample import Sample, build_sample, draw_prompts
 from persyn.schemas import ROUTES
-
-HOSTILE = [
-    "<img src=x onerror=window.pwned=1>",
-    "</script><script>window.pwned=1</script>",
-    "\x1b[31mred\x1b[0m and \x00 and \r",
-    '=HYPERLINK("http://x")',
-    "{{7*7}} {% raw %} $x^2$",
-    "\u202edrawrof\u202c \u2066 \ufeff \u200b",
-    "\N{GRINNING FACE} é",
-]
+from tests.support.invented import made_up
+from tests.support.texts import HOSTILE
 
 
 def unpack(sample: Sample) -> dict[str, Any]:

@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from test_params import SECTIONS
 
-from benchmarks.tiny import build_model, tiny_params
 from persyn.errors import InputError, check_keys
 from persyn.router.settings import Settings
 from persyn.routes import RULES
@@ -15,6 +13,8 @@ from science.project import lay_out, load_profile, make_project, profile_name, r
 from science.recipes import Recipe, collect, load_recipes, plan_jobs, run_jobs
 from science.report import write_report
 from science.studies import STUDIES
+from tests.support.tiny import build_model, tiny_params
+from tests.test_params import SECTIONS
 
 ROOT = Path(__file__).parent.parent
 MICRO = load_profile(ROOT / "profiles/micro.yaml")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from ruamel.yaml import YAML
 
-from benchmarks.stub import stub_teacher
-from benchmarks.tiny import tiny_params, tiny_project
+from tests.support.stub import stub_teacher
+from tests.support.tiny import tiny_params, tiny_project
 
 CANARY = "sk-canary-7f3a9b2c4d5e6f708192"
 

@@ -10,13 +10,13 @@ import pytest
 from huggingface_hub import DatasetCard
 from ruamel.yaml import YAML
 
-from benchmarks.tiny import build_model, tiny_params, tiny_project
 from persyn import schemas
 from persyn.errors import InputError
 from persyn.models.packaged import packaged_model
 from persyn.schemas import read_table
 from persyn.store import count_rows, shelves, store_folder
 from stages import PARAMS
+from tests.support.tiny import build_model, tiny_params, tiny_project
 
 
 def run_stage(name: str, *arguments: str) -> None:

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import prompts_table, responses_table, stub_teachers
 
 from persyn.chat import with_chat_template
 from persyn.dataset import build_dataset
@@ -13,6 +12,7 @@ from persyn.generation.terms import Licenses
 from persyn.learnability import Method, score_learnability
 from persyn.models import Student, load_causal_lm, load_tokenizer
 from persyn.student import encode_dataset, train_student
+from tests.support.tables import prompts_table, responses_table, stub_teachers
 
 PROMPTS = prompts_table([f"Say the word number {i}." for i in range(8)])
 RESPONSES = responses_table(PROMPTS, "t", ["The clock struck twelve."] * 8)

@@ -7,13 +7,13 @@ from typing import Any
 import lm_eval
 import polars as pl
 import pytest
-from conftest import load_module
 from ruamel.yaml import YAML
 
-from benchmarks.tiny import ROOT
 from persyn.errors import InputError
 from persyn.evaluation import evaluate_student
 from rehearsal.tasks import ROWS, local_tasks
+from tests.support.modules import load_module
+from tests.support.tiny import ROOT
 
 METRICS = {
     "gsm8k_5shot": {"math_verify"},

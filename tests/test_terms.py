@@ -5,7 +5,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import prompts_table, responses_table, stub_teachers
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
@@ -18,6 +17,7 @@ from persyn.routed import build_routed
 from persyn.schemas import PROMPTS, ROUTES, write_table
 from persyn.store import store_folder
 from stages.responses import main as responses
+from tests.support.tables import prompts_table, responses_table, stub_teachers
 
 
 def test_a_forbidden_teacher_is_named_with_its_terms_and_what_to_do() -> None:

@@ -7,7 +7,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import prompts_table, responses_table, stub_teachers
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -20,6 +19,7 @@ from persyn.inspection.trace import Made, find_prompt, router_role, search_promp
 from persyn.inspection.trace_text import trace_text
 from persyn.router.settings import Settings
 from persyn.schemas import DATASET, LEARNABILITY, PAIRS, PROMPTS, QUALITY, RESPONSES, REWARDS, ROUTES, write_table
+from tests.support.tables import prompts_table, responses_table, stub_teachers
 
 HOSTILE = "<script>alert(1)</script> \x1b[31mred\x1b[0m [red]markup[/red] [/] :smile: =1+1 \u202etxt\r\x07\nsecond line"
 VISIBLE = ("<script>", r"\x1b[31mred\x1b[0m", "[red]markup[/red] [/]", ":smile:", "=1+1", r"\u202etxt\r\x07")

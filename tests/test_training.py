@@ -13,10 +13,8 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
-from conftest import prompts_table, responses_table, stub_teachers
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
-from test_router import POEM, SUM, TEACHERS, planted
 
 from persyn.dataset import build_dataset
 from persyn.defects import Policies
@@ -28,12 +26,14 @@ from persyn.schemas import DATASET, PAIRS, PROMPTS, REWARDS, write_table
 from persyn.training.trainer import checkpoints, split_batch, training_arguments
 from stages import router as router_stage
 from stages import student as student_stage
+from tests.support.planted import POEM, SUM, TEACHERS, planted
+from tests.support.tables import prompts_table, responses_table, stub_teachers
 
 ROOT = Path(__file__).parent.parent
 STUDENT = ["dataset.parquet", "out", "curve.csv", "live"]
 ROUTER = ["prompts.parquet", "rewards.parquet", "pairs.parquet", "out", "metrics.json", "bins.csv", "live"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-WORKER = str(Path(__file__).parent / "stage_worker.py")
+WORKER = str(Path(__file__).parent / "support" / "stage_worker.py")
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ from typing import Any
 import polars as pl
 import psutil
 import pytest
-from conftest import prompts_table
 
-from benchmarks.tiny import CHATML, build_model
 from persyn.errors import InputError
 from persyn.generation import Backend, Teacher, load_backend
 from persyn.generation.requests import answer, prepare_requests
 from persyn.responses import generate_responses
 from persyn.store import Store, verify
+from tests.support.tables import prompts_table
+from tests.support.tiny import CHATML, build_model
 
 pytest.importorskip("vllm")
 os.environ.update({"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"})

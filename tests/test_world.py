@@ -4,7 +4,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from conftest import prompts_table
 from ruamel.yaml import YAML
 
 from persyn.generation import Teacher
@@ -15,6 +14,7 @@ from persyn.verifiers import is_right_answer
 from science.problems import KINDS, STYLES, draw_problems, solve, write
 from science.training import build_tokenizer
 from science.world import TEACHERS, all_problems, build_world, mixed_texts, write_raw
+from tests.support.tables import prompts_table
 
 ROOT = Path(__file__).parent.parent
 

@@ -1,7 +1,5 @@
-"""An invented project: everything made, of random numbers, by the pipeline's own functions."""
+"""Invented projects: `invented` has every table and metric of a small one, `made_up` the tables of one of any size."""
 
-import html
-import re
 from typing import Any
 
 import numpy as np
@@ -11,10 +9,25 @@ from persyn.comparison import compare_strategies
 from persyn.cost import build_ledger
 from persyn.defects import Policies, count_defects, find_defects
 from persyn.pairs import build_pairs
+from persyn.prompts.sources import prompt_id
+from persyn.report import build_report
 from persyn.report.page import Run
 from persyn.rewards import build_rewards
 from persyn.router.metrics import health_card, majority_strengths, reliability, reward_matrix
-from persyn.schemas import DATASET, LEARNABILITY, PROMPTS, QUALITY, RESPONSES, ROUTES, SAMPLES
+from persyn.routes import allocation
+from persyn.schemas import (
+    DATASET,
+    DEFECTS,
+    DOMAINS,
+    FINISH_REASONS,
+    LEARNABILITY,
+    PROMPTS,
+    QUALITY,
+    RESPONSES,
+    REWARDS,
+    ROUTES,
+    SAMPLES,
+)
 
 
 def invented(teachers: list[str], strategies: list[str], tasks: list[str], count: int = 40, source: str = "s") -> Run:
@@ -68,6 +81,88 @@ def invented(teachers: list[str], strategies: list[str], tasks: list[str], count
     return Run(params, "invented", metrics, *made, *learnt)
 
 
+def made_up(count: int, teachers: int, characters: int, parallel: float = 1.0) -> dict[str, Any]:
+    """The tables of a project of so many prompts and teachers, as a Run holds them.
+
+    Args:
+        characters: of every response; a prompt has a fifth.
+        parallel: share of the prompts that every teacher answers; two strategies route the others.
+    """
+    random = np.random.default_rng(0)
+    stream = _words(random, 4_000_000)
+
+    def texts(number: int, length: int) -> list[str]:
+        return [stream[start : start + length] for start in random.integers(0, len(stream) - length, number)]
+
+    written = texts(count, max(characters // 5, 30))
+    prompts = pl.DataFrame(
+        {
+            "prompt_id": [prompt_id(f"{number} {text}") for number, text in enumerate(written)],
+            "prompt": written,
+            "domain": pl.Series(random.choice(["instruction", "math", "code"], count).tolist(), dtype=DOMAINS),
+            "reference": [None] * count,
+            "source": random.choice(["one.jsonl", "two.jsonl"], count).tolist(),
+            "license": ["MIT"] * count,
+            "parallel": random.random(count) < parallel,
+        },
+        schema=PROMPTS,
+    )
+    names = [f"teacher-{number + 1}" for number in range(teachers)]
+
+    def answers(ids: pl.Series, named: list[str]) -> pl.DataFrame:
+        columns = {
+            "prompt_id": ids,
+            "teacher": named,
+            "response": texts(len(ids), characters),
+            "finish_reason": pl.Series(["stop"] * len(ids), dtype=FINISH_REASONS),
+            "num_prompt_tokens": [50] * len(ids),
+            "num_response_tokens": random.integers(1, 500, len(ids)),
+        }
+        return pl.DataFrame(columns, schema=RESPONSES)
+
+    ids = prompts.filter("parallel")["prompt_id"]
+    responses = {name: answers(ids, [name] * len(ids)) for name in names}
+    scores = pl.concat([table.select("prompt_id", "teacher") for table in responses.values()]).with_columns(
+        quality=random.random(len(ids) * teachers),
+        learnability=-3 * random.random(len(ids) * teachers),
+        reward=random.random(len(ids) * teachers),
+        num_tokens=pl.lit(100, dtype=pl.Int64),
+        truncated=pl.lit(False),
+        **{kind: pl.Series(random.random(len(ids) * teachers) < 0.02) for kind in DEFECTS.names()[2:]},
+    )
+    routes, routed, dataset = {}, {}, {}
+    for strategy in ("persyn", "random"):
+        chosen = random.choice(names, count).tolist()
+        margin = random.exponential(1.0, count) if strategy == "persyn" else [None] * count
+        columns = {"prompt_id": prompts["prompt_id"], "teacher": chosen, "strength": margin, "margin": margin}
+        routes[strategy] = pl.DataFrame(columns, schema=ROUTES)
+        routed[strategy] = answers(prompts["prompt_id"], chosen)
+        kept = routes[strategy].sample(fraction=0.95, seed=0).select("prompt_id", "teacher")
+        terms = [pl.lit("MIT").alias(name) for name in DATASET.names()[4:]]
+        messages = [pl.lit([], dtype=DATASET[name]).alias(name) for name in ("prompt", "completion")]
+        dataset[strategy] = kept.with_columns(*messages, *terms)
+    by_teacher = {name: scores.filter(teacher=name) for name in names}
+    return {
+        "prompts": prompts,
+        "responses": responses,
+        "quality": {name: table.select(QUALITY.names()) for name, table in by_teacher.items()},
+        "learnability": {name: table.select(LEARNABILITY.names()) for name, table in by_teacher.items()},
+        "rewards": scores.select(REWARDS.names()),
+        "defects": scores.select(DEFECTS.names()),
+        "routes": routes,
+        "routed": routed,
+        "dataset": dataset,
+    }
+
+
+def report_of(tables: dict[str, Any]) -> str:
+    """The report of a project of these tables."""
+    teachers: dict[str, Any] = {name: {"model": name} for name in tables["responses"]}
+    strategies = {name: {"rule": name} for name in tables["routes"]}
+    metrics = {"allocation": {name: allocation(routes, list(teachers)) for name, routes in tables["routes"].items()}}
+    return build_report(Run({"teachers": teachers, "strategies": strategies}, metrics=metrics, **tables))
+
+
 def _table(schema: pl.Schema, *columns: Any) -> pl.DataFrame:
     return pl.DataFrame(dict(zip(schema, columns, strict=True)), schema=schema)
 
@@ -104,9 +199,9 @@ def _losses(random: np.random.Generator) -> pl.DataFrame:
     return pl.DataFrame({"step": np.arange(1, 1001), "loss": loss})
 
 
-def rows(page: str) -> list[list[str]]:
-    """The cells of every row of every table."""
-    return [
-        [html.unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)]
-        for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
-    ]
+def _words(random: np.random.Generator, count: int) -> str:
+    """So many words of 2,000, the commonest first by Zipf's law."""
+    letters = random.integers(97, 123, (2000, 9)).astype(np.uint8)
+    known = [bytes(row[: 3 + position % 7]).decode() for position, row in enumerate(letters)]
+    weights = 1 / np.arange(1, 2001)
+    return " ".join(known[position] for position in random.choice(2000, count, p=weights / weights.sum()))

@@ -4,49 +4,22 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from ruamel.yaml import YAML
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    Gemma3ForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import PreTrainedTokenizerFast
 
-ROOT = Path(__file__).parent.parent
+from rehearsal.models import SIZES, random_model, train_bpe
+
+ROOT = Path(__file__).parents[2]
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-SIZES: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 1024,
-    "tie_word_embeddings": True,
-}
+ARCHITECTURES = {"llama": "Llama", "gemma3": "Gemma3Text", "qwen2": "Qwen2"}
 
 
 def build_tokenizer(chat_template: str | None) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of about 400 tokens, trained on this very file's text."""
-    core = Tokenizer(models.BPE())
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    special = ["<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=special,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    core.train_from_iterator([Path(__file__).read_text()], trainer)
+    """A byte-level BPE of 400 tokens."""
+    core = train_bpe(["<pad>", "<bos>", "<eos>", "<|im_start|>", "<|im_end|>"])
     ends = "<|im_end|>" if chat_template else "<eos>"
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -62,25 +35,21 @@ def build_tokenizer(chat_template: str | None) -> PreTrainedTokenizerFast:
 def build_model(folder: Path, family: str = "llama", chat_template: str | None = None, head_dim: int = 8) -> str:
     """Save a random two-layer model and its tokenizer; returns the folder's name."""
     tokenizer = build_tokenizer(chat_template)
-    ids: dict[str, Any] = {
+    shape = SIZES | {
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": True,
         "bos_token_id": 1,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": 0,
         "vocab_size": len(tokenizer),
     }
-    torch.manual_seed(0)
-    model: Any
     if family == "gemma3":
-        sliding: dict[str, Any] = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
-        model = Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, **ids, **sliding))
+        shape |= {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
     elif family == "qwen2":
-        model = Qwen2ForCausalLM(Qwen2Config(**{k: v for k, v in SIZES.items() if k != "head_dim"}, **ids))
+        del shape["head_dim"]
     else:
-        model = LlamaForCausalLM(LlamaConfig(**{**SIZES, "head_dim": head_dim}, **ids))
-    with torch.no_grad():  # random weights of a real size: scores then differ between tokens
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
+        shape["head_dim"] = head_dim
+    model = random_model(ARCHITECTURES[family], shape, seed=0)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)

@@ -1,5 +1,6 @@
-"""The documentation, read: its blocks, commands, links, and a project to run them in."""
+"""Pages, read: the documentation's blocks, commands and links, a project to run them in, and a report's tables."""
 
+import html
 import os
 import re
 import shlex
@@ -14,9 +15,9 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from ruamel.yaml import YAML
 
-from benchmarks.tiny import CHATML, ROOT, build_model, tiny_project
 from persyn.files import cache_folder
 from persyn.models.packaged import PACKAGED
+from tests.support.tiny import CHATML, ROOT, build_model, tiny_project
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
     (ROOT / "docs").glob("*.md")
@@ -172,3 +173,11 @@ def tables(page: Path) -> Iterator[tuple[str, list[str]]]:
 
 def code_spans(markdown: str) -> list[str]:
     return re.findall(r"`([^`]+)`", markdown)
+
+
+def rows(page: str) -> list[list[str]]:
+    """The cells of every row of every table of an HTML page."""
+    return [
+        [html.unescape(cell) for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)]
+        for row in re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
+    ]

@@ -1,0 +1,48 @@
+"""Tiny tables: PROMPTS, RESPONSES, and the teachers that gave them."""
+
+from typing import Any
+
+import polars as pl
+
+from persyn.generation import Teacher
+from persyn.prompts import prompt_id
+from persyn.schemas import DOMAINS, FINISH_REASONS, PROMPTS, RESPONSES
+
+
+def prompts_table(
+    texts: list[str], domain: str = "instruction", references: list[str | None] | None = None
+) -> pl.DataFrame:
+    """PROMPTS of these texts, all parallel."""
+    return pl.DataFrame(
+        {
+            "prompt_id": [prompt_id(text) for text in texts],
+            "prompt": texts,
+            "domain": pl.Series([domain] * len(texts), dtype=DOMAINS),
+            "reference": pl.Series(references or [None] * len(texts), dtype=pl.String),
+            "source": ["test"] * len(texts),
+            "license": ["Apache-2.0"] * len(texts),
+            "parallel": [True] * len(texts),
+        },
+        schema=PROMPTS,
+    )
+
+
+def stub_teachers(names: str, training: str = "allowed", terms: str | None = None) -> dict[str, Teacher]:
+    """A Teacher for every letter of `names`, all under these terms."""
+    fields: dict[str, Any] = {"sampling": {"max_tokens": 40}, "backend": "openai", "training": training, "terms": terms}
+    return {name: Teacher(model=f"model-{name}", license="MIT", **fields) for name in names}
+
+
+def responses_table(prompts: pl.DataFrame, teacher: str, texts: list[str], finish: str = "stop") -> pl.DataFrame:
+    """RESPONSES of one teacher to these prompts."""
+    return pl.DataFrame(
+        {
+            "prompt_id": prompts["prompt_id"],
+            "teacher": [teacher] * len(texts),
+            "response": texts,
+            "finish_reason": pl.Series([finish] * len(texts), dtype=FINISH_REASONS),
+            "num_prompt_tokens": [10] * len(texts),
+            "num_response_tokens": [len(text.split()) for text in texts],
+        },
+        schema=RESPONSES,
+    )
