@@ -61,7 +61,7 @@ class Project:
         Raises:
             InputError: there is none, it is not legal, or it holds a key.
         """
-        from stages import check_secrets
+        from persyn.project.params import check_secrets
 
         found = self.yaml("params.yaml")
         if found is None:
