@@ -19,6 +19,9 @@ from ruamel.yaml.error import YAMLError
 from persyn.errors import InputError, check_keys, nearest, printable
 
 PARAMS = Path("params.yaml")
+SUMMARY = Path("metrics/summary.json")
+KEEP_SUMMARY = {"stages.summary", "stages.comparison", "stages.plots"}
+"""The stage that writes SUMMARY, and those that it does not depend on."""
 # Teachers and strategies name files, stages, and paths in this file, in which a dot goes deeper.
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 RESERVED = {"con", "prn", "aux", "nul"}
@@ -144,6 +147,7 @@ def run(main: Callable[..., None], *arguments: str, launched: str | None = None)
         if launched:
             launch(launched)
         main(*(arguments or sys.argv[1:]))
+        forget_summary(getattr(sys.modules["__main__"].__spec__, "name", ""))
     except InputError as error:
         if os.environ.get("PERSYN_TRACEBACK"):
             raise
@@ -153,6 +157,13 @@ def run(main: Callable[..., None], *arguments: str, launched: str | None = None)
         name = signal.Signals(number).name
         print(f"stopped by {name}; what is done is kept, the same command goes on", file=sys.stderr)  # noqa: T201
         sys.exit(128 + number)
+
+
+def forget_summary(module: str) -> None:
+    """Remove the summary after a stage that it depends on: its numbers are of earlier results. An experiment that stops
+    there then has no numbers in `dvc exp show`, instead of those of the commit that it started from."""
+    if module.startswith("stages.") and module not in KEEP_SUMMARY:
+        SUMMARY.unlink(missing_ok=True)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
