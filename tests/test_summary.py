@@ -142,8 +142,8 @@ def dvc(folder: Path, *words: str) -> str:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """This pipeline when all has run. Its parameters are the demo's, of one teacher and two strategies; its summary is the
-    demo's; all else is made up.
+    """This pipeline when all has run. Parameters (one teacher, two strategies) and summary are the demo's, all else is
+    made up.
     """
     folder = tmp_path_factory.mktemp("repository")
     for name in ("dvc.yaml", ".gitignore", ".dvcignore"):
