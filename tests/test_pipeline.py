@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from stages import KEEP_SUMMARY, SECTIONS, SUMMARY
+from persyn.project.params import Params
+from stages import KEEP_SUMMARY, SUMMARY
 
 ROOT = Path(__file__).parent.parent
 UNTRACKED = {"budget", "prices", "speed"}  # how fast and for how much, never what
@@ -21,6 +22,7 @@ NEUTRAL = {"persyn/__init__.py", "persyn/project"} | {
 }
 # What a training tells while it runs is no result; a DVC file cannot be an output.
 UNDECLARED = re.compile(r"metrics/live/|metrics/reports/dvc\.yaml$")
+DERIVED = {"anchored": "teachers", "speed_of": "speed"}  # what Params tells of a section
 IMPLIED = {"evaluation": {"data/raw/evaluation"}}  # named by the task files
 WHETHER = {"responses": {"licenses"}, "routed": {"licenses"}}  # another licence allowed asks nothing again
 
@@ -83,17 +85,6 @@ def rooms(*scripts: Path) -> set[str]:
     return found
 
 
-def read_calls(tree: ast.AST) -> Iterator[str]:
-    """The sections read as `read_params("rewards")`; a name put in by an f-string is `*`."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("read_entries", "read_params", "read_value"):
-            argument = node.args[0] if node.args else None
-            if isinstance(argument, ast.Constant):
-                yield str(argument.value)
-            elif isinstance(argument, ast.JoinedStr):
-                yield "".join(str(p.value) if isinstance(p, ast.Constant) else "*" for p in argument.values)
-
-
 def attributes(tree: ast.AST) -> Iterator[str]:
     """The sections read as attributes of `params`: `params.teachers[name]` is `teachers.*` where `name` is a word of
     the stage's command, anything else is the whole section.
@@ -107,13 +98,14 @@ def attributes(tree: ast.AST) -> Iterator[str]:
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params":
-            yield f"{node.attr}.*" if id(node) in entries else node.attr
+            section = DERIVED.get(node.attr, node.attr)
+            yield f"{section}.*" if id(node) in entries else section
 
 
 def sections(script: Path) -> set[str]:
     """The sections of params.yaml that a stage reads; of an entry, only where it reads no other way."""
     tree = ast.parse(script.read_text())
-    found = {*read_calls(tree), *attributes(tree)}
+    found = set(attributes(tree))
     return {name for name in found if name.split(".")[0] == name or name.split(".")[0] not in found}
 
 
@@ -175,7 +167,7 @@ def test_every_stage_has_its_script_and_every_section_is_read() -> None:
     scripts = {path.stem for path in (ROOT / "stages").glob("*.py")} - {"__init__"}
     assert scripts == set(PIPELINE["stages"])
     read = {name.split(".")[0] for script in scripts for name in sections(ROOT / "stages" / f"{script}.py")}
-    assert read | {"prices"} == set(PARAMS) == set(SECTIONS), "only the command line reads prices"
+    assert read | {"prices"} == set(PARAMS) == set(Params.model_fields), "only the command line reads prices"
 
 
 def test_outputs_have_one_maker() -> None:
@@ -186,11 +178,10 @@ def test_outputs_have_one_maker() -> None:
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ('read_params("rewards")', {"rewards"}),
-        ('read_params(f"teachers.{name}", Teacher)', {"teachers.*"}),
         ("params.rewards.alpha", {"rewards"}),
         ("params.teachers[name]", {"teachers.*"}),
         ("params.teachers[name], list(params.teachers)", {"teachers"}),
+        ("params.anchored", {"teachers"}),
         ("{t: params.teachers[t] for t in order}", {"teachers"}),
         ('params.strategies["persyn"]', {"strategies"}),
     ],
@@ -213,7 +204,7 @@ def test_a_stage_that_the_summary_depends_on_removes_it() -> None:
         new = needs[waiting.pop()] - upstream
         upstream |= new
         waiting += new
-    assert {name.removeprefix("stages.") for name in KEEP_SUMMARY} == set(PIPELINE["stages"]) - upstream
+    assert KEEP_SUMMARY == set(PIPELINE["stages"]) - upstream
 
 
 def is_below(path: str, folder: str) -> bool:
