@@ -6,6 +6,7 @@ documentation: the reference of all parameters and `params.schema.json` are made
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,6 +22,14 @@ KEY = "[key]"
 """The last part of a place that is a name in a mapping, as pydantic says it."""
 TYPES = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
 TYPES |= {"object": "a mapping (keys and their values)", "array": "a list", "null": "null"}
+
+
+class Misfit(ValueError):
+    """What a field holds does not fit another field: raised by a model's validator to say which field is to change."""
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(text)
+        self.field = field
 
 
 class Settings(BaseModel):
@@ -47,7 +56,7 @@ class Settings(BaseModel):
             text, kind = found["msg"], found["type"]
         elif found["type"].startswith("union_tag"):
             field = found["ctx"]["discriminator"].strip("'")
-            tags = next(_tags(cls.model_json_schema(), field))
+            tags = next(_tags(_schema(cls), field))
             tag = got.get(field) if isinstance(got, Mapping) else None
             place, text = (
                 (*place, field),
@@ -59,6 +68,8 @@ class Settings(BaseModel):
             text, kind = f"is missing; it must be {needed(cls, place[0])}", "missing key"
         elif found["type"] == "value_error":
             text = str(found["ctx"]["error"])
+            if isinstance(found["ctx"]["error"], Misfit):
+                place = (*place, found["ctx"]["error"].field)
         elif found["type"] == "string_type" and found["loc"][-1] == KEY:
             text = f"is a name that must be text; write '{got}' in quotes"
         elif found["loc"][-1:] == (KEY,):
@@ -96,8 +107,13 @@ def problems(error: ValidationError, place: str = "") -> list[str]:
 
 def needed(section: type[BaseModel], field: str) -> str:
     """What a field takes, in words, such as `a number from 0 to 1`; of its schema."""
-    schema = section.model_json_schema()
+    schema = _schema(section)
     return describe(schema["properties"].get(field, {}), schema.get("$defs", {}))
+
+
+@cache
+def _schema(section: type[BaseModel]) -> dict[str, Any]:
+    return section.model_json_schema()
 
 
 def describe(schema: Mapping[str, Any], named: Mapping[str, Any]) -> str:
@@ -145,17 +161,21 @@ def _tags(schema: Any, field: str) -> Iterator[list[str]]:
 def _bounds(schema: Mapping[str, Any]) -> str:
     if "pattern" in schema:
         return f" like {schema['pattern']}"
-    low, high = schema.get("minimum"), schema.get("maximum")
+    low, high, end = (schema.get(key) for key in ("minimum", "maximum", "exclusiveMaximum"))
     if low is not None and high is not None:
         return f" from {low:g} to {high:g}"
+    upper = f", at most {high:g}" if high is not None else f" and below {_exactly(end)}" if end is not None else ""
     if "exclusiveMinimum" in schema:
-        upper = f", at most {high:g}" if high is not None else ""
         return f" above {schema['exclusiveMinimum']:g}{upper}"
     if low is not None:
-        return f", {low:g} or more"
+        return f" of at least {low:g}{upper}" if upper else f", {low:g} or more"
     if schema.get("minLength") or schema.get("minItems"):
         return " that is not empty"
     return ""
+
+
+def _exactly(number: float) -> str:
+    return f"{number:.0f}" if number == number // 1 else f"{number:g}"
 
 
 def _place(found: Any, data: Any) -> tuple[Any, ...]:

@@ -115,7 +115,8 @@ class Params(Settings):
     def _names_are_known(self) -> Self:
         """Refuse a name of a teacher or a domain that there is not."""
         named: list[tuple[tuple[Any, ...], str]] = [
-            (("licenses", "allow_forbidden"), name) for name in self.licenses.allow_forbidden
+            (("licenses", "allow_forbidden", number), name)
+            for number, name in enumerate(self.licenses.allow_forbidden)
         ]
         named += [(("prices", "sizes"), name) for name in self.prices.sizes]
         named += [(("prices", "teachers"), name) for name in self.prices.teachers]
@@ -123,7 +124,7 @@ class Params(Settings):
         for strategy, rule in self.strategies.items():
             at: tuple[Any, ...] = ("strategies", strategy)
             if isinstance(rule, Persyn):
-                named += [((*at, "exclude"), name) for name in rule.exclude]
+                named += [((*at, "exclude", number), name) for number, name in enumerate(rule.exclude)]
             for field in ("teacher", "strong", "weak"):
                 if name := getattr(rule, field, None):
                     named.append(((*at, field), name))

@@ -18,7 +18,7 @@ from persyn.prompts import Domain
 from persyn.quality.judge import JudgeSettings, judge_scores
 from persyn.quality.reward_model import RewardModelSettings, reward_model_scores
 from persyn.schemas import QUALITY
-from persyn.settings import Settings
+from persyn.settings import Misfit, Settings
 from persyn.verifiers import is_right_answer, share_of_checks
 from persyn.verifiers.execution import passes_tests
 
@@ -45,7 +45,7 @@ class QualitySettings(Settings):
     def _has_what_methods_need(self) -> Self:
         for method in ("reward_model", "judge"):
             if method in self.methods.values() and getattr(self, method) is None:
-                raise ValueError(f"names the method {method} but has no `{method}: {{model: ...}}`")
+                raise Misfit(method, f"is null, but methods names it; it must be a mapping, such as {{model: ...}}")
         return self
 
 
