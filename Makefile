@@ -68,7 +68,8 @@ profile:
 	test -e profiles/$(NAME)/data/raw || ln -s ../../../data/raw profiles/$(NAME)/data/raw
 	cp .dvc/.gitignore profiles/$(NAME)/.dvc/
 	sed 's|^\[cache\]|&\n    dir = ../../../.dvc/cache|' .dvc/config > profiles/$(NAME)/.dvc/config
-	test -e profiles/$(NAME)/params.yaml || cp $(FROM) profiles/$(NAME)/params.yaml
+	test -e profiles/$(NAME)/params.yaml \
+		|| sed '1s|=[./]*params.schema.json|=../../params.schema.json|' $(FROM) > profiles/$(NAME)/params.yaml
 
 # Pin what is installed now, after a change of pyproject.toml. The CPU label is left out, so that the pin fits any build.
 lock:

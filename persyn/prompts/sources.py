@@ -52,7 +52,7 @@ class Rows(Settings):
         if bool(self.path) == bool(self.hub):
             given, other = ("hub", "path") if "hub" in self.model_fields_set else ("path", "hub")
             values = f"is {shown(getattr(self, given))}, and {other} is {shown(getattr(self, other))}"
-            raise Misfit(given, f"{values}; one of them must be given")
+            raise Misfit(given, f"{values}; it needs one of them")
         return self
 
     @property
