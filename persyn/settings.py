@@ -5,7 +5,7 @@ documentation: the reference of all parameters and `params.schema.json` are made
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, Self
 
@@ -46,7 +46,8 @@ class Settings(BaseModel):
         try:
             return handler(data)
         except ValidationError as error:
-            details = [cls._detail(found, data) for found in error.errors(include_url=False)]
+            mistakes = _deepest(error.errors(include_url=False), data)
+            details = [cls._detail(found, data) for found in mistakes]
             raise ValidationError.from_exception_data(cls.__name__, details) from None
 
     @classmethod
@@ -69,7 +70,7 @@ class Settings(BaseModel):
         elif found["type"] == "value_error":
             text = str(found["ctx"]["error"])
             if isinstance(found["ctx"]["error"], Misfit):
-                place = (*place, found["ctx"]["error"].field)
+                place, kind = (*place, found["ctx"]["error"].field), "missing key"  # which it may be
         elif found["type"] == "string_type" and found["loc"][-1] == KEY:
             text = f"is a name that must be text; write '{got}' in quotes"
         elif found["loc"][-1:] == (KEY,):
@@ -176,6 +177,13 @@ def _bounds(schema: Mapping[str, Any]) -> str:
 
 def _exactly(number: float) -> str:
     return f"{number:.0f}" if number == number // 1 else f"{number:g}"
+
+
+def _deepest(mistakes: Sequence[Any], data: Any) -> list[Any]:
+    """Without what pydantic says of a list as a whole because its other choice is no list, where it says which item."""
+    own = [_place(found, data) for found in mistakes if found["type"] not in ("plain", "missing key")]
+    above = {place[:end] for place in own for end in range(1, len(place))}
+    return [found for found in mistakes if found["type"] in ("plain", "missing key") or _place(found, data) not in above]
 
 
 def _place(found: Any, data: Any) -> tuple[Any, ...]:

@@ -114,7 +114,7 @@ def test_no_wrong_value_is_taken_or_ends_in_a_traceback() -> None:
         ({"router__seed": 2**32}, "router.seed is 4294967296; it must be a whole number of at least 0 and below 4294967296"),
         ({"router__holdout": 1}, "router.holdout is 1; it must be a number above 0 and below 1"),
         ({"router__batch_size": True}, "router.batch_size is true; it must be a whole number, 1 or more"),
-        ({"router__lora": 3}, "router.lora is 3; it must be a mapping (keys and their values), or null"),
+        ({"router__lora": 3}, "router.lora is 3; it must be a mapping (keys and their values)"),
         ({"router__lora": {"r": 0}}, "router.lora.r is 0; it must be a whole number, 1 or more"),
         ({"sft__packing": "yes"}, "sft.packing is 'yes'; it must be true or false"),
         ({"budget__max_tokens": -1}, "budget.max_tokens is -1; it must be a number, 0 or more, or null"),
@@ -130,8 +130,8 @@ def test_no_wrong_value_is_taken_or_ends_in_a_traceback() -> None:
         ({"teachers__smollm2-terse__backend": "transformer"}, "teachers.smollm2-terse.backend is 'transformer'; it must"),
         ({"prompts__sources": [{"path": "a", "hub": "b/c"}]}, "prompts.sources.0.hub is 'b/c', and path is 'a'; it needs"),
         ({"prompts__sources": [{}]}, "prompts.sources.0.path is null, and hub is null; it needs one of them"),
-        ({"strategies__strong": {"rule": "stron"}}, "strategies.strong.rule is 'stron'; it must be one of persyn, strong,"),
-        ({"strategies__strong": {}}, "strategies.strong.rule is null; it must be one of persyn, strong,"),
+        ({"strategies__strong": {"rule": "stron"}}, "strategies.strong.rule is 'stron'; it must be one of best_quality, best_single,"),
+        ({"strategies__strong": {}}, "strategies.strong.rule is null; it must be one of best_quality, best_single,"),
         ({"strategies__strong": 3}, "strategies.strong"),
         ({"strategies__strong__techer": "x"}, "strategies.strong.techer is not a parameter; did you mean teacher?"),
         ({"strategies__persyn__max_tokens": "x"}, "strategies.persyn.max_tokens is 'x'; it must be a number, 0 or more"),
@@ -140,7 +140,7 @@ def test_no_wrong_value_is_taken_or_ends_in_a_traceback() -> None:
         ({"licenses__allow_forbidden": ["x"]}, "licenses.allow_forbidden.0 names 'x', which is no teacher"),
         ({"prices__sizes": {"x": 7}}, "prices.sizes names 'x', which is no teacher"),
         ({"speed__student__report_to": "wand"}, "speed.student.report_to is 'wand'; it must be one of dvclive,"),
-        ({"speed__student__report_to": ["wand"]}, "speed.student.report_to"),
+        ({"speed__student__report_to": ["wand"]}, "speed.student.report_to.0 is 'wand'; it must be"),
         ({"speed__transformers__batch_sise": 1}, "speed.transformers.batch_sise is not a parameter; did you mean"),
         ({"speed__teachers": {"smollm2-ters": {}}}, "speed.teachers names 'smollm2-ters', which is no teacher; did you"),
         ({"speed__teachers": {"smollm2-terse": {"batch_size": "x"}}}, "speed.teachers.smollm2-terse.batch_size is 'x'; it"),
@@ -245,7 +245,7 @@ def test_a_file_that_cannot_be_read_is_one_line_of_stages_and_commands(
 
 
 @pytest.mark.parametrize("what", UNREADABLE)
-@pytest.mark.parametrize("command", ["report", "diff", "export", "show"])
+@pytest.mark.parametrize("command", ["report", "diff", "export"])
 def test_a_file_that_cannot_be_read_is_one_line_of_what_shows_results(
     params: Path, monkeypatch: pytest.MonkeyPatch, what: str, command: str
 ) -> None:
@@ -254,7 +254,7 @@ def test_a_file_that_cannot_be_read_is_one_line_of_what_shows_results(
         params.write_bytes(content)
     elif what == "a folder":
         params.mkdir()
-    arguments = {"show": ["abc"], "diff": ["workspace", "workspace"]}.get(command, [])
+    arguments = ["workspace", "workspace"] if command == "diff" else []
     monkeypatch.setattr("sys.argv", ["persyn", command, *arguments])
     with pytest.raises(SystemExit, match=r"^error: [^\n]*params.yaml[^\n]*$"):
         main()
@@ -302,7 +302,7 @@ def test_what_is_no_key_is_none() -> None:
 def test_a_name_that_cannot_be_a_file_is_refused(section: str, name: str) -> None:
     entry = next(iter(SHIPPED[section].values()))
     [line] = mistakes(shipped(**{section: {**SHIPPED[section], name: entry}}))
-    assert line.startswith(f"{section}.{name} cannot name a file; use up to 64 of a-z"), line
+    assert line.startswith(f"{section}.{name}".removesuffix(".") + " cannot name a file; use up to 64 of a-z"), line
 
 
 def test_data_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
