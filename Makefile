@@ -77,7 +77,8 @@ profile:
 	test -e profiles/$(NAME)/data/raw || ln -s ../../../data/raw profiles/$(NAME)/data/raw
 	cp .dvc/.gitignore profiles/$(NAME)/.dvc/
 	sed 's|^\[cache\]|&\n    dir = ../../../.dvc/cache|' .dvc/config > profiles/$(NAME)/.dvc/config
-	test -e profiles/$(NAME)/params.yaml || cp $(FROM) profiles/$(NAME)/params.yaml
+	test -e profiles/$(NAME)/params.yaml \
+		|| sed '1s|=[./]*params.schema.json|=../../params.schema.json|' $(FROM) > profiles/$(NAME)/params.yaml
 
 # Pin again, after a change of pyproject.toml, for every set of extras and every Python; versions that still fit stay.
 lock:

@@ -5,7 +5,8 @@ documentation: the reference of all parameters and `params.schema.json` are made
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -23,6 +24,14 @@ TYPES = {"integer": "a whole number", "number": "a number", "string": "text", "b
 TYPES |= {"object": "a mapping (keys and their values)", "array": "a list", "null": "null"}
 
 
+class Misfit(ValueError):
+    """What a field holds does not fit another field: raised by a model's validator to say which field is to change."""
+
+    def __init__(self, field: str, text: str) -> None:
+        super().__init__(text)
+        self.field = field
+
+
 class Settings(BaseModel):
     """A mapping of params.yaml with known keys. It cannot be changed once it is made."""
 
@@ -37,7 +46,8 @@ class Settings(BaseModel):
         try:
             return handler(data)
         except ValidationError as error:
-            details = [cls._detail(found, data) for found in error.errors(include_url=False)]
+            mistakes = _deepest(error.errors(include_url=False), data)
+            details = [cls._detail(found, data) for found in mistakes]
             raise ValidationError.from_exception_data(cls.__name__, details) from None
 
     @classmethod
@@ -47,7 +57,7 @@ class Settings(BaseModel):
             text, kind = found["msg"], found["type"]
         elif found["type"].startswith("union_tag"):
             field = found["ctx"]["discriminator"].strip("'")
-            tags = next(_tags(cls.model_json_schema(), field))
+            tags = next(_tags(_schema(cls), field))
             tag = got.get(field) if isinstance(got, Mapping) else None
             place, text = (
                 (*place, field),
@@ -59,6 +69,8 @@ class Settings(BaseModel):
             text, kind = f"is missing; it must be {needed(cls, place[0])}", "missing key"
         elif found["type"] == "value_error":
             text = str(found["ctx"]["error"])
+            if isinstance(found["ctx"]["error"], Misfit):
+                place, kind = (*place, found["ctx"]["error"].field), "missing key"  # which it may be
         elif found["type"] == "string_type" and found["loc"][-1] == KEY:
             text = f"is a name that must be text; write '{got}' in quotes"
         elif found["loc"][-1:] == (KEY,):
@@ -96,8 +108,13 @@ def problems(error: ValidationError, place: str = "") -> list[str]:
 
 def needed(section: type[BaseModel], field: str) -> str:
     """What a field takes, in words, such as `a number from 0 to 1`; of its schema."""
-    schema = section.model_json_schema()
+    schema = _schema(section)
     return describe(schema["properties"].get(field, {}), schema.get("$defs", {}))
+
+
+@cache
+def _schema(section: type[BaseModel]) -> dict[str, Any]:
+    return section.model_json_schema()
 
 
 def describe(schema: Mapping[str, Any], named: Mapping[str, Any]) -> str:
@@ -145,17 +162,28 @@ def _tags(schema: Any, field: str) -> Iterator[list[str]]:
 def _bounds(schema: Mapping[str, Any]) -> str:
     if "pattern" in schema:
         return f" like {schema['pattern']}"
-    low, high = schema.get("minimum"), schema.get("maximum")
+    low, high, end = (schema.get(key) for key in ("minimum", "maximum", "exclusiveMaximum"))
     if low is not None and high is not None:
         return f" from {low:g} to {high:g}"
+    upper = f", at most {high:g}" if high is not None else f" and below {_exactly(end)}" if end is not None else ""
     if "exclusiveMinimum" in schema:
-        upper = f", at most {high:g}" if high is not None else ""
         return f" above {schema['exclusiveMinimum']:g}{upper}"
     if low is not None:
-        return f", {low:g} or more"
+        return f" of at least {low:g}{upper}" if upper else f", {low:g} or more"
     if schema.get("minLength") or schema.get("minItems"):
         return " that is not empty"
     return ""
+
+
+def _exactly(number: float) -> str:
+    return f"{number:.0f}" if number == number // 1 else f"{number:g}"
+
+
+def _deepest(mistakes: Sequence[Any], data: Any) -> list[Any]:
+    """Without what pydantic says of a list as a whole because its other choice is no list, where it says which item."""
+    own = [_place(found, data) for found in mistakes if found["type"] not in ("plain", "missing key")]
+    above = {place[:end] for place in own for end in range(1, len(place))}
+    return [found for found in mistakes if found["type"] in ("plain", "missing key") or _place(found, data) not in above]
 
 
 def _place(found: Any, data: Any) -> tuple[Any, ...]:

@@ -1,133 +1,263 @@
-"""Parameters: every shipped section binds to its code; a misspelling is one clear line."""
+"""Parameters: every shipped params.yaml is read; every mistake is one clear line, and all of them are said at once."""
 
+import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dvc.utils.serialize import dumps_yaml, loads_yaml
+from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
-import stages
-from persyn.cost import Prices
-from persyn.dataset import build_dataset
-from persyn.defects import Policies
-from persyn.errors import InputError, check_keys
-from persyn.evaluation import evaluate_student
-from persyn.generation import Sampling, Teacher
-from persyn.generation.budget import Budget
-from persyn.generation.terms import Licenses
-from persyn.learnability import Method, score_learnability
-from persyn.models import Student
-from persyn.pairs import build_pairs
-from persyn.prompts import Source, build_prompts
-from persyn.quality import score_quality
-from persyn.responses import generate_responses
-from persyn.rewards import build_rewards
-from persyn.router.settings import Settings
-from persyn.routes import RULES
-from persyn.student import train_student
-from stages import read_params, read_value, run
+import persyn.project.params
+from persyn.cli import app, main
+from persyn.errors import InputError
+from persyn.generation import Teacher
+from persyn.pairs import PairSettings
+from persyn.project.params import check_params, read_params
+from persyn.project.reference import build_reference, reference_page, schema_text, undocumented
+from persyn.rewards import RewardSettings
+from persyn.routes import Persyn
+from persyn.settings import TYPES
+from stages import run
+from tests.support.tiny import ROOT
+from tests.support.wrong_params import FAULTS, FILES, LEGAL, try_wrong
 
-SECTIONS: dict[str, Callable[..., Any]] = {
-    "prompts": build_prompts,
-    "quality": score_quality,
-    "student": Student,
-    "learnability": Method,
-    "licenses": Licenses,
-    "responses": generate_responses,
-    "defects": Policies,
-    "rewards": build_rewards,
-    "pairs": build_pairs,
-    "router": Settings,
-    "dataset": build_dataset,
-    "sft": train_student,
-    "evaluation": evaluate_student,
-    "budget": Budget,
-}
+SHIPPED = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+NAMES = [str(file.relative_to(ROOT)) for file in FILES]
 
 
 @pytest.fixture
 def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(stages, "PARAMS", tmp_path / "params.yaml")
+    """A params.yaml to be written, which stages and commands read."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(persyn.project.params, "PARAMS", tmp_path / "params.yaml")
     return tmp_path / "params.yaml"
 
 
-ROOT = Path(__file__).parent.parent
-PROFILES = [
-    "params.yaml",
-    "profiles/micro.yaml",
-    *(str(p.relative_to(ROOT)) for p in ROOT.glob("profiles/*/params.yaml")),
-]
+def shipped(**sections: Any) -> dict[str, Any]:
+    """The shipped parameters with other values: `rewards__alpha=2`, or a whole section."""
+    found = json.loads(json.dumps(SHIPPED))
+    for place, value in sections.items():
+        *above, last = place.split("__")
+        node = found
+        for part in above:
+            node = node[part]
+        node[last] = value
+    return found
 
 
-@pytest.mark.parametrize("profile", sorted(PROFILES))
-def test_every_shipped_section_binds_to_its_code(profile: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "PARAMS", ROOT / profile)
-    for section, accepts in SECTIONS.items():
-        assert read_params(section, accepts)
-    Prices(**read_params("prices", Prices)).check(read_params("teachers"))
-    Licenses(**read_params("licenses", Licenses)).check(read_params("teachers"))
-    for strategy in read_params("strategies").values():
-        check_keys("strategy", {key: strategy[key] for key in strategy if key != "rule"}, RULES[strategy["rule"]])
-    assert read_params("speed.learnability", score_learnability) is not None
-    assert read_value("speed.student.device_batch_size")
-    assert read_value("speed.evaluation.batch_size")
-    for name in read_params("teachers"):
-        Sampling(**Teacher(**read_params(f"teachers.{name}", Teacher)).sampling)
-    for source in read_params("prompts")["sources"] + read_params("prompts")["decontaminate"]:
-        Source(**source)
+def mistakes(data: Any) -> list[str]:
+    """What check_params says of `data`, a line for each mistake, without the name of the file."""
+    with pytest.raises(InputError) as raised:
+        check_params(data, "p.yaml")
+    assert not any("\n" in line for line in raised.value.args)
+    return [line.removeprefix("p.yaml: ") for line in raised.value.args]
 
 
-@pytest.mark.parametrize("profile", sorted(PROFILES))
-def test_every_shipped_parameter_survives_dvc_lock(profile: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_file_is_read(name: str) -> None:
+    params = read_params(ROOT / name)
+    for teacher in params.teachers:
+        assert params.speed_of(teacher)
+    assert params.speed.student.device_batch_size
+    assert params.strategies
+    data = YAML(typ="safe", pure=True).load(ROOT / name)
+    assert list(params.teachers) == list(data["teachers"]), "in the order of the file"
+    assert params.strategies["persyn"] == Persyn(**data["strategies"]["persyn"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_file_is_legal_by_the_schema_that_it_names(name: str) -> None:
+    first = (ROOT / name).read_text().partition("\n")[0]
+    path = first.removeprefix("# yaml-language-server: $schema=")
+    assert (ROOT / name).parent.joinpath(path).resolve() == ROOT / "params.schema.json"
+    schema = Draft202012Validator(json.loads((ROOT / "params.schema.json").read_text()))
+    assert list(schema.iter_errors(YAML(typ="safe", pure=True).load(ROOT / name))) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_parameter_survives_dvc_lock(name: str) -> None:
     """DVC's YAML writer may break a long text behind a backslash, which gives another text: `dvc status` is then never
     clean. Rephrase the text, or move the backslash.
     """
-    sections = YAML(typ="safe", pure=True).load(ROOT / profile)
+    sections = YAML(typ="safe", pure=True).load(ROOT / name)
     lock = {"stages": {"prompts": {"params": {"params.yaml": sections}}}}
     read = loads_yaml(dumps_yaml(lock), typ="safe")
     assert read["stages"]["prompts"]["params"]["params.yaml"] == sections
 
 
+def test_no_wrong_value_is_taken_or_ends_in_a_traceback() -> None:
+    counts, faults = try_wrong(ROOT / "params.yaml")
+    assert not faults
+    assert counts["replaced"] == counts["refused"] + counts["accepted"]
+    assert counts["refused"] > 500
+    assert {f"accepted: {reason}" for reason in LEGAL} & counts.keys()
+    assert not any(counts[fault] for fault in FAULTS)
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("change", "message"),
     [
-        ("pairs: {min_margn: 0}", r"pairs.min_margn is not a parameter; did you mean min_margin\?"),
-        ("pair: {}", r"'pair' is no section that is read; did you mean pairs\?"),
-        ("pairs: {min_margin: 0}\nbudgett: {max_tokens: 5}", r"'budgett' is no section .*; did you mean budget\?"),
-        ("defects: {}", r"pairs is missing in .*; known: defects"),
-        ("pairs: 3", "pairs must be a mapping in .*, got 3"),
-        ("pairs: {}\npairs: {}", "duplicate key"),
-        ("pairs: {", "cannot read"),
-        ("pairs: !!python/object/apply:os.system [echo]", "cannot read"),
+        ({"pairs": {"min_margn": 0}}, "pairs.min_margn is not a parameter; did you mean min_margin?"),
+        ({"pair": {}}, "pair is no section that is read; did you mean pairs?"),
+        ({"budgett": {"max_tokens": 5}}, "budgett is no section that is read; did you mean budget?"),
+        ({"pairs": 3}, "pairs is 3; it must be a mapping (keys and their values)"),
+        ({"rewards__alpha": 2}, "rewards.alpha is 2; it must be a number from 0 to 1"),
+        ({"rewards__alpha": "0.4"}, "rewards.alpha is '0.4'; it must be a number from 0 to 1"),
+        ({"rewards__alpha": float("nan")}, "rewards.alpha is nan; it must be a number from 0 to 1"),
+        ({"router__seed": 2**32}, "router.seed is 4294967296; it must be a whole number of at least 0 and below 4294967296"),
+        ({"router__holdout": 1}, "router.holdout is 1; it must be a number above 0 and below 1"),
+        ({"router__batch_size": True}, "router.batch_size is true; it must be a whole number, 1 or more"),
+        ({"router__lora": 3}, "router.lora is 3; it must be a mapping (keys and their values)"),
+        ({"router__lora": {"r": 0}}, "router.lora.r is 0; it must be a whole number, 1 or more"),
+        ({"sft__packing": "yes"}, "sft.packing is 'yes'; it must be true or false"),
+        ({"budget__max_tokens": -1}, "budget.max_tokens is -1; it must be a number, 0 or more, or null"),
+        ({"budget__max_tokens": 0.5}, "budget.max_tokens is 0.5; it must be a whole number of tokens, or null"),
+        ({"defects__empty": "dropp"}, "defects.empty is 'dropp'; it must be one of keep, penalise, drop"),
+        ({"student__revision": "main"}, "student.revision is 'main'; it must be a commit of 40 hex digits, or null"),
+        ({"evaluation__tasks": []}, "evaluation.tasks is []; it must be a list (of each: text) that is not empty"),
+        ({"evaluation__tasks": [3]}, "evaluation.tasks.0 is 3; it must be"),
+        ({"quality__methods": {"maths": "judge"}}, "quality.methods"),
+        ({"quality__methods": {"math": "math_verify"}}, "quality.methods has no method for instruction, the domain of"),
+        ({"quality__methods__math": "judge"}, "quality.judge is null, but methods names it; it must be a mapping"),
+        ({"teachers": {}}, "teachers is {}; it must be a mapping by name"),
+        ({"teachers__smollm2-terse__backend": "transformer"}, "teachers.smollm2-terse.backend is 'transformer'; it must"),
+        ({"prompts__sources": [{"path": "a", "hub": "b/c"}]}, "prompts.sources.0.hub is 'b/c', and path is 'a'; it needs"),
+        ({"prompts__sources": [{}]}, "prompts.sources.0.path is null, and hub is null; it needs one of them"),
+        ({"strategies__strong": {"rule": "stron"}}, "strategies.strong.rule is 'stron'; it must be one of best_quality, best_single,"),
+        ({"strategies__strong": {}}, "strategies.strong.rule is null; it must be one of best_quality, best_single,"),
+        ({"strategies__strong": 3}, "strategies.strong"),
+        ({"strategies__strong__techer": "x"}, "strategies.strong.techer is not a parameter; did you mean teacher?"),
+        ({"strategies__persyn__max_tokens": "x"}, "strategies.persyn.max_tokens is 'x'; it must be a number, 0 or more"),
+        ({"strategies__strong__teacher": "gemma"}, "strategies.strong.teacher names 'gemma', which is no teacher"),
+        ({"strategies__persyn__exclude": ["x"]}, "strategies.persyn.exclude.0 names 'x', which is no teacher"),
+        ({"licenses__allow_forbidden": ["x"]}, "licenses.allow_forbidden.0 names 'x', which is no teacher"),
+        ({"prices__sizes": {"x": 7}}, "prices.sizes names 'x', which is no teacher"),
+        ({"speed__student__report_to": "wand"}, "speed.student.report_to is 'wand'; it must be one of dvclive,"),
+        ({"speed__student__report_to": ["wand"]}, "speed.student.report_to.0 is 'wand'; it must be"),
+        ({"speed__transformers__batch_sise": 1}, "speed.transformers.batch_sise is not a parameter; did you mean"),
+        ({"speed__teachers": {"smollm2-ters": {}}}, "speed.teachers names 'smollm2-ters', which is no teacher; did you"),
+        ({"speed__teachers": {"smollm2-terse": {"batch_size": "x"}}}, "speed.teachers.smollm2-terse.batch_size is 'x'; it"),
+        ({"speed__teachers": {"smollm2-terse": {"x": 1}}}, "speed.teachers.smollm2-terse.x is not a parameter"),
+        ({"speed__teachers": {"judge": {"concurency": 1}}}, "speed.teachers.judge.concurency is not a parameter; did you"),
     ],
 )
-def test_a_mistake_is_one_clear_line(params: Path, text: str, message: str) -> None:
-    params.write_text(text)
-    with pytest.raises(InputError, match=message) as raised:
-        read_params("pairs", build_pairs)
-    assert "\n" not in str(raised.value)
+def test_a_mistake_is_one_clear_line(change: dict[str, Any], message: str) -> None:
+    [line] = mistakes(shipped(**change))
+    assert line.startswith(message), line
 
 
-def test_a_missing_parameter_is_named(params: Path) -> None:
-    params.write_text("rewards: {}\nteachers: {t: {model: m}}")
-    with pytest.raises(InputError, match=r"rewards.alpha is missing"):
-        read_params("rewards", build_rewards)
-    with pytest.raises(InputError, match=r"teachers.t.sampling is missing"):
-        read_params("teachers.t", Teacher)
-    with pytest.raises(InputError, match=r"teachers.u is missing in .*; known: t"):
-        read_params("teachers.u", Teacher)
+def test_a_name_that_is_no_text_must_be_written_as_text() -> None:
+    [line] = mistakes(shipped(teachers={**SHIPPED["teachers"], 7: SHIPPED["teachers"]["smollm2-terse"]}))
+    assert line == "teachers.7 is a name that must be text; write '7' in quotes"
+
+
+def test_what_is_missing_is_named() -> None:
+    data = shipped()
+    del data["pairs"], data["rewards"]["alpha"], data["teachers"]["smollm2-terse"]["sampling"]
+    lines = mistakes(data)
+    assert sorted(lines) == [
+        "pairs is missing; it must be a mapping (keys and their values)",
+        "rewards.alpha is missing; it must be a number from 0 to 1",
+        "teachers.smollm2-terse.sampling is missing; it must be a mapping (keys and their values)",
+    ]
+
+
+def test_all_mistakes_of_a_file_are_said_at_once() -> None:
+    changes = {"rewards__alpha": 2, "router__epochs": "ten", "sft__lora": {"r": 0, "alhpa": 3}, "pair": {}}
+    changes |= {"strategies__random__seed": -1, "speed__evaluation__batch_size": None}
+    places = ["pair", "rewards.alpha", "router.epochs", "sft.lora.alhpa", "sft.lora.r", "speed.evaluation.batch_size"]
+    assert sorted(line.split()[0] for line in mistakes(shipped(**changes))) == [*places, "strategies.random.seed"]
+
+
+def test_a_section_of_nothing_takes_its_defaults() -> None:
+    assert check_params(shipped(pairs=None)).pairs == PairSettings()
+    assert mistakes(shipped(rewards=None)) == ["rewards.alpha is missing; it must be a number from 0 to 1"]
+
+
+def test_a_section_alone_is_read_as_strictly() -> None:
+    with pytest.raises(InputError, match=r"^pairs.min_margn is not a parameter; did you mean min_margin\?$"):
+        PairSettings.parse({"min_margn": 0}, "pairs")
+    with pytest.raises(InputError, match=r"^teachers.t.sampling is missing"):
+        Teacher.parse({"model": "m", "license": "x", "backend": "openai"}, "teachers.t")
+    with pytest.raises(ValueError, match="alpha"):
+        RewardSettings(alpha=0.4).changed(alpha=2)
+
+
+def test_a_teachers_own_knobs_are_over_those_of_its_backend() -> None:
+    speed = {"transformers": {"batch_size": 3, "dtype": "float32"}, "teachers": {"smollm2-terse": {"batch_size": 5}}}
+    speed |= {"openai": {"base_url": "https://a/v1", "concurrency": 2}}
+    speed["teachers"]["judge"] = {"base_url": "https://b/v1"}
+    params = check_params(shipped(speed=speed))
+    assert (params.speed_of("smollm2-terse").batch_size, params.speed_of("smollm2-terse").dtype) == (5, "float32")
+    assert params.speed_of("smollm2-steps").batch_size == 3
+    assert (params.speed_of("judge").base_url, params.speed_of("judge").concurrency) == ("https://b/v1", 2)
 
 
 def test_aliases_without_end_are_no_trouble(params: Path) -> None:
     """A billion laughs: nine levels of nine references each."""
     lines = ["a0: &a0 [lol]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40)]
-    params.write_text("\n".join([*lines, "pairs: {min_margin: 0.0}"]))
-    assert read_params("pairs", build_pairs) == {"min_margin": 0.0}
+    params.write_text("\n".join([*lines, (ROOT / "params.yaml").read_text()]))
+    assert read_params().pairs == PairSettings(min_margin=0.0)
+
+
+UNREADABLE = {
+    "an open bracket": b"pairs: {",
+    "a duplicate key": b"pairs: {}\npairs: {}",
+    "an object": b"pairs: !!python/object/apply:os.system [echo]",
+    "not UTF-8": b"pairs: {name: '\xff\xfe\xe9'}",
+    "a control character": b"pairs: \x00",
+    "two documents": b"pairs: {}\n---\npairs: {}",
+    "too deep": b"[" * 5000,
+    "a list": b"[pairs, rewards]",
+    "a number": b"3",
+    "an empty file": b"",
+    "a folder": None,
+    "no file": None,
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_a_file_that_cannot_be_read_is_one_line_of_stages_and_commands(
+    params: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    content = UNREADABLE[what]
+    if content is not None:
+        params.write_bytes(content)
+    elif what == "a folder":
+        params.mkdir()
+    monkeypatch.setattr("sys.argv", ["stage", "persyn"])
+    with pytest.raises(SystemExit, match=r"^error: [^\n]*params.yaml[^\n]*$") as raised:
+        run(import_module("stages.pairs").main, "data/rewards.parquet", "data/pairs.parquet")
+    said = {str(raised.value).removeprefix("error: ").replace(f"{params.parent}/", "")}
+    for command in (["plan"], ["ledger"], ["generate", "--teacher", "t"], ["params", "--check", "params.yaml"]):
+        monkeypatch.setattr("sys.argv", ["persyn", *command])
+        with pytest.raises(SystemExit, match=r"^error: [^\n]*params.yaml[^\n]*$") as raised:
+            main()
+        said.add(str(raised.value).removeprefix("error: ").replace(f"{params.parent}/", ""))
+    assert len(said) == 1, "all say the same"
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+@pytest.mark.parametrize("command", ["report", "diff", "export"])
+def test_a_file_that_cannot_be_read_is_one_line_of_what_shows_results(
+    params: Path, monkeypatch: pytest.MonkeyPatch, what: str, command: str
+) -> None:
+    content = UNREADABLE[what]
+    if content is not None:
+        params.write_bytes(content)
+    elif what == "a folder":
+        params.mkdir()
+    arguments = ["workspace", "workspace"] if command == "diff" else []
+    monkeypatch.setattr("sys.argv", ["persyn", command, *arguments])
+    with pytest.raises(SystemExit, match=r"^error: [^\n]*params.yaml[^\n]*$"):
+        main()
 
 
 @pytest.mark.parametrize(
@@ -147,13 +277,21 @@ def test_aliases_without_end_are_no_trouble(params: Path) -> None:
 def test_a_key_in_params_is_an_error_that_does_not_repeat_it(params: Path, secret: str, text: str) -> None:
     params.write_text(text.format(secret) + "\npairs: {}")
     with pytest.raises(InputError, match=r"looks like a key .*name the environment variable") as raised:
-        read_params("pairs")
+        read_params()
     assert secret not in str(raised.value)
 
 
-def test_what_is_no_key_is_none(params: Path) -> None:
-    params.write_text("pairs: {note: 'ask-the-teacher-again-and-again', model: hf_org/model, env: OPENAI_API_KEY}")
-    assert read_params("pairs")["env"] == "OPENAI_API_KEY"
+def test_a_key_is_not_repeated_where_the_file_cannot_be_read(params: Path) -> None:
+    params.write_text("speed: {a: hf_abcdefghijklmnopqrstuvwx, a: hf_abcdefghijklmnopqrstuvwx}")
+    with pytest.raises(InputError, match="duplicate key") as raised:
+        read_params()
+    assert "hf_abc" not in str(raised.value)
+
+
+def test_what_is_no_key_is_none() -> None:
+    entry = {**SHIPPED["teachers"]["smollm2-terse"], "model": "hf_org/model", "system": "ask-the-teacher-again-and-again"}
+    data = shipped(teachers__other=entry, speed__openai={"api_key_env": "OPENAI_API_KEY"})
+    assert check_params(data).speed_of("judge").api_key_env == "OPENAI_API_KEY"
 
 
 @pytest.mark.parametrize(
@@ -161,11 +299,10 @@ def test_what_is_no_key_is_none(params: Path) -> None:
     ["../../etc/x", "a/b", "con", "qwen2.5-7b", "x" * 65, "\u0430", "-rf", "A", "a b", "$(id)", ""],
 )
 @pytest.mark.parametrize("section", ["teachers", "strategies"])
-def test_a_name_that_cannot_be_a_file_is_refused(params: Path, section: str, name: str) -> None:
-    with params.open("w") as file:
-        YAML().dump({section: {name: {}}, "pairs": {}}, file)
-    with pytest.raises(InputError, match=f"{section}: .* cannot name a file"):
-        read_params("pairs")
+def test_a_name_that_cannot_be_a_file_is_refused(section: str, name: str) -> None:
+    entry = next(iter(SHIPPED[section].values()))
+    [line] = mistakes(shipped(**{section: {**SHIPPED[section], name: entry}}))
+    assert line.startswith(f"{section}.{name}".removesuffix(".") + " cannot name a file; use up to 64 of a-z"), line
 
 
 def test_data_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,6 +313,16 @@ def test_data_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(SystemExit) as raised:
         run(main)
     assert str(raised.value) == "error: prompt \\x1b[2J\\x1b]0;owned\\x07\\r\\nforged \\u202eline \\x9b31m"
+
+
+def test_parameters_cannot_steer_the_terminal(params: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with params.open("w") as file:
+        YAML().dump(shipped(pairs={"a\x1b[2J\nb": 1}, rewards__normalization="\x1b[2J"), file)
+    monkeypatch.setattr("sys.argv", ["persyn", "plan"])
+    with pytest.raises(SystemExit) as raised:
+        main()
+    assert "\x1b" not in str(raised.value)
+    assert [line[:7] for line in str(raised.value).splitlines()] == ["error: "] * 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -192,13 +339,79 @@ def test_a_stage_that_is_told_to_stop_says_how_to_go_on(number: signal.Signals) 
     assert message == f"stopped by {number.name}; what is done is kept, the same command goes on\n"
 
 
-def test_run_ends_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_ends_in_one_line_for_each_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
     def main() -> None:
-        raise InputError("got this, need that")
+        raise InputError("got this, need that", "and this")
 
     monkeypatch.setattr("sys.argv", ["stage"])
-    with pytest.raises(SystemExit, match="error: got this, need that"):
+    with pytest.raises(SystemExit, match=r"^error: got this, need that\nerror: and this$"):
         run(main)
     monkeypatch.setenv("PERSYN_TRACEBACK", "1")
     with pytest.raises(InputError):
         run(main)
+
+
+def test_reading_loads_no_engine() -> None:
+    heavy = {"torch", "transformers", "scipy", "openai", "vllm", "ray", "datasets", "trl", "peft", "lm_eval", "dvc"}
+    program = f"import sys; from persyn.project.params import read_params; read_params(); print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_the_schema_is_current() -> None:
+    current = (ROOT / "params.schema.json").read_text()
+    assert current == schema_text(), "run `persyn params --schema > params.schema.json`"
+    Draft202012Validator.check_schema(json.loads(current))
+
+
+def test_the_page_is_current() -> None:
+    current = (ROOT / "docs/params.md").read_text()
+    assert current == reference_page(), "run `persyn params --page > docs/params.md`"
+
+
+def test_every_parameter_says_what_it_means() -> None:
+    assert undocumented() == []
+    rows = {f"{part.name}.{row.name}": row for part in build_reference() for row in part.rows}
+    assert rows["rewards.alpha"].takes == "a number from 0 to 1"
+    assert rows["rewards.alpha"].default is None
+    assert rows["teachers.<name>.sampling.temperature"].takes == "a number, 0 or more"
+    assert rows["router.learning_rate"].default == "4e-06"
+    assert not [name for name, row in rows.items() if "a value" in row.takes], "each type has its word in TYPES"
+    assert TYPES
+
+
+def test_the_command_prints_the_reference_and_checks_files(params: Path) -> None:
+    invoke = CliRunner().invoke
+    whole = invoke(app, ["params"]).stdout
+    one = invoke(app, ["params", "rewards"]).stdout
+    assert one in whole
+    assert "alpha: a number from 0 to 1; must be given\n      Weight of learnability" in one
+    assert invoke(app, ["params", "--schema"]).stdout == schema_text()
+    assert invoke(app, ["params", "--page"]).stdout == reference_page()
+    files = [str(ROOT / name) for name in NAMES]
+    result = invoke(app, ["params", *(word for file in files for word in ("--check", file))])
+    assert [line.split(": ok")[0] for line in result.stdout.splitlines()] == files
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["reward"], "error: reward is no section of params.yaml; did you mean rewards?"),
+        (["rewards", "--page"], "error: a section, --check, --page and --schema were given together; give one of them"),
+        (
+            ["--check", "params.yaml", "--check", "none.yaml"],
+            "error: params.yaml: pairs.min_margin is 'x'; it must be a number, 0 or more\n"
+            "error: params.yaml: rewards.alpha is 2; it must be a number from 0 to 1\n"
+            "error: there is no none.yaml here; run the command in the folder of a project",
+        ),
+    ],
+)
+def test_the_commands_mistakes_are_lines(
+    params: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    with params.open("w") as file:
+        YAML().dump(shipped(rewards__alpha=2, pairs={"min_margin": "x"}), file)
+    monkeypatch.setattr("sys.argv", ["persyn", "params", *arguments])
+    with pytest.raises(SystemExit) as raised:
+        main()
+    assert sorted(str(raised.value).splitlines()) == sorted(message.splitlines())

@@ -8,6 +8,7 @@ import typer
 from persyn.cli.diff import diff
 from persyn.cli.export import export
 from persyn.cli.generate import generate
+from persyn.cli.params import params
 from persyn.cli.plan import ledger, plan
 from persyn.cli.report import report
 from persyn.cli.show import show
@@ -17,7 +18,7 @@ from persyn.errors import ending_in_one_line
 app = typer.Typer(
     no_args_is_help=True, pretty_exceptions_enable=False, help="PerSyn: what DVC cannot show. `dvc repro` runs it."
 )
-for command in (plan, generate, ledger, report, show, diff, export):
+for command in (params, plan, generate, ledger, report, show, diff, export):
     app.command()(command)
 app.add_typer(store, name="store")
 

@@ -76,8 +76,10 @@ class Teacher(Settings):
     """How its tokens are drawn."""
     license: str
     """Licence of the model: it stands on every row of the dataset."""
-    backend: Annotated[str, AfterValidator(_known_backend)]
-    """The engine that runs it: transformers, vllm or openai (any server with that API)."""
+    backend: Annotated[
+        str, AfterValidator(_known_backend), Field(json_schema_extra=lambda schema: schema.update(enum=[*BACKENDS]))
+    ]
+    """The engine that runs it; openai is any server with that API."""
     training: Training = "unknown"
     """Whether its outputs may train other models."""
     terms: str | None = None

@@ -27,10 +27,13 @@ def _whole(value: float) -> float:
     return value
 
 
+Tokens = Annotated[Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)], AfterValidator(_whole)]
+
+
 class Budget(Settings):
     """The section `budget`. What is spent is what the response store holds, of all teachers."""
 
-    max_tokens: Annotated[int | float, Field(ge=0), AfterValidator(_whole)] | None = None
+    max_tokens: Tokens | None = None
     """Prompt and response tokens that may be paid for; null sets no limit."""
     since: Annotated[str, BeforeValidator(_as_text)] = ""
     """ISO date or time (UTC): responses made before it do not count."""

@@ -29,7 +29,7 @@ from persyn.responses import ResponseSettings
 from persyn.rewards import RewardSettings
 from persyn.router.settings import RouterSettings
 from persyn.routes import Persyn, Strategy
-from persyn.settings import Settings
+from persyn.settings import Settings, shown
 from persyn.student import SftSettings
 from persyn.training import TrainingSpeed
 
@@ -115,7 +115,8 @@ class Params(Settings):
     def _names_are_known(self) -> Self:
         """Refuse a name of a teacher or a domain that there is not."""
         named: list[tuple[tuple[Any, ...], str]] = [
-            (("licenses", "allow_forbidden"), name) for name in self.licenses.allow_forbidden
+            (("licenses", "allow_forbidden", number), name)
+            for number, name in enumerate(self.licenses.allow_forbidden)
         ]
         named += [(("prices", "sizes"), name) for name in self.prices.sizes]
         named += [(("prices", "teachers"), name) for name in self.prices.teachers]
@@ -123,7 +124,7 @@ class Params(Settings):
         for strategy, rule in self.strategies.items():
             at: tuple[Any, ...] = ("strategies", strategy)
             if isinstance(rule, Persyn):
-                named += [((*at, "exclude"), name) for name in rule.exclude]
+                named += [((*at, "exclude", number), name) for number, name in enumerate(rule.exclude)]
             for field in ("teacher", "strong", "weak"):
                 if name := getattr(rule, field, None):
                     named.append(((*at, field), name))
@@ -155,8 +156,13 @@ def read_params(path: Path | str | None = None) -> Params:
     path = path or PARAMS
     try:
         data = YAML(typ="safe", pure=True).load(Path(path))
-    except (OSError, UnicodeDecodeError, YAMLError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    except FileNotFoundError:
+        raise InputError(f"there is no {path} here; run the command in the folder of a project") from None
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; it must be a YAML file") from error
+    except (YAMLError, ValueError, RecursionError) as error:
+        reason = SECRET.sub("(a key)", " ".join(str(error).split()))
+        raise InputError(f"cannot read {path}: {reason}; it must be YAML text") from error
     return check_params(data, str(path))
 
 
@@ -168,13 +174,13 @@ def check_params(data: Any, name: str = str(PARAMS)) -> Params:
     """
     check_secrets(data, name)
     if not isinstance(data, Mapping):
-        raise InputError(f"{name} holds no sections; it needs {', '.join(Params.model_fields)}")
+        kind = "nothing" if data is None else shown(data)
+        raise InputError(f"{name} holds {kind}; it must hold the sections {', '.join(Params.model_fields)}")
     lines, sections = [], {}
     for section, content in data.items():  # others than ours may hold YAML's anchors
-        near = difflib.get_close_matches(str(section), Params.model_fields, n=1, cutoff=0.75)
         if section in Params.model_fields:
             sections[section] = content
-        elif near:
+        elif near := difflib.get_close_matches(str(section), Params.model_fields, n=1, cutoff=0.75):
             lines.append(f"{section} is no section that is read; did you mean {near[0]}?")
     try:
         params = params_model().parse(sections)

@@ -79,7 +79,7 @@ class Project:
         """
         try:
             return YAML(typ="safe", pure=True).load(self.read(path) or b"")
-        except YAMLError as error:
+        except (YAMLError, ValueError, RecursionError) as error:
             raise InputError(f"cannot read {path} of {self.name}: {' '.join(str(error).split())}") from error
 
     def section(self, name: str) -> dict[str, Any]:

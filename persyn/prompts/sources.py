@@ -15,7 +15,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, model_validator
 
 from persyn.errors import InputError
-from persyn.settings import Commit, Settings
+from persyn.settings import Commit, Misfit, Settings, shown
 
 # A null is an empty text, as in a column.
 TEMPLATES = ImmutableSandboxedEnvironment(
@@ -50,7 +50,9 @@ class Rows(Settings):
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
         if bool(self.path) == bool(self.hub):
-            raise ValueError(f"has path {self.path!r} and hub {self.hub!r}; it needs one of them")
+            given, other = ("hub", "path") if "hub" in self.model_fields_set else ("path", "hub")
+            values = f"is {shown(getattr(self, given))}, and {other} is {shown(getattr(self, other))}"
+            raise Misfit(given, f"{values}; it needs one of them")
         return self
 
     @property

@@ -5,20 +5,20 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Annotated, Any, Self
 
 import polars as pl
-from pydantic import model_validator
+from pydantic import AfterValidator, Field, model_validator
 from tqdm import tqdm
 
-from persyn.errors import InputError
+from persyn.errors import InputError, did_you_mean
 from persyn.generation.budget import Budget
 from persyn.generation.openai import OpenAISpeed
 from persyn.prompts import Domain
 from persyn.quality.judge import JudgeSettings, judge_scores
 from persyn.quality.reward_model import RewardModelSettings, reward_model_scores
 from persyn.schemas import QUALITY
-from persyn.settings import Settings
+from persyn.settings import Misfit, Settings, shown
 from persyn.verifiers import is_right_answer, share_of_checks
 from persyn.verifiers.execution import passes_tests
 
@@ -26,7 +26,23 @@ VERIFIERS = {"checkers": share_of_checks, "math_verify": is_right_answer}
 logger = logging.getLogger(__name__)
 
 
-Method = Literal["checkers", "math_verify", "unit_tests", "reward_model", "judge"]
+def quality_methods() -> list[str]:
+    """What `quality.methods` may name: the verifiers, and the two that are models."""
+    return [*VERIFIERS, "unit_tests", "reward_model", "judge"]
+
+
+def _known_method(name: str) -> str:
+    known = quality_methods()
+    if name not in known:
+        raise ValueError(f"is {shown(name)}; it must be one of {', '.join(known)}{did_you_mean(name, known)}")
+    return name
+
+
+Method = Annotated[
+    str,
+    AfterValidator(_known_method),
+    Field(json_schema_extra=lambda schema: schema.update(enum=list[Any](quality_methods()))),
+]
 
 
 class QualitySettings(Settings):
@@ -45,7 +61,7 @@ class QualitySettings(Settings):
     def _has_what_methods_need(self) -> Self:
         for method in ("reward_model", "judge"):
             if method in self.methods.values() and getattr(self, method) is None:
-                raise ValueError(f"names the method {method} but has no `{method}: {{model: ...}}`")
+                raise Misfit(method, f"is null, but methods names it; it must be a mapping, such as {{model: ...}}")
         return self
 
 
@@ -79,7 +95,7 @@ def score_quality(
     for domain in rows["domain"].unique().sort().to_list():
         method, part = settings.methods.get(domain), rows.filter(pl.col("domain") == domain)
         if method is None:
-            raise InputError(f"quality.methods.{domain} is missing; it must be one of {', '.join(get_args(Method))}")
+            raise InputError(f"quality.methods.{domain} is missing; it must be one of {', '.join(quality_methods())}")
         if method == "reward_model" and settings.reward_model:
             scores = reward_model_scores(part, folder, settings.reward_model)
         elif method == "judge" and settings.judge:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from persyn.models import LoraSettings
-from persyn.settings import Commit, Seed, Settings
+from persyn.settings import Commit, Misfit, Seed, Settings
 
 
 class LightSettings(Settings):
@@ -57,7 +57,7 @@ class RouterSettings(Settings):
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
         if self.loss == "listwise" and self.by_margin:
-            raise ValueError("has by_margin, which weighs pairs, and loss: listwise, which has none; leave one out")
+            raise Misfit("by_margin", "is true, which weighs pairs; loss is listwise, which has none: leave one out")
         if self.light is not None and (self.lora is not None or self.validation):
-            raise ValueError("has light, which is fitted in closed form; leave lora and validation out")
+            raise Misfit("light", "is given, which is fitted in closed form; leave lora and validation out")
         return self
