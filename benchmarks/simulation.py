@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from persyn.cost import as_text, build_ledger
-from persyn.routes import Pool, build_routes
+from persyn.routes import Persyn, Pool, build_routes
 from persyn.schemas import PROMPTS, RESPONSES, REWARDS, check_table
 
 NUM_TEACHERS, NUM_PROMPTS, NUM_PARALLEL = 19, 50_000, 2_500

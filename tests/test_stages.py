@@ -13,9 +13,9 @@ from ruamel.yaml import YAML
 from persyn import schemas
 from persyn.errors import InputError
 from persyn.models.packaged import packaged_model
+from persyn.project.params import PARAMS
 from persyn.schemas import read_table
 from persyn.store import count_rows, shelves, store_folder
-from stages import PARAMS
 from tests.support.tiny import build_model, tiny_params, tiny_project
 
 

@@ -57,7 +57,7 @@ def project(tmp_path: Path, base_model: str, monkeypatch: pytest.MonkeyPatch) ->
         student={"model": base_model, "license": "x", "max_length": 256},
         sft={"learning_rate": 5.0e-3, "epochs": 3, "batch_size": 4, "lora": {"r": 4, "alpha": 8}},
         router={"model": base_model, "learning_rate": 3.0e-3, "epochs": 4, "batch_size": 8, "holdout": 0.25},
-        teachers={name: TEACHER for name in TEACHERS},
+        teachers=dict.fromkeys(TEACHERS, TEACHER),
         strategies={"persyn": {"rule": "persyn"}},
         speed={"student": {"device_batch_size": 2}},
     )
