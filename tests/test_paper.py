@@ -96,8 +96,9 @@ def test_the_page_has_each_teacher_as_the_profile_has_it(profile: str) -> None:
     params = read_params(ROOT / f"profiles/paper-{profile}/params.yaml")
     assert len(params.teachers) == {"instruct": 19, "math": 15}[profile]
     for teacher in params.teachers.values():
-        assert COMMIT.fullmatch(teacher.revision or "")
-        row = f"| `{teacher.model}` | `{teacher.revision[:7]}` | {teacher.license} |"
+        revision = teacher.revision or ""
+        assert COMMIT.fullmatch(revision)
+        row = f"| `{teacher.model}` | `{revision[:7]}` | {teacher.license} |"
         assert row + f" {'' if teacher.training == 'unknown' else teacher.training}" in PAGE
     sources = [*params.prompts.sources, *params.prompts.decontaminate]
     missing = [source.hub for source in sources if not COMMIT.fullmatch(source.revision or "")]

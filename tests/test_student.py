@@ -26,16 +26,16 @@ def test_training_moves_the_weights_and_the_student_has_learned(
     student = Student(model=base_model, license="x", max_length=256)
     curve = train_student(DATASET, student, tmp_path / "out", SETTINGS.changed(lora=lora), 2)
     assert curve["loss"][-1] < curve["loss"][0]
-    before, after = load_causal_lm(base_model).state_dict(), load_causal_lm(str(tmp_path / "out")).state_dict()
-    moved = [name for name in before if not torch.equal(before[name], after[name])]
-    assert len(moved) == len(before) if lora is None else moved
+    base, trained = (load_causal_lm(model).state_dict() for model in (base_model, str(tmp_path / "out")))
+    moved = [name for name in base if not torch.equal(base[name], trained[name])]
+    assert len(moved) == len(base) if lora is None else moved
     assert not [path for path in (tmp_path / "out").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
     tuned = Student(model=str(tmp_path / "out"), license="x")
-    learned = score_learnability(PROMPTS, RESPONSES, tuned, LearnabilitySettings(), tmp_path)["learnability"].mean()
-    assert (
-        learned
-        > score_learnability(PROMPTS, RESPONSES, student, LearnabilitySettings(), tmp_path)["learnability"].mean()
-    )  # type: ignore[operator]
+    before, after = (
+        score_learnability(PROMPTS, RESPONSES, model, LearnabilitySettings(), tmp_path)["learnability"].to_list()
+        for model in (student, tuned)
+    )
+    assert sum(after) > sum(before)
 
 
 def test_a_student_stops_where_it_was_taught_to_end_its_turn(chat_model: str, tmp_path: Path) -> None:
