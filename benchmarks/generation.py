@@ -28,8 +28,11 @@ import polars as pl
 import psutil
 
 from persyn.chat import encode_prompt, user_message
-from persyn.generation import Teacher, load_backend
+from persyn.generation import BackendSpeed, Sampling, Teacher, load_backend
+from persyn.generation.openai import OpenAISpeed
 from persyn.generation.requests import answer, open_store, prepare_requests, unanswered
+from persyn.generation.transformers import TransformersSpeed
+from persyn.generation.vllm import VLLMSpeed
 from persyn.models import load_tokenizer
 from persyn.models.packaged import packaged_model
 from persyn.prompts import prompt_id
@@ -70,7 +73,12 @@ def read_prompts(count: int) -> pl.DataFrame:
 
 def make_teacher(backend: str, model: str = f"packaged:{MODEL}") -> Teacher:
     """The same teacher behind another engine."""
-    return Teacher(model=model, license="Apache-2.0", backend=backend, sampling={"max_tokens": MAX_TOKENS})
+    return Teacher(model=model, license="Apache-2.0", backend=backend, sampling=Sampling(max_tokens=MAX_TOKENS))
+
+
+def speed_of(engine: str) -> BackendSpeed:
+    """An engine's knobs."""
+    return VLLMSpeed(max_model_len=MAX_MODEL_LEN) if engine == "vllm" else TransformersSpeed(batch_size=32)
 
 
 def compare_engines(prompts: pl.DataFrame, folder: Path) -> list[Any]:
@@ -83,10 +91,11 @@ def compare_engines(prompts: pl.DataFrame, folder: Path) -> list[Any]:
         started = time.monotonic()
         if engine == "vllm serve":
             with served() as url:
-                table = generate_responses(prompts, "t", make_teacher("openai", MODEL), folder, {"base_url": url})
+                table = generate_responses(
+                    prompts, "t", make_teacher("openai", MODEL), folder, OpenAISpeed(base_url=url)
+                )
         else:
-            knobs = {"max_model_len": MAX_MODEL_LEN} if engine == "vllm" else {"batch_size": 32}
-            table = generate_responses(prompts, "t", make_teacher(engine), folder / engine, knobs)
+            table = generate_responses(prompts, "t", make_teacher(engine), folder / engine, speed_of(engine))
         seconds = time.monotonic() - started
         reference = table if reference is None else reference
         same: Any = (table["response"] == reference["response"]).mean()
@@ -167,7 +176,7 @@ def compare_bare(prompts: pl.DataFrame, folder: Path) -> list[Any]:
     failed = []
     for engine, bare in (("transformers", bare_transformers), ("vllm", bare_vllm)):
         teacher = make_teacher(engine)
-        backend = load_backend(teacher, {"max_model_len": MAX_MODEL_LEN} if engine == "vllm" else {"batch_size": 32})
+        backend = load_backend(teacher, speed_of(engine))
         runs: dict[str, list[Run]] = {"bare": [], "ours": []}
         for number in range(ROUNDS + 1):  # the first warms up
             runs["bare"].append(clocked(lambda: bare(backend, prompts)))  # noqa: B023
@@ -186,7 +195,7 @@ def compare_bare(prompts: pl.DataFrame, folder: Path) -> list[Any]:
 
 def ours(backend: Any, prompts: pl.DataFrame, teacher: Teacher, folder: Path) -> int:
     """The stage, but for the loading of the model: keys, look-ups, generation, the store. Returns response tokens."""
-    sampling, requests = prepare_requests(prompts, "t", teacher)
+    sampling, requests = teacher.sampling, prepare_requests(prompts, teacher)
     store = open_store(folder, teacher)
     left = unanswered(requests, store, sampling)
     answered = answer(left, backend, sampling, store)
