@@ -58,7 +58,7 @@ class Settings(BaseModel):
         elif found["type"] == "missing":
             text, kind = f"is missing; it must be {needed(cls, place[0])}", "missing key"
         elif found["type"] == "value_error":
-            text = str(found["ctx"]["error"])
+            text = _text(found)
         elif found["type"] == "string_type" and found["loc"][-1] == KEY:
             text = f"is a name that must be text; write '{got}' in quotes"
         elif found["loc"][-1:] == (KEY,):
@@ -90,8 +90,13 @@ class Settings(BaseModel):
 
 def problems(error: ValidationError, place: str = "") -> list[str]:
     """A line for every mistake that pydantic found in a section: where, what was got and what is needed."""
-    found = [(".".join([place, *map(str, one["loc"])]).strip("."), one["msg"]) for one in error.errors()]
+    found = [(".".join([place, *map(str, one["loc"])]).strip("."), _text(one)) for one in error.errors()]
     return list(dict.fromkeys(f"{where} {text}".strip() for where, text in found))
+
+
+def _text(found: Any) -> str:
+    """What a mistake says. The checks that a section ends with (mode `after`) run outside of _in_plain_words."""
+    return str(found["ctx"]["error"]) if found["type"] == "value_error" else str(found["msg"])
 
 
 def needed(section: type[BaseModel], field: str) -> str:
