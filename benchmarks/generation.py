@@ -42,6 +42,10 @@ from persyn.schemas import RESPONSES, check_table
 MODEL = "smollm2-135m-instruct"
 MAX_TOKENS = 48
 MAX_MODEL_LEN = 1024
+SPEED: dict[str, BackendSpeed] = {
+    "transformers": TransformersSpeed(batch_size=32),
+    "vllm": VLLMSpeed(max_model_len=MAX_MODEL_LEN),
+}
 ROUNDS = 3
 
 
@@ -76,11 +80,6 @@ def make_teacher(backend: str, model: str = f"packaged:{MODEL}") -> Teacher:
     return Teacher(model=model, license="Apache-2.0", backend=backend, sampling=Sampling(max_tokens=MAX_TOKENS))
 
 
-def speed_of(engine: str) -> BackendSpeed:
-    """An engine's knobs."""
-    return VLLMSpeed(max_model_len=MAX_MODEL_LEN) if engine == "vllm" else TransformersSpeed(batch_size=32)
-
-
 def compare_engines(prompts: pl.DataFrame, folder: Path) -> list[Any]:
     """Every engine's table, checked and compared with that of transformers. Returns the checks that fail."""
     print(f"\n{prompts.height} prompts, greedy, at most {MAX_TOKENS} tokens, fp32\n")  # noqa: T201
@@ -91,11 +90,10 @@ def compare_engines(prompts: pl.DataFrame, folder: Path) -> list[Any]:
         started = time.monotonic()
         if engine == "vllm serve":
             with served() as url:
-                table = generate_responses(
-                    prompts, "t", make_teacher("openai", MODEL), folder, OpenAISpeed(base_url=url)
-                )
+                speed = OpenAISpeed(base_url=url)
+                table = generate_responses(prompts, "t", make_teacher("openai", MODEL), folder, speed)
         else:
-            table = generate_responses(prompts, "t", make_teacher(engine), folder / engine, speed_of(engine))
+            table = generate_responses(prompts, "t", make_teacher(engine), folder / engine, SPEED[engine])
         seconds = time.monotonic() - started
         reference = table if reference is None else reference
         same: Any = (table["response"] == reference["response"]).mean()
@@ -176,7 +174,7 @@ def compare_bare(prompts: pl.DataFrame, folder: Path) -> list[Any]:
     failed = []
     for engine, bare in (("transformers", bare_transformers), ("vllm", bare_vllm)):
         teacher = make_teacher(engine)
-        backend = load_backend(teacher, speed_of(engine))
+        backend = load_backend(teacher, SPEED[engine])
         runs: dict[str, list[Run]] = {"bare": [], "ours": []}
         for number in range(ROUNDS + 1):  # the first warms up
             runs["bare"].append(clocked(lambda: bare(backend, prompts)))  # noqa: B023
@@ -195,10 +193,9 @@ def compare_bare(prompts: pl.DataFrame, folder: Path) -> list[Any]:
 
 def ours(backend: Any, prompts: pl.DataFrame, teacher: Teacher, folder: Path) -> int:
     """The stage, but for the loading of the model: keys, look-ups, generation, the store. Returns response tokens."""
-    sampling, requests = teacher.sampling, prepare_requests(prompts, teacher)
     store = open_store(folder, teacher)
-    left = unanswered(requests, store, sampling)
-    answered = answer(left, backend, sampling, store)
+    left = unanswered(prepare_requests(prompts, teacher), store, teacher.sampling)
+    answered = answer(left, backend, teacher.sampling, store)
     return sum(row["num_response_tokens"] for rows in answered for row in rows.values())
 
 

@@ -58,9 +58,8 @@ def main() -> None:
         ("light, one layer", LightSettings(layers=1), many[:SAMPLE]),
         ("fine-tuned MiniLM (6 layers)", None, many[:SAMPLE]),
     ):
-        router = train_router(
-            table, rewards, build_pairs(rewards, PairSettings()), TEACHERS, RouterSettings(**small, light=light)
-        )
+        settings = RouterSettings(**small, light=light)
+        router = train_router(table, rewards, build_pairs(rewards, PairSettings()), TEACHERS, settings)
         wall, cpu = seconds(router, asked)
         found.append((name, len(asked), wall, cpu, wall * NUM_PROMPTS / len(asked)))
     characters = sum(map(len, many)) / len(many)

@@ -102,8 +102,13 @@ class Settings(BaseModel):
 
 def problems(error: ValidationError, place: str = "") -> list[str]:
     """A line for every mistake that pydantic found in a section: where, what was got and what is needed."""
-    found = [(".".join([place, *map(str, one["loc"])]).strip("."), one["msg"]) for one in error.errors()]
+    found = [(".".join([place, *map(str, one["loc"])]).strip("."), _text(one)) for one in error.errors()]
     return list(dict.fromkeys(f"{where} {text}".strip() for where, text in found))
+
+
+def _text(found: Any) -> str:
+    """What a mistake says. The checks that a section ends with (mode `after`) run outside of _in_plain_words."""
+    return str(found["ctx"]["error"]) if found["type"] == "value_error" else str(found["msg"])
 
 
 def needed(section: type[BaseModel], field: str) -> str:
@@ -183,7 +188,9 @@ def _deepest(mistakes: Sequence[Any], data: Any) -> list[Any]:
     """Without what pydantic says of a list as a whole because its other choice is no list, where it says which item."""
     own = [_place(found, data) for found in mistakes if found["type"] not in ("plain", "missing key")]
     above = {place[:end] for place in own for end in range(1, len(place))}
-    return [found for found in mistakes if found["type"] in ("plain", "missing key") or _place(found, data) not in above]
+    return [
+        found for found in mistakes if found["type"] in ("plain", "missing key") or _place(found, data) not in above
+    ]
 
 
 def _place(found: Any, data: Any) -> tuple[Any, ...]:
