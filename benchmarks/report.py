@@ -18,9 +18,9 @@ import numpy as np
 import polars as pl
 
 from benchmarks.chromium import missing, open_chromium, open_page
+from persyn.project.snapshot import Snapshot
 from persyn.prompts import prompt_id
 from persyn.report import build_report
-from persyn.report.page import Run
 from persyn.routes import allocation
 from persyn.schemas import (
     DATASET,
@@ -74,7 +74,7 @@ def report_of(tables: dict[str, Any]) -> str:
     teachers: dict[str, Any] = {name: {"model": name} for name in tables["responses"]}
     strategies = {name: {"rule": name} for name in tables["routes"]}
     metrics = {"allocation": {name: allocation(routes, list(teachers)) for name, routes in tables["routes"].items()}}
-    return build_report(Run({"teachers": teachers, "strategies": strategies}, metrics=metrics, **tables))
+    return build_report(Snapshot({"teachers": teachers, "strategies": strategies}, metrics=metrics, **tables))
 
 
 def opening(page: Path) -> list[float]:
@@ -89,7 +89,7 @@ def opening(page: Path) -> list[float]:
 
 
 def made_up(count: int, teachers: int, characters: int, parallel: float = 1.0) -> dict[str, Any]:
-    """The tables of a project of so many prompts and teachers, as a Run holds them.
+    """The tables of a project of so many prompts and teachers, as a Snapshot takes them.
 
     Args:
         characters: of every response; a prompt has a fifth.

@@ -11,13 +11,15 @@ from persyn.comparison import compare_strategies
 from persyn.cost import build_ledger
 from persyn.defects import Policies, count_defects, find_defects
 from persyn.pairs import build_pairs
-from persyn.report.page import Run
+from persyn.project.snapshot import Snapshot
 from persyn.rewards import build_rewards
 from persyn.router.metrics import health_card, majority_strengths, reliability, reward_matrix
 from persyn.schemas import DATASET, LEARNABILITY, PROMPTS, QUALITY, RESPONSES, ROUTES, SAMPLES
 
 
-def invented(teachers: list[str], strategies: list[str], tasks: list[str], count: int = 40, source: str = "s") -> Run:
+def invented(
+    teachers: list[str], strategies: list[str], tasks: list[str], count: int = 40, source: str = "s"
+) -> Snapshot:
     """So many prompts, half of them parallel; strategies choose at random, and the later ones have worse students."""
     random = np.random.default_rng(0)
     ids = [f"{number:016x}" for number in range(count)]
@@ -61,11 +63,24 @@ def invented(teachers: list[str], strategies: list[str], tasks: list[str], count
         "rewards": {"alpha": 0.4},
         "evaluation": {"tasks": tasks},
     }
-    made = prompts, responses, quality, learnability, defects, rewards, build_pairs(rewards)
-    dataset = {name: pl.DataFrame(schema=DATASET) for name in strategies}
-    training = {name: _losses(random) for name in strategies}
-    learnt = routes, routed, dataset, samples, training, reliability(strengths, matrix)
-    return Run(params, "invented", metrics, *made, *learnt)
+    return Snapshot(
+        params,
+        name="invented",
+        metrics=metrics,
+        prompts=prompts,
+        responses=responses,
+        quality=quality,
+        learnability=learnability,
+        defects=defects,
+        rewards=rewards,
+        pairs=build_pairs(rewards),
+        routes=routes,
+        routed=routed,
+        dataset={name: pl.DataFrame(schema=DATASET) for name in strategies},
+        samples=samples,
+        training={name: _losses(random) for name in strategies},
+        reliability=reliability(strengths, matrix),
+    )
 
 
 def _table(schema: pl.Schema, *columns: Any) -> pl.DataFrame:

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import persyn.export.hub
 import polars as pl
 import pytest
 from conftest import prompts_table, responses_table
@@ -19,6 +18,7 @@ from markdown_it import MarkdownIt
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
+import persyn.export.hub
 from persyn.cli import app
 from persyn.dataset import build_dataset
 from persyn.defects import Policies

@@ -105,7 +105,9 @@ def test_a_reward_model_scores_the_rendered_conversation_once(tmp_path: Path, mo
     with torch.no_grad():
         expected = model(ids["input_ids"]).logits.item()
     assert table.filter(prompt_id=prompts["prompt_id"][0])["quality"].item() == pytest.approx(expected, abs=1e-6)
-    monkeypatch.setattr(persyn.quality.reward_model, "_reward_model", lambda *_: pytest.fail("a stored score is not made again"))
+    monkeypatch.setattr(
+        persyn.quality.reward_model, "_reward_model", lambda *_: pytest.fail("a stored score is not made again")
+    )
     assert score_quality(prompts, responses, tmp_path, **how).equals(table)
 
 
