@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from persyn.cost import as_text, build_ledger
+from persyn.cost import build_ledger
+from persyn.inspection.terminal import plain, rows_table
 from persyn.routes import Persyn, Pool, build_routes
 from persyn.schemas import PROMPTS, RESPONSES, REWARDS, check_table
 
@@ -68,8 +69,9 @@ def main() -> None:
             ("route then generate here: their answers are used again", spent),
         )
     ]
-    print(f"{NUM_TEACHERS} teachers, {NUM_PROMPTS:,} prompts, {NUM_PARALLEL:,} parallel\n")  # noqa: T201
-    print(as_text(["", "calls", "response tokens", "times fewer calls", "times fewer tokens"], rows))  # noqa: T201
+    title = f"{NUM_TEACHERS} teachers, {NUM_PROMPTS:,} prompts, {NUM_PARALLEL:,} parallel"
+    columns = ["", "calls", "response tokens", "times fewer calls", "times fewer tokens"]
+    print(plain(rows_table(title, columns, rows, columns[1:])))  # noqa: T201
     print(f"\n{time.perf_counter() - start:.1f} s")  # noqa: T201
 
 

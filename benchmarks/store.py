@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from persyn.generation import Teacher
+from persyn.generation import BackendSpeed, Teacher
 from persyn.project.params import read_params
 from persyn.prompts import build_prompts
 from persyn.responses import generate_responses

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 
 from persyn.errors import InputError, nearest
+from persyn.files import markdown_table
 from persyn.statistics import LEVEL, _t_test, holm, paired_difference, seed_difference
 
 REFERENCE = "persyn"
@@ -90,7 +91,8 @@ def comparison_table(samples: Mapping[str, pl.DataFrame], comparison: Mapping[st
             interval = "[{:+z.3f}, {:+z.3f}]".format(*found["interval"]) if found["interval"] else "-"
             gap = (f"{found['difference']:+z.3f}", interval, _shown(found["p_holm"]), found["verdict"])
         rows.append((task, metric, strategy, f"{value:.3f}", *gap))
-    return _markdown(rows, [*keys, "value", f"{REFERENCE} minus it", "95 %", "p (Holm)", "verdict"])
+    columns = [*keys, "value", f"{REFERENCE} minus it", "95 %", "p (Holm)", "verdict"]
+    return markdown_table(columns, rows, aligned=True)
 
 
 def seeds_table(comparison: Mapping[str, Any]) -> str:
@@ -111,7 +113,7 @@ def seeds_table(comparison: Mapping[str, Any]) -> str:
             reference = strategy
         rows.append((task, metric, strategy, _with_interval(fields["mean"], fields["interval"], "z.3f"), *gap))
     measured = ["mean [95 % over seeds]", f"{reference} minus it [95 %]", "p (Holm)", "smallest detectable", "verdict"]
-    return _markdown(rows, ["task", "metric", "strategy", *measured])
+    return markdown_table(["task", "metric", "strategy", *measured], rows, aligned=True)
 
 
 def _decide(family: Collection[dict[str, Any]]) -> None:
@@ -159,9 +161,3 @@ def _shown(value: float | None) -> str:
 
 def _with_interval(value: float, interval: Sequence[float] | None, form: str) -> str:
     return f"{value:{form}}" + (f" [{interval[0]:{form}}, {interval[1]:{form}}]" if interval else "")
-
-
-def _markdown(rows: Sequence[tuple[str, ...]], columns: Sequence[str]) -> str:
-    with pl.Config(tbl_formatting="ASCII_MARKDOWN", tbl_hide_column_data_types=True, tbl_hide_dataframe_shape=True,
-                   tbl_rows=-1, tbl_cols=-1, tbl_width_chars=1000, fmt_str_lengths=100):  # fmt: skip
-        return str(pl.DataFrame(rows, schema=dict.fromkeys(columns, pl.String), orient="row"))

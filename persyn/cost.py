@@ -85,43 +85,6 @@ def build_ledger(
     return {**ledger, "gpu_seconds": None, "money": money}
 
 
-def ledger_text(ledger: Mapping[str, Any]) -> str:
-    """The ledger on one screen."""
-    names = {"calls": "calls", "prompt_tokens": "prompt tokens", "response_tokens": "response tokens"}
-    uses = {
-        "spent": ledger["total"]["spent"],
-        "cached: used again, not paid": ledger["total"]["cached"],
-        "generate then select would take": ledger["generate_then_select"],
-    }
-    rows = [[title, *(f"{use[name]:,}" for name in names)] for title, use in uses.items()]
-    saved = [
-        [f"  {name}", *(f"{ratio[n]:.1f}" if n in ratio else "" for n in names)]
-        for name, ratio in ledger["saved"].items()
-    ]
-    money, line = ledger["money"], "money: no price given (params.yaml, prices)"
-    if money:
-        line = (
-            f"money: {money['currency']} {money['spent']:,.2f} spent, generate then select would take "
-            f"{money['generate_then_select']:,.2f}"
-            + (f"; no price given for {', '.join(money['unpriced'])}" if money["unpriced"] else "")
-        )
-    table = as_text(["", *names.values()], [*rows, ["times fewer, parallel set included:", "", "", ""], *saved])
-    return f"{table}\n{line}"
-
-
-def as_text(header: list[str], rows: list[list[str]]) -> str:
-    """A table as aligned text, the first column to the left."""
-    cells = [header, *rows]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(
-            text.rjust(width) if column else text.ljust(width)
-            for column, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in cells
-    )
-
-
 def _money(
     spent: Mapping[str, Mapping[str, int]], means: pl.DataFrame, num_prompts: int, prices: Prices
 ) -> dict[str, Any]:

@@ -1,13 +1,16 @@
-"""Files: text and json, written whole or not at all; where PerSyn keeps what it may make again."""
+"""Files: text, json and markdown, written whole or not at all; where PerSyn keeps what it may make again."""
 
 import json
 import os
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from persyn.errors import InputError
+from persyn.errors import InputError, printable
 
 
 def read_json(path: str | Path) -> Any:
@@ -35,6 +38,31 @@ def write_text(text: str, path: str | Path) -> None:
     partial = Path(f"{path}.{os.getpid()}.partial")
     partial.write_text(text)
     partial.replace(path)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, aligned: bool = False) -> str:
+    """A table in markdown.
+
+    Args:
+        columns: their names, which are markdown already.
+        rows: their cells, shown by markdown_text.
+        aligned: whether columns are padded, for who reads the file itself; cells are then taken as they are.
+    """
+    shown = str if aligned else markdown_text
+    cells = [list(columns), *([shown(value) for value in row] for row in rows)]
+    rule = f"| {' | '.join('---' for _ in columns)} |"
+    if aligned:
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        cells = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+        rule = f"|{'|'.join('-' * (width + 2) for width in widths)}|"
+    first, *rest = (f"| {' | '.join(row)} |" for row in cells)
+    return "\n".join([first, rule, *rest])
+
+
+def markdown_text(value: object) -> str:
+    """As markdown that shows the very text, on one line: it opens no cell, link, tag or emphasis."""
+    text = printable(" ".join(("" if value is None else str(value)).split()))
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", escape(text, quote=False))
 
 
 def _rounded(value: object) -> object:

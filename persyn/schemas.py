@@ -147,7 +147,7 @@ def check_table(table: pl.DataFrame, schema: pl.Schema, name: str) -> pl.DataFra
         )
     for column, kind in schema.items():
         series = table[column]
-        bad = pl.Series([False] * table.height) if column in NULLABLE else series.is_null()
+        bad = pl.Series([False] * table.height, dtype=pl.Boolean) if column in NULLABLE else series.is_null()
         if kind.is_float():
             bad = bad | ~series.fill_null(0.0).is_finite()
         if bad.any():

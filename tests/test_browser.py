@@ -1,15 +1,13 @@
 """The report in a real browser: it opens by itself and offline, its filters filter, and hostile texts are texts."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
 
-from persyn.cli.report import read_run
-from persyn.project.revision import Project
+from persyn.project.snapshot import open_snapshot
 from persyn.report import build_report
 from tests.support.chromium import missing, open_chromium, open_page, requests
 from tests.support.invented import made_up, report_of
@@ -138,10 +136,10 @@ def test_the_report_of_this_project_opens(
 ) -> None:
     """Its parameters and metrics are in git, so every chart is drawn; its tables may not have been made here."""
     monkeypatch.chdir(ROOT)
-    run = read_run(Project())
-    run = replace(run, prompts=tables["prompts"]) if run.prompts is None else run
     page = tmp_path / "report.html"
-    page.write_text(build_report(run))
+    with open_snapshot() as run:
+        run = run.replace(prompts=tables["prompts"]) if run.prompts is None else run
+        page.write_text(build_report(run))
     opens_by_itself(chromium, page)
     assert len(chromium.find_elements("css selector", "figure svg")) > 5
 

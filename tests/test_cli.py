@@ -119,7 +119,7 @@ def test_ledger_prints_the_bill_at_todays_prices(project: StubServer) -> None:
         import_module("stages.routed").main("data/prompts.parquet", *paths)
     result = CliRunner().invoke(app, ["ledger"])
     assert result.exit_code == 0, result.output
-    assert result.stdout.splitlines()[1].split()[:2] == ["spent", "18"]
+    assert ["spent", "18"] in [line.split()[:2] for line in result.stdout.splitlines()]
     assert "no price given for b" in result.stdout
 
 

@@ -6,6 +6,7 @@ import polars as pl
 import pytest
 
 from persyn.inspection.diagnostics import Signature, find_signatures, worst_first
+from persyn.project.snapshot import Snapshot
 from persyn.schemas import RESPONSES, SAMPLES
 
 OVER = {"difference": 0.1, "verdict": "differs"}
@@ -44,19 +45,23 @@ RESPONDED = {"a": answers("a", 100), "b": answers("b", 400)}
 SAMPLED = {"persyn": evaluated("fine", "well"), "strong": evaluated("good", "fine")}
 
 
+def run(metrics: dict[str, Any], samples: Any = SAMPLED) -> Snapshot:
+    return Snapshot({}, metrics=metrics, responses=RESPONDED, samples=samples)
+
+
 def found(name: str, samples: Any = SAMPLED, **changed: Any) -> Signature:
     """The signature of this name when some metrics are others."""
-    [one] = [each for each in find_signatures(METRICS | changed, RESPONDED, samples) if each.name == name]
+    [one] = [each for each in find_signatures(run(METRICS | changed, samples)) if each.name == name]
     return one
 
 
 def test_a_healthy_run_shows_none() -> None:
-    assert {each.state for each in find_signatures(METRICS, RESPONDED, SAMPLED)} == {"ok"}
+    assert {each.state for each in find_signatures(run(METRICS))} == {"ok"}
 
 
 def test_what_is_not_made_is_unknown_and_says_what_to_run() -> None:
     for nothing in ({}, dict.fromkeys(METRICS)):
-        signatures = find_signatures(nothing, {}, {})
+        signatures = find_signatures(Snapshot({}, metrics=nothing))
         assert {each.state for each in signatures} == {"unknown"}
         assert all(each.advice.startswith("dvc repro ") for each in signatures)
 
@@ -114,6 +119,9 @@ def test_dropped_rows_and_endless_answers_name_the_worst_strategy() -> None:
 
 def test_the_worst_comes_first() -> None:
     states = [
-        each.state for each in worst_first(find_signatures({"rewards": {"length_correlation": 0.9}}, {}, SAMPLED))
+        each.state
+        for each in worst_first(
+            find_signatures(Snapshot({}, metrics={"rewards": {"length_correlation": 0.9}}, samples=SAMPLED))
+        )
     ]
     assert states == ["alarm", *["unknown"] * (len(states) - 2), "ok"]

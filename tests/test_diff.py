@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from persyn.cli import app
 from persyn.errors import InputError
-from persyn.files import write_json
-from persyn.inspection.diff import State, build_diff, changed_values
+from persyn.inspection.diff import build_diff
 from persyn.inspection.diff_text import diff_text
+from persyn.project.snapshot import Snapshot, changed_values
 from persyn.schemas import PROMPTS, REWARDS, ROUTES, SAMPLES, write_table
 from tests.support.tables import prompts_table
 
@@ -47,8 +47,10 @@ def printed(found: dict[str, Any], limit: int = 20, width: int = 100) -> str:
 
 
 def test_the_flow_counts_who_went_where() -> None:
-    a = State("A", PARAMS, PROMPTS_A, routes={"persyn": routes("aabb", 0.25), "strong": routes("aaaa", None)})
-    b = State("B", PARAMS, PROMPTS_A, routes={"persyn": routes("abca"), "strong": routes("aaaa", None)})
+    a = Snapshot(
+        PARAMS, name="A", prompts=PROMPTS_A, routes={"persyn": routes("aabb", 0.25), "strong": routes("aaaa", None)}
+    )
+    b = Snapshot(PARAMS, name="B", prompts=PROMPTS_A, routes={"persyn": routes("abca"), "strong": routes("aaaa", None)})
     found = build_diff(a, b)
     flow = {(row["from"], row["to"]): row["prompts"] for row in found["allocation"]["persyn"]["flow"]}
     assert flow == {("a", "a"): 1, ("a", "b"): 1, ("b", "a"): 1, ("b", "c"): 1}
@@ -66,7 +68,7 @@ def test_the_flow_counts_who_went_where() -> None:
 
 def test_a_prompt_with_two_teachers_is_one_prompt() -> None:
     second = pl.DataFrame([(IDS[0], "b", 0.1, -0.4)], schema=ROUTES, orient="row")
-    a, b = (State(name, PARAMS, routes={"persyn": table}) for name, table in
+    a, b = (Snapshot(PARAMS, name=name, routes={"persyn": table}) for name, table in
             (("A", routes("aaaa")), ("B", routes("aaaa").vstack(second))))  # fmt: skip
     allocation = build_diff(a, b)["allocation"]["persyn"]
     assert allocation["prompts"] == 4
@@ -76,8 +78,8 @@ def test_a_prompt_with_two_teachers_is_one_prompt() -> None:
 
 def test_evaluations_are_paired_by_item_and_say_what_is_noise() -> None:
     zeros, ones = [0.0] * 20, [1.0] * 20
-    a = State("A", PARAMS, samples={"persyn": samples(zeros), "strong": samples([0.0, 1.0] * 10)})
-    b = State("B", PARAMS, samples={"persyn": samples(ones)[::-1], "strong": samples([1.0, 0.0] * 10, first=2)})
+    a = Snapshot(PARAMS, name="A", samples={"persyn": samples(zeros), "strong": samples([0.0, 1.0] * 10)})
+    b = Snapshot(PARAMS, name="B", samples={"persyn": samples(ones)[::-1], "strong": samples([1.0, 0.0] * 10, first=2)})
     found = build_diff(a, b)["evaluation"]
     fields = found["persyn"]["task"]["acc"]
     assert (fields["a"], fields["b"], fields["difference"], fields["n"]) == (0.0, 1.0, 1.0, 20)
@@ -92,7 +94,10 @@ def test_evaluations_are_paired_by_item_and_say_what_is_noise() -> None:
 
 def test_metrics_without_samples_are_plain_values() -> None:
     scored = {"task": {"acc": {"value": 0.25, "stderr": None, "n": 4}}}
-    a, b = State("A", PARAMS, evaluation={"persyn": scored}), State("B", PARAMS, evaluation={"persyn": {}})
+    a, b = (
+        Snapshot(PARAMS, name="A", metrics={"evaluation": {"persyn": scored}}),
+        Snapshot(PARAMS, name="B", metrics={"evaluation": {"persyn": {}}}),
+    )
     found = build_diff(a, b)
     assert found["evaluation"] == {"persyn": {"task": {"acc": {"a": 0.25}}}}
     assert not found["same"]
@@ -100,8 +105,8 @@ def test_metrics_without_samples_are_plain_values() -> None:
 
 
 def test_scores_are_means_of_the_prompts_that_both_scored() -> None:
-    a = State("A", PARAMS, rewards=rewards("a", 0.5).vstack(rewards("b", 1.0)))
-    b = State("B", PARAMS, rewards=rewards("a", 1.0, 2).vstack(rewards("c", 1.0)))
+    a = Snapshot(PARAMS, name="A", rewards=rewards("a", 0.5).vstack(rewards("b", 1.0)))
+    b = Snapshot(PARAMS, name="B", rewards=rewards("a", 1.0, 2).vstack(rewards("c", 1.0)))
     found = build_diff(a, b)
     assert found["scores"]["a"]["rows"] == 2
     assert found["scores"]["a"]["reward"] == {"a": 0.5, "b": 1.0}
@@ -113,24 +118,26 @@ def test_scores_are_means_of_the_prompts_that_both_scored() -> None:
 
 def test_what_only_one_side_has_is_a_difference() -> None:
     """Fewer prompts scored, fewer items evaluated, though all that both have is equal."""
-    a, b = (State(name, PARAMS, rewards=rewards("a", 0.5, count)) for name, count in (("A", 4), ("B", 2)))
+    a, b = (Snapshot(PARAMS, name=name, rewards=rewards("a", 0.5, count)) for name, count in (("A", 4), ("B", 2)))
     found = build_diff(a, b)
     assert (found["scores"]["a"]["unpaired"], found["same"]) == (2, False)
     assert "teacher a: 2 prompts are scored on one side only" in printed(found)
-    a, b = (State(name, PARAMS, samples={"persyn": samples([0.0] * count)}) for name, count in (("A", 4), ("B", 2)))
+    a, b = (
+        Snapshot(PARAMS, name=name, samples={"persyn": samples([0.0] * count)}) for name, count in (("A", 4), ("B", 2))
+    )
     found = build_diff(a, b)
     assert not found["same"]
     assert "n 2 of 4" in printed(found)
-    apart = State("B", PARAMS, samples={"persyn": samples([0.0], first=50)})
+    apart = Snapshot(PARAMS, name="B", samples={"persyn": samples([0.0], first=50)})
     assert "no item" in printed(build_diff(a, apart))
 
 
 def test_another_teacher_or_student_is_another_scale() -> None:
-    a = State("A", PARAMS, rewards=rewards("a", 0.5))
+    a = Snapshot(PARAMS, name="A", rewards=rewards("a", 0.5))
     for section in ("teachers", "student"):
-        b = State("B", PARAMS | {section: {"x": 1}}, rewards=rewards("a", 0.7))
+        b = Snapshot(PARAMS | {section: {"x": 1}}, name="B", rewards=rewards("a", 0.7))
         assert "on another scale" in " ".join(printed(build_diff(a, b)).split())
-    assert "on another scale" not in printed(build_diff(a, State("B", PARAMS, rewards=rewards("a", 0.7))))
+    assert "on another scale" not in printed(build_diff(a, Snapshot(PARAMS, name="B", rewards=rewards("a", 0.7))))
 
 
 def test_what_differs_is_named_by_its_path() -> None:
@@ -144,34 +151,29 @@ def test_what_differs_is_named_by_its_path() -> None:
     }
 
 
-def test_prompts_costs_defects_and_strategies_of_one_side() -> None:
+def test_prompts_and_strategies_of_one_side() -> None:
     changed = PROMPTS_A[1:].with_columns(license=pl.when(prompt_id=IDS[1]).then(pl.lit("MIT")).otherwise("license"))
-    cost = {"routed": {"persyn": {"spent": {"calls": 24}}, "strong": {"spent": {"calls": 1}}}, "total": {"calls": 25}}
-    a = State("A", PARAMS, PROMPTS_A, cost=cost, defects={"a": {"empty": 0}}, routes={"strong": routes("aaaa")})
-    more = {"routed": {"persyn": {"spent": {"calls": 36}}}, "total": {"calls": 36}}
-    b = State("B", {"strategies": {"persyn": {}}}, changed, cost=more, defects={"a": {"empty": 2}})
+    a = Snapshot(PARAMS, name="A", prompts=PROMPTS_A, routes={"strong": routes("aaaa")})
+    b = Snapshot({"strategies": {"persyn": {}}}, name="B", prompts=changed)
     found = build_diff(a, b)
     assert found["prompts"] == {"same": 3, "changed": [IDS[1]], "added": [], "removed": [IDS[0]]}
-    assert found["cost"]["routed.persyn.spent.calls"] == {"a": 24, "b": 36}
-    assert found["defects"] == {"a.empty": {"a": 0, "b": 2}}
     assert found["allocation"] == {"strong": {"only": "a"}}
-    assert set(build_diff(a, b, "persyn")["cost"]) == {"routed.persyn.spent.calls"}
     text = printed(found)
-    for piece in ("3 in both, 0 added, 1 removed, 1 changed", "+12", "strategy strong: only A has it", "not there"):
+    for piece in ("3 in both, 0 added, 1 removed, 1 changed", "strategy strong: only A has it"):
         assert piece in text
+    assert text.splitlines()[-1].endswith("dvc params diff A B; dvc metrics diff A B")
 
 
 @pytest.mark.parametrize("width", [40, 120])
 def test_hostile_text_is_shown_as_text(width: int) -> None:
     name = "[red]\x1b[31m\u202e"
     params = PARAMS | {"teachers": {name: {"system": f"{name} [/] =1+1"}}}
-    a = State(name, PARAMS, PROMPTS_A, routes={"persyn": routes("aaaa")})
-    b = State(name, params, PROMPTS_A, routes={"persyn": routes("aaab")}, missing=[name])
+    a = Snapshot(PARAMS, name=name, prompts=PROMPTS_A, routes={"persyn": routes("aaaa")})
+    b = Snapshot(params, name=name, prompts=PROMPTS_A, routes={"persyn": routes("aaab")}, lacking={name: [name]})
     text = printed(build_diff(a, b), width=width)
     assert all(character.isprintable() or character == "\n" for character in text)
     if width == 120:
         assert r"<b>four</b> \x1b[31m [red] [/] =1+1 \u202e" in text
-        assert r"teachers.[red]\x1b[31m\u202e.system" in text
 
 
 def git(*command: str) -> None:
@@ -194,14 +196,12 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_table(PROMPTS_A, "data/prompts.parquet", PROMPTS)
     write_table(routes("aaaa"), "data/routes/persyn.parquet", ROUTES)
     write_table(samples([0.0] * 20), "data/evaluation/persyn.parquet", SAMPLES)
-    write_json({"hit_at_1": 0.25}, "metrics/router.json")
     dvc.add(["data"])
     git("add", ".")
     git("commit", "-m", "old")
     git("tag", "old")
     write_table(routes("aaab"), "data/routes/persyn.parquet", ROUTES)
     write_table(samples([1.0] * 20), "data/evaluation/persyn.parquet", SAMPLES)
-    write_json({"hit_at_1": 0.5}, "metrics/router.json")
     Path("params.yaml").write_text("rewards: {alpha: 0.9}\nstrategies: {persyn: {}}\n")
     return tmp_path
 
@@ -210,14 +210,13 @@ def test_a_commit_is_compared_with_the_files_as_they_lie(repository: Path) -> No
     result = CliRunner().invoke(app, ["diff"])
     assert result.exit_code == 0, result.output
     assert "\x1b" not in result.output
-    for piece in ("A is HEAD, B is workspace", "rewards.alpha", "1 of 4 prompts moved", "hit_at_1", "differs"):
+    for piece in ("A is HEAD, B is workspace", "1 of 4 prompts moved", "differs", "dvc params diff HEAD"):
         assert piece in " ".join(result.output.split())
     assert "workspace: data/rewards.parquet" in " ".join(result.output.split()), "what was not made is said"
     found = json.loads(CliRunner().invoke(app, ["diff", "old", "--json"]).stdout)
-    assert found["params"] == {"rewards.alpha": {"a": 0.4, "b": 0.9}}
-    assert found["router"] == {"hit_at_1": {"a": 0.25, "b": 0.5}}
+    assert found["scale"] == ["rewards"]
     assert [row["to"] for row in found["allocation"]["persyn"]["moved"]] == ["b"]
-    assert "no difference in what both have" in CliRunner().invoke(app, ["diff", "old", "HEAD"]).output
+    assert "no difference" in CliRunner().invoke(app, ["diff", "old", "HEAD"]).output
     wrong = CliRunner().invoke(app, ["diff", "old", "--strategy", "persin"]).exception
     assert isinstance(wrong, InputError)
     assert "did you mean persyn?" in str(wrong)
@@ -236,5 +235,5 @@ def test_what_the_cache_lacks_is_said_and_the_rest_compared(repository: Path) ->
     assert (
         "HEAD: data/prompts.parquet, data/routes/persyn.parquet, data/evaluation/persyn.parquet: not in DVC's" in output
     )
-    assert "rewards.alpha" in output
+    assert "no difference" in output
     assert "only" not in output

@@ -17,7 +17,7 @@ stages:
     cmd: python made.py
     deps: [made.py]
     params: [student, rewards, router]
-    metrics: [{metrics/allocation/persyn.json: {cache: false}}, {metrics/evaluation/persyn.json: {cache: false}}]
+    outs: [{metrics/allocation/persyn.json: {cache: false}}, {metrics/evaluation/persyn.json: {cache: false}}]
 """
 MADE = """
 import json

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 import persyn.export.hub
 from persyn.cli import app
-from persyn.dataset import build_dataset
+from persyn.dataset import DatasetSettings, build_dataset
 from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.export import EXPORT, NULLABLE
@@ -76,8 +76,8 @@ def make(params: dict[str, Any], source: str = "/home/someone/p.jsonl") -> None:
         routed = pl.concat(answers[name][place] for place, name in enumerate(chosen))
         write_table(pl.DataFrame(rows, schema=ROUTES, orient="row"), f"data/routes/{strategy}.parquet", ROUTES)
         write_table(routed, f"data/routed/{strategy}.parquet", RESPONSES)
-        allowed = Licenses(params["licenses"]["allow_forbidden"])
-        dataset, counts = build_dataset(prompts, routed, Policies(), teachers, allowed)
+        allowed = Licenses(allow_forbidden=params["licenses"]["allow_forbidden"])
+        dataset, counts = build_dataset(prompts, routed, Policies(), teachers, allowed, DatasetSettings())
         write_table(dataset, f"data/dataset/{strategy}.parquet", DATASET)
         write_json(counts, f"metrics/dataset/{strategy}.json")
         share = {name: chosen.count(name) / 3 for name in teachers}

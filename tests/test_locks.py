@@ -1,4 +1,4 @@
-"""The locks: which sets of extras they serve. That they resolve is shown by `make locks-check`, which asks the index."""
+"""The locks: which sets of extras they serve. `make locks-check`, which asks the index, shows that they resolve."""
 
 import subprocess
 

@@ -1,6 +1,5 @@
 """Report: its numbers are those of the tables; it stands hostile names, missing parts and many teachers."""
 
-import dataclasses
 import html
 import re
 from html.parser import HTMLParser
@@ -11,10 +10,11 @@ import pytest
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from persyn.project.snapshot import Snapshot, Table, Tables
 from persyn.report import build_report
 from persyn.report.charts import forest
 from persyn.report.overview import _fewer, verdict
-from persyn.report.page import Experiment, Run
+from persyn.report.page import teacher_looks
 from persyn.routes import allocation
 from tests.support.invented import invented
 from tests.support.pages import rows
@@ -51,16 +51,16 @@ class Reader(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def run() -> Run:
+def run() -> Snapshot:
     return invented(["ann", "ben", "eve"], ["persyn", "strong", "random"], ["sums", "words"])
 
 
 @pytest.fixture(scope="module")
-def page(run: Run) -> str:
+def page(run: Snapshot) -> str:
     return build_report(run)
 
 
-def test_its_numbers_are_those_of_the_tables(run: Run, page: str) -> None:
+def test_its_numbers_are_those_of_the_tables(run: Snapshot, page: str) -> None:
     found, cost = rows(page), run.metric("cost")
     text = " ".join(Reader(page).text.split())
     chosen = run.routes["persyn"]["teacher"].to_list()
@@ -82,7 +82,7 @@ def test_its_numbers_are_those_of_the_tables(run: Run, page: str) -> None:
     assert f"{ratio:.2f} times fewer response tokens" in text
 
 
-def test_the_verdict_says_no_more_than_the_numbers(run: Run) -> None:
+def test_the_verdict_says_no_more_than_the_numbers(run: Snapshot) -> None:
     cell = {"difference": 0.1, "interval": [-0.1, 0.3], "mde": 0.2, "n": 16, "p": 0.3, "p_holm": 0.3}
     within, differs = cell | {"verdict": "within noise"}, cell | {"verdict": "differs", "difference": -0.4}
     assert "No verdict yet" in verdict(None)
@@ -98,7 +98,7 @@ def test_the_verdict_says_no_more_than_the_numbers(run: Run) -> None:
     assert "within noise" not in verdict({"strong": {"sums": {"accuracy": differs}}})
 
 
-def test_equal_runs_give_equal_pages(run: Run, page: str) -> None:
+def test_equal_runs_give_equal_pages(run: Snapshot, page: str) -> None:
     assert build_report(run) == page
 
 
@@ -129,7 +129,7 @@ def test_hostile_names_are_text() -> None:
     run = invented(HOSTILE, ["persyn", *HOSTILE], [*HOSTILE, "plain"], source=HOSTILE[0])
     broken = {"duplicate " + HOSTILE[0]: 3}
     run.metrics["prompts"]["dropped"] = broken
-    page = build_report(dataclasses.replace(run, name=HOSTILE[0], experiments_note=HOSTILE[0]))
+    page = build_report(run.replace(name=HOSTILE[0], experiments_note=HOSTILE[0]))
     reader = Reader(page)
     assert not [tag for tag, _ in reader.tags if tag in ("img", "b")]
     for name in HOSTILE[:5]:
@@ -149,29 +149,31 @@ def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("unpainted")
 @pytest.mark.parametrize("stage", ["prompts", "quality", "rewards", "pairs", "router", "allocation", "dataset"])
-def test_a_run_that_ended_early_has_a_page(run: Run, stage: str) -> None:
+def test_a_run_that_ended_early_has_a_page(run: Snapshot, stage: str) -> None:
     """Only what comes before the stage is there."""
     order = ["prompts", "responses", "quality", "learnability", "defects", "rewards", "pairs", "router"]
     order += ["allocation", "routes", "routed", "dataset", "training", "evaluation", "samples", "comparison", "cost"]
     kept = order[: order.index(stage)]
     fields = {name: getattr(run, name) for name in kept if hasattr(run, name)}
     metrics = {name: run.metrics[name] for name in kept if name in run.metrics}
-    page = build_report(Run(run.params, "early", metrics, **fields))
+    page = build_report(Snapshot(run.params, name="early", metrics=metrics, **fields))
     named = {"allocation": "routes", "dataset": "evaluation"}.get(stage, stage)
     assert f"not made yet: <code>dvc repro {named}</code>" in page
     assert "No verdict yet" in page
 
 
 @pytest.mark.usefixtures("unpainted")
-def test_every_single_part_may_be_missing(run: Run) -> None:
-    for field in dataclasses.fields(Run)[3:-2]:
-        nothing: Any = {} if isinstance(getattr(run, field.name), dict) else None
-        assert "</html>" in build_report(dataclasses.replace(run, **{field.name: nothing}), sample=5)
+def test_every_single_part_may_be_missing(run: Snapshot) -> None:
+    parts = {name: part for name, part in vars(Snapshot).items() if isinstance(part, Table)}
+    assert len(parts) == 13
+    for name, part in parts.items():
+        nothing: Any = {} if isinstance(part, Tables) else None
+        assert "</html>" in build_report(run.replace(**{name: nothing}), sample=5)
     for name in run.metrics:
-        assert "</html>" in build_report(dataclasses.replace(run, metrics={**run.metrics, name: None}), sample=5)
+        assert "</html>" in build_report(run.replace(metrics={**run.metrics, name: None}), sample=5)
 
 
-def changed(run: Run, alpha: float, student: str = "student/model", **others: Any) -> dict[str, Any]:
+def changed(run: Snapshot, alpha: float, student: str = "student/model", **others: Any) -> dict[str, Any]:
     """The run's parameters, but for these."""
     return {**run.params, "rewards": {"alpha": alpha}, "student": {"model": student}, **others}
 
@@ -180,24 +182,25 @@ def test_many_teachers_and_strategies_fit() -> None:
     teachers = [f"organisation/model-{number}-instruct" for number in range(19)]
     strategies = ["persyn", *(f"strategy_{number}" for number in range(9))]
     run = invented(teachers, strategies, ["ifeval", "gsm8k", "truthfulqa"], count=400)
-    same = run.metric("allocation"), run.metric("evaluation")
-    runs = [Experiment("exp-0", changed(run, 0.0), *same), Experiment("exp-1", changed(run, 0.2, "other"), *same)]
-    page = build_report(dataclasses.replace(run, experiments=runs))
+    same = {kind: run.metric(kind) for kind in ("allocation", "evaluation")}
+    runs = [
+        Snapshot(changed(run, 0.0), name="exp-0", metrics=same),
+        Snapshot(changed(run, 0.2, "other"), name="exp-1", metrics=same),
+    ]
+    page = build_report(run.replace(experiments=runs))
     assert len(page.encode()) < 3e6
-    looks = {(look.colour, look.hatch) for look in run.teachers.values()}
+    looks = {(look.colour, look.hatch) for look in teacher_looks(run).values()}
     assert len(looks) == 19, "no two teachers look alike"
     assert "exp-1: alpha 0.2, other" in page
     assert ["exp-0", "student/model", "—", "0.00"] in [row[:4] for row in rows(page)]
 
 
 @pytest.mark.usefixtures("unpainted")
-def test_a_teacher_without_scores_leaves_the_rest_of_the_page(run: Run) -> None:
+def test_a_teacher_without_scores_leaves_the_rest_of_the_page(run: Snapshot) -> None:
     more = {**run.params, "teachers": {**run.params["teachers"], "zoe": {"model": "m"}}}
-    page = build_report(dataclasses.replace(run, params=more), sample=5)
+    page = build_report(run.replace(params=more), sample=5)
     assert "This cannot be drawn: none of 20 prompts has both scores of every teacher" in html.unescape(page)
-    wrong = build_report(
-        dataclasses.replace(run, params={**run.params, "rewards": {"alpha": 0.4, "beta": 1}}), sample=5
-    )
+    wrong = build_report(run.replace(params={**run.params, "rewards": {"alpha": 0.4, "beta": 1}}), sample=5)
     assert "This cannot be drawn: rewards.beta is not a parameter" in html.unescape(wrong)
 
 
@@ -210,14 +213,14 @@ def test_persyn_alone_is_a_whole_run() -> None:
 
 
 @pytest.mark.usefixtures("unpainted")
-def test_two_teachers_of_a_prompt_count_for_both(run: Run) -> None:
+def test_two_teachers_of_a_prompt_count_for_both(run: Snapshot) -> None:
     """The first half of the prompts is answered by ann too, where another had them alone."""
     routes = run.routes["persyn"]
     second = routes.head(20).filter(pl.col("teacher") != "ann").with_columns(teacher=pl.lit("ann"))
     both = pl.concat([routes, second]).sort("prompt_id", "teacher")
     allocations = {**run.metric("allocation"), "persyn": allocation(both, ["ann", "ben", "eve"])}
     metrics = {**run.metrics, "allocation": allocations}
-    page = build_report(dataclasses.replace(run, routes={**run.routes, "persyn": both}, metrics=metrics), sample=0)
+    page = build_report(run.replace(routes={**run.routes, "persyn": both}, metrics=metrics), sample=0)
     counts = [str((both["teacher"] == name).sum()) for name in ("ann", "ben", "eve")]
     assert ["persyn", "40", *counts] in rows(page)
     by_source = [row for row in rows(page) if row[0].endswith(" · s")]
@@ -226,28 +229,29 @@ def test_two_teachers_of_a_prompt_count_for_both(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("unpainted")
-def test_what_experiments_differ_in_is_said(run: Run) -> None:
+def test_what_experiments_differ_in_is_said(run: Snapshot) -> None:
     """A teacher that this run has not, and other epochs: no effect of alpha."""
     other = {"persyn": {"prompts": 40, "entropy": 0.3, "share": {"ann": 0.1, "cy": 0.9}}}
     epochs = changed(run, 0.8, sft={"epochs": 5}, speed={"student": {}})
-    runs = [Experiment("longer", epochs, other, run.metric("evaluation"))]
-    shown = dataclasses.replace(run, experiments=runs)
+    evaluation = {"evaluation": run.metric("evaluation")}
+    runs = [Snapshot(epochs, name="longer", metrics={"allocation": other, **evaluation})]
+    shown = run.replace(experiments=runs)
     page = build_report(shown, sample=0)
     assert ["longer", "student/model", "sft.epochs", "0.80"] in [row[:4] for row in rows(page)]
     assert "differ from it in alpha alone" not in page
     legend = re.findall(r'<ul class="legend">.*?</ul>', page, re.DOTALL)
     assert any("cy" in names for names in legend)
-    alone = Experiment("alone", changed(run, 0.8), {}, run.metric("evaluation"))
-    assert "differ from it in alpha alone" in build_report(dataclasses.replace(run, experiments=[alone]), sample=0)
-    assert "</html>" in build_report(Run(run.params, experiments=[Experiment("x", {}, {}, {})]))
+    alone = Snapshot(changed(run, 0.8), name="alone", metrics=evaluation)
+    assert "differ from it in alpha alone" in build_report(run.replace(experiments=[alone]), sample=0)
+    assert "</html>" in build_report(Snapshot(run.params, experiments=[Snapshot({}, name="x")]))
 
 
 @pytest.mark.usefixtures("unpainted")
-def test_teachers_with_anchors_are_told_apart(run: Run) -> None:
+def test_teachers_with_anchors_are_told_apart(run: Snapshot) -> None:
     assert run.rewards is not None
     few = pl.concat([run.rewards.filter(pl.col("teacher") != "eve"), run.rewards.filter(teacher="eve").head(5)])
     params = {**run.params, "teachers": {**run.params["teachers"], "eve": {"model": "m", "anchors": 5}}}
-    page = build_report(dataclasses.replace(run, rewards=few, params=params), sample=0)
+    page = build_report(run.replace(rewards=few, params=params), sample=0)
     assert "are scored on so many of the 20 prompts only: eve (5)" in page
     assert "answered by every teacher but eve, by anchors" in page
     assert "Without eve: teachers with anchors are placed beside the router" in page

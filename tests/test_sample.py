@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from persyn.project.snapshot import Snapshot
 from persyn.report.sample import Sample, build_sample, draw_prompts
 from persyn.schemas import ROUTES
 from tests.support.invented import made_up
@@ -36,7 +37,7 @@ def tables() -> dict[str, Any]:
 
 
 def test_the_payload_is_what_the_tables_say(tables: dict[str, Any]) -> None:
-    packed = unpack(build_sample(**tables))
+    packed = unpack(build_sample(Snapshot(**tables)))
     prompts = packed["prompts"]
     assert list(prompts) == sorted(tables["prompts"]["prompt_id"])
     for row in tables["prompts"].iter_rows(named=True):
@@ -83,23 +84,23 @@ def test_a_prompt_of_two_teachers_has_both_the_stronger_first(tables: dict[str, 
     first, *_ = tables["prompts"]["prompt_id"].sort()
     rows = {"prompt_id": [first] * 2, "teacher": ["teacher-1", "teacher-2"], "strength": [1.0, 2.0], "margin": 0.5}
     routes = {"two": pl.DataFrame(rows, schema=ROUTES)}
-    packed = unpack(build_sample(**{**tables, "routes": routes, "dataset": {}}))
+    packed = unpack(build_sample(Snapshot(**{**tables, "routes": routes, "dataset": {}})))
     shown = packed["prompts"][first]["routes"]
     assert [packed["teachers"][one["teacher"]] for one in shown] == ["teacher-2", "teacher-1"]
     assert [one["kept"] for one in shown] == [None, None]
 
 
 def test_what_is_not_made_yet_is_left_out(tables: dict[str, Any]) -> None:
-    sample = build_sample(tables["prompts"], {}, {}, {}, None, None, {}, {}, {})
+    sample = build_sample(Snapshot(prompts=tables["prompts"]))
     packed = unpack(sample)
     assert (sample.prompts, packed["teachers"], packed["strategies"]) == (60, [], [])
     assert all(not prompt["responses"] and not prompt["routes"] for prompt in packed["prompts"].values())
-    assert not unpack(build_sample(**tables, limit=0))["prompts"]
+    assert not unpack(build_sample(Snapshot(**tables), limit=0))["prompts"]
 
 
 def test_equal_tables_give_equal_bytes_in_any_order(tables: dict[str, Any]) -> None:
     shuffled = {**tables, "prompts": tables["prompts"].reverse(), "rewards": tables["rewards"].reverse()}
-    assert build_sample(**shuffled) == build_sample(**tables)
+    assert build_sample(Snapshot(**shuffled)) == build_sample(Snapshot(**tables))
 
 
 def test_the_draw_is_fair_and_holds_parallel_prompts(tables: dict[str, Any]) -> None:
@@ -121,9 +122,9 @@ def test_the_draw_is_fair_and_holds_parallel_prompts(tables: dict[str, Any]) -> 
 
 def test_long_texts_are_cut_to_fit_and_say_so() -> None:
     tables = made_up(40, 3, 3000)
-    whole = build_sample(**tables)
+    whole = build_sample(Snapshot(**tables))
     assert (whole.cut_prompt, whole.cut_response) == (None, None)
-    cut = build_sample(**tables, max_bytes=len(whole.payload) // 3)
+    cut = build_sample(Snapshot(**tables), max_bytes=len(whole.payload) // 3)
     assert cut.cut_response is not None
     assert len(whole.payload) // 6 < len(cut.payload) <= len(whole.payload) // 3
     packed = unpack(cut)
@@ -137,7 +138,7 @@ def test_long_texts_are_cut_to_fit_and_say_so() -> None:
 
 def test_fewer_prompts_are_drawn_where_the_shortest_texts_do_not_fit() -> None:
     tables = made_up(400, 19, 500)
-    sample = build_sample(**tables, max_bytes=50_000)
+    sample = build_sample(Snapshot(**tables), max_bytes=50_000)
     assert len(sample.payload) <= 50_000
     assert 0 < sample.prompts < 400 == sample.total_prompts
     assert len(unpack(sample)["prompts"]) == sample.prompts
@@ -149,7 +150,7 @@ def test_texts_that_pack_well_do_not_make_a_page_that_opens_slowly(monkeypatch: 
     tables["responses"] = {
         name: table.with_columns(response=pl.lit("a" * 1000)) for name, table in tables["responses"].items()
     }
-    packed = unpack(build_sample(**tables))
+    packed = unpack(build_sample(Snapshot(**tables)))
     texts = [one["response"] for prompt in packed["prompts"].values() for one in prompt["responses"]]
     assert 100 < max(map(len, texts)) < 1000
 
@@ -157,7 +158,7 @@ def test_texts_that_pack_well_do_not_make_a_page_that_opens_slowly(monkeypatch: 
 def test_hostile_texts_come_whole_and_the_payload_is_plain_letters(tables: dict[str, Any]) -> None:
     few = tables["prompts"].sort("prompt_id").head(len(HOSTILE)).with_columns(prompt=pl.Series(HOSTILE))
     hostile = {**tables, "prompts": few.with_columns(source=pl.Series(HOSTILE))}
-    sample = build_sample(**hostile)
+    sample = build_sample(Snapshot(**hostile))
     packed = unpack(sample)
     assert [prompt["prompt"] for prompt in packed["prompts"].values()] == HOSTILE
     assert packed["sources"] == sorted(HOSTILE)

@@ -11,13 +11,14 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from persyn.cli import app
-from persyn.dataset import build_dataset
+from persyn.dataset import DatasetSettings, build_dataset
 from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.generation.terms import Licenses
-from persyn.inspection.trace import Made, find_prompt, router_role, search_prompts, trace_prompt
+from persyn.inspection.trace import find_prompt, router_role, search_prompts, trace_prompt
 from persyn.inspection.trace_text import trace_text
-from persyn.router.settings import Settings
+from persyn.project.snapshot import Snapshot
+from persyn.router.settings import RouterSettings
 from persyn.schemas import DATASET, LEARNABILITY, PAIRS, PROMPTS, QUALITY, RESPONSES, REWARDS, ROUTES, write_table
 from tests.support.tables import prompts_table, responses_table, stub_teachers
 
@@ -29,7 +30,7 @@ def rows(schema: pl.Schema, *values: tuple[Any, ...]) -> pl.DataFrame:
     return pl.DataFrame(values, schema=schema, orient="row")
 
 
-def made(texts: dict[str, str], finish: dict[str, str] | None = None) -> Made:
+def made(texts: dict[str, str], finish: dict[str, str] | None = None) -> Snapshot:
     """One prompt, teachers a and b: a is of higher quality; strategy `both` routes to both, a the stronger."""
     prompts = prompts_table(["Say <b>hi</b> to [red]"])
     identity = prompts["prompt_id"].item()
@@ -39,13 +40,17 @@ def made(texts: dict[str, str], finish: dict[str, str] | None = None) -> Made:
     routes = rows(ROUTES, *((identity, name, 2.0 - place, 1.0 - 2 * place) for place, name in enumerate(texts)))
     quality = {name: rows(QUALITY, (identity, name, 1.0 - place)) for place, name in enumerate(texts)}
     routed = pl.concat(responses.values())
-    terms, choice = (stub_teachers("ab"), Licenses()), (routes, lambda _: pl.concat(quality.values()))
+    terms, choice = (
+        (stub_teachers("ab"), Licenses(), DatasetSettings()),
+        (routes, lambda _: pl.concat(quality.values())),
+    )
     dataset, _ = build_dataset(prompts, routed, Policies(), *terms, *choice)
-    return Made(
-        prompts,
-        responses,
-        quality,
-        {name: rows(LEARNABILITY, (identity, name, -1.5, 4, False)) for name in texts},
+    return Snapshot(
+        {"teachers": dict.fromkeys(texts), "strategies": {"both": {}}},
+        prompts=prompts,
+        responses=responses,
+        quality=quality,
+        learnability={name: rows(LEARNABILITY, (identity, name, -1.5, 4, False)) for name in texts},
         rewards=rows(REWARDS, *((identity, name, 1.0, -1.5, 1.0 - place) for place, name in enumerate(texts))),
         pairs=rows(PAIRS, (identity, "a", "b", 1.0)),
         routes={"both": routes},
@@ -54,8 +59,10 @@ def made(texts: dict[str, str], finish: dict[str, str] | None = None) -> Made:
     )
 
 
-def trace(found: Made, **settings: Any) -> dict[str, Any]:
-    return trace_prompt(found, found.prompts["prompt_id"].item(), Policies(), **{"keep_length": False} | settings)
+def trace(found: Snapshot, **settings: Any) -> dict[str, Any]:
+    return trace_prompt(
+        found, found.need("prompts")["prompt_id"].item(), Policies(), **{"keep_length": False} | settings
+    )
 
 
 def printed(found: dict[str, Any], width: int = 80) -> str:
@@ -95,25 +102,23 @@ def test_why_the_dataset_lacks_a_response_is_what_the_stage_counted(text: str, f
 
 def test_a_dataset_of_other_routes_is_said_to_be_outdated() -> None:
     found = made({"a": "Hi!", "b": "Hello."})
-    found.routes = {"both": found.routes["both"].filter(teacher="b")}
-    found.routed = {"both": found.routed["both"].filter(teacher="b")}
-    [row] = trace(found)["strategies"]["both"]
+    parts = {part: {"both": getattr(found, part)["both"].filter(teacher="b")} for part in ("routes", "routed")}
+    [row] = trace(found.replace(**parts))["strategies"]["both"]
     assert (row["kept"], row["reason"]) == (False, "outdated")
 
 
 def test_parts_that_are_not_made_are_named() -> None:
-    text = printed(trace(Made(prompts_table(["Hi"]))))
+    text = printed(trace(Snapshot(prompts=prompts_table(["Hi"]))))
     assert (
         "Not made yet: responses, quality, learnability, defects, rewards, pairs, routes, routed, dataset"
         in " ".join(text.split())
     )
-    half = Made(prompts_table(["Hi"]), responses={"a": rows(RESPONSES)}, pairs=rows(PAIRS), teachers=["a", "b", "c"])
+    params = {"teachers": dict.fromkeys("abc")}
+    half = Snapshot(params, prompts=prompts_table(["Hi"]), responses={"a": rows(RESPONSES)}, pairs=rows(PAIRS))
     missing = trace(half)["missing"]
     assert missing[0] == "responses of b, c"
     assert "pairs" not in missing, "there are none, but it was made"
-    routed = made({"a": "Hi!"})
-    routed.routed, routed.dataset = {}, {}
-    [row] = trace(routed)["strategies"]["both"]
+    [row] = trace(made({"a": "Hi!"}).replace(routed={}, dataset={}))["strategies"]["both"]
     assert (row["teacher"], row["response"], row["kept"]) == ("a", None, None)
 
 
@@ -150,16 +155,22 @@ def test_search_takes_text_as_it_stands() -> None:
 def test_the_router_s_use_of_a_prompt_is_that_of_its_training() -> None:
     prompts = prompts_table([f"prompt {number}" for number in range(8)])
     rewards = rows(REWARDS, *((identity, "a", 1.0, -1.0, 1.0) for identity in prompts["prompt_id"][:7]))
-    settings = Settings(model="m", holdout=0.3, validation=0.2, num_train=4)
+    settings = RouterSettings(model="m", holdout=0.3, validation=0.2, num_train=4)
     pairs = rows(PAIRS, *((identity, "a", "b", 0.5) for identity in prompts["prompt_id"]))
-    roles = [router_role(prompts, rewards, pairs, settings, identity) for identity in prompts["prompt_id"]]
+    found = Snapshot(prompts=prompts, rewards=rewards, pairs=pairs)
+    roles = [str(router_role(found, settings, identity)) for identity in prompts["prompt_id"]]
     counts = {
         name: sum(role.startswith(name) for role in roles) for name in ("held out", "validation", "trained", "not used")
     }
     assert counts == {"held out": 2, "validation": 1, "trained": 3, "not used": 2}
     [first, *_] = [each for each, role in zip(prompts["prompt_id"], roles, strict=True) if role == "trained on"]
-    fewer = pairs.filter(pl.col("prompt_id") != first)
-    assert router_role(prompts, rewards, fewer, settings, first).startswith("not used: it has no pair")
+    fewer = found.replace(pairs=pairs.filter(pl.col("prompt_id") != first))
+    anchored = found.replace(params={"teachers": {"a": {"anchors": 2}, "b": None}})
+    for each in (fewer, anchored):
+        assert str(router_role(each, settings, first)).startswith("not used: it has no pair")
+    assert router_role(found.replace(rewards=None), settings, first) is None
+    other = found.replace(prompts=prompts.with_columns(parallel=pl.lit(False)))
+    assert router_role(other, settings, first) == "not used: it is not parallel"
 
 
 @pytest.fixture
@@ -169,7 +180,7 @@ def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     found = made({"a": HOSTILE})
     params = "teachers: {a: {}}\nstrategies: {both: {}}\ndefects: {}\ndataset: {keep_length: true}\n"
     Path("params.yaml").write_text(params + "router: {model: m, holdout: 0.5}\n")
-    write_table(found.prompts, "data/prompts.parquet", PROMPTS)
+    write_table(found.need("prompts"), "data/prompts.parquet", PROMPTS)
     for part, schema in (("responses", RESPONSES), ("routed", RESPONSES), ("routes", ROUTES), ("dataset", DATASET)):
         for name, table in getattr(found, part).items():
             write_table(table, f"data/{part}/{name}.parquet", schema)
@@ -199,4 +210,4 @@ def test_no_prompt_is_one_clear_line(show: Callable[..., Any]) -> None:
         assert isinstance(result.exception, InputError)
         assert message in str(result.exception)
     Path("data/prompts.parquet").unlink()
-    assert "run `dvc repro prompts`" in str(show("1").exception)
+    assert "data/prompts.parquet of workspace is not there" in str(show("1").exception)

@@ -1,7 +1,4 @@
-"""The `persyn` command: what DVC cannot show. Each command imports what it needs, so that `--help` is quick.
-
-Of all in persyn, these modules alone know where a project keeps its tables.
-"""
+"""The `persyn` command: what DVC cannot show. Each command imports what it needs, so that `--help` is quick."""
 
 import typer
 

@@ -53,7 +53,8 @@ def ledger(data: Data = Path("data")) -> None:
     """What the results needed: spent, cached and saved, and money at the prices that params.yaml gives now."""
     import polars as pl
 
-    from persyn.cost import build_ledger, ledger_text
+    from persyn.cost import build_ledger
+    from persyn.planning.text import ledger_text
     from persyn.project.params import read_params
     from persyn.schemas import PROMPTS, RESPONSES, read_folder, read_table
 

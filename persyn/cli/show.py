@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from persyn.inspection.trace import Made
-    from persyn.project.revision import Project
+    from persyn.project.snapshot import Snapshot
 
 
 def show(
@@ -29,23 +28,20 @@ def show(
     from persyn.errors import InputError
     from persyn.inspection.trace import find_prompt, search_prompts
     from persyn.inspection.trace_text import search_text, trace_text
-    from persyn.project.revision import open_project
-    from persyn.schemas import PROMPTS
+    from persyn.project.snapshot import open_snapshot
 
     if (prompt_id is None) == (search is None):
         got = "neither" if search is None else "both"
         raise InputError(f"got {got} of a prompt's id and --search; `persyn show --search TEXT` lists ids to show")
     console, status = Console(), Console(stderr=True).status("reading")
-    with status, open_project(rev) as project:
-        prompts = project.table("data/prompts.parquet", PROMPTS)
-        if prompts is None:
-            raise InputError(f"{project.name} has no data/prompts.parquet yet; run `dvc repro prompts` to make it")
+    with status, open_snapshot(rev) as snapshot:
+        prompts = snapshot.need("prompts")
         if search is not None:
             matching = search_prompts(prompts, search)
             found: Any = matching.head(limit).to_dicts()
             text = search_text(matching, limit)
         else:
-            found = _trace(project, _read(project, prompts), find_prompt(prompts, prompt_id or ""))
+            found = _trace(snapshot, find_prompt(prompts, prompt_id or ""))
             text = trace_text(found)
     if as_json:
         typer.echo(json.dumps(found, indent=2))
@@ -53,54 +49,15 @@ def show(
         console.print(text)
 
 
-def _read(project: "Project", prompts: Any) -> "Made":
-    from persyn.inspection.trace import Made
-    from persyn.schemas import DATASET, DEFECTS, LEARNABILITY, PAIRS, QUALITY, RESPONSES, REWARDS, ROUTES
-
-    teachers, strategies = list(project.section("teachers")), list(project.section("strategies"))
-    return Made(
-        prompts,
-        responses=project.tables("data/responses", teachers, RESPONSES),
-        quality=project.tables("data/quality", teachers, QUALITY),
-        learnability=project.tables("data/learnability", teachers, LEARNABILITY),
-        defects=project.table("data/defects.parquet", DEFECTS),
-        rewards=project.table("data/rewards.parquet", REWARDS),
-        pairs=project.table("data/pairs.parquet", PAIRS),
-        routes=project.tables("data/routes", strategies, ROUTES),
-        routed=project.tables("data/routed", strategies, RESPONSES),
-        dataset=project.tables("data/dataset", strategies, DATASET),
-        teachers=teachers,
-        strategies=strategies,
-    )
-
-
-def _trace(project: "Project", made: "Made", prompt_id: str) -> dict[str, Any]:
-    from persyn.dataset import build_dataset
+def _trace(snapshot: "Snapshot", prompt_id: str) -> dict[str, Any]:
+    from persyn.dataset import DatasetSettings
     from persyn.defects import Policies
-    from persyn.errors import check_keys
-    from persyn.inspection.trace import trace_prompt
+    from persyn.inspection.trace import router_role, trace_prompt
+    from persyn.router.settings import RouterSettings
 
-    defects, dataset = project.section("defects"), project.section("dataset")
-    check_keys("defects", defects, Policies)
-    check_keys("dataset", dataset, build_dataset)
-    role = _role(project, made, prompt_id)
-    return trace_prompt(made, prompt_id, Policies(**defects), keep_length=dataset.get("keep_length", False), role=role)
-
-
-def _role(project: "Project", made: "Made", prompt_id: str) -> str | None:
-    """What the router uses a prompt for; None where that cannot be told."""
-    import polars as pl
-
-    if prompt_id not in made.prompts.filter("parallel")["prompt_id"]:
-        return "not used: it is not parallel"
-    if made.rewards is None or made.pairs is None or "model" not in (section := project.section("router")):
-        return None
-    from persyn.errors import check_keys
-    from persyn.inspection.trace import router_role
-    from persyn.router.settings import Settings
-
-    check_keys("router", section, Settings)
-    entries = project.section("teachers")
-    anchored = [name for name, entry in entries.items() if (entry or {}).get("anchors") is not None]
-    pairs = made.pairs.filter(~(pl.col("winner").is_in(anchored) | pl.col("loser").is_in(anchored)))
-    return router_role(made.prompts, made.rewards, pairs, Settings(**section), prompt_id)
+    router, role = snapshot.section("router"), None
+    if "model" in router:
+        role = router_role(snapshot, RouterSettings.parse(router, "router"), prompt_id)
+    policies = Policies.parse(snapshot.section("defects"), "defects")
+    settings = DatasetSettings.parse(snapshot.section("dataset"), "dataset")
+    return trace_prompt(snapshot, prompt_id, policies, keep_length=settings.keep_length, role=role)

@@ -44,8 +44,8 @@ def build_dataset(
         score: RESPONSES -> QUALITY. Of two responses that are fit the better is kept, of equals the stronger teacher's.
 
     Returns:
-        DATASET, and the counts {rows, kept, dropped: {reason: count}, teachers: count_defects}. The reason is the
-        first that holds of error, length and the kinds of defect; then `second`, for the worse of two.
+        DATASET, and the counts {rows, kept, dropped: {reason: count}, teachers: count_defects}. The reason is that of
+        drop_reason, or `second` for the worse of two.
 
     Raises:
         InputError: no row is left, or as check_terms.
@@ -55,12 +55,7 @@ def build_dataset(
     defects = find_defects(prompts, routed)
     rows = routed.join(prompts, on="prompt_id", how="left", validate="m:1")
     rows = rows.join(defects, on=["prompt_id", "teacher"], how="left", validate="1:1").sort("prompt_id", "teacher")
-    reasons = [
-        pl.when(pl.col("finish_reason") == "error").then(pl.lit("error")),
-        pl.when((pl.col("finish_reason") == "length") & (not settings.keep_length)).then(pl.lit("length")),
-        *(pl.when(kind).then(pl.lit(kind)) for kind in policies.kinds("drop")),
-    ]
-    rows = rows.with_columns(dropped=pl.coalesce(reasons))
+    rows = rows.with_columns(dropped=drop_reason(policies, keep_length=settings.keep_length))
     twice = rows.filter(pl.col("dropped").is_null()).filter(pl.col("prompt_id").is_duplicated())
     if twice.height:
         worse = _worse(twice.select(routed.columns), routes, score).with_columns(second=pl.lit("second"))
@@ -74,6 +69,19 @@ def build_dataset(
         )
     counts = {"rows": rows.height, "kept": kept.height, "dropped": dict(dropped)}
     return _messages_and_terms(kept, teachers), counts | {"teachers": count_defects(defects, routed)}
+
+
+def drop_reason(policies: Policies, *, keep_length: bool) -> pl.Expr:
+    """Why a response beside its defects (columns finish_reason and the kinds of DEFECTS) is not fit to train on.
+
+    It is the first reason that holds of error, length and the kinds of defect; null where none does.
+    """
+    reasons = [
+        pl.when(pl.col("finish_reason") == "error").then(pl.lit("error")),
+        pl.when((pl.col("finish_reason") == "length") & (not keep_length)).then(pl.lit("length")),
+        *(pl.when(kind).then(pl.lit(kind)) for kind in policies.kinds("drop")),
+    ]
+    return pl.coalesce(reasons)
 
 
 def _messages_and_terms(kept: pl.DataFrame, teachers: Mapping[str, Teacher]) -> pl.DataFrame:

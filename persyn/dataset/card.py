@@ -1,14 +1,12 @@
 """Card: the README of a dataset, which says how it was made, by whom, and what binds who uses it."""
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping
 from pathlib import PureWindowsPath
 from typing import Any
 
 import polars as pl
 
-from persyn.errors import printable
+from persyn.files import markdown_table, markdown_text
 from persyn.generation import Teacher
 
 HUB_LICENSES = {"apache-2.0", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "gemma", "mit", "odc-by"}
@@ -52,11 +50,11 @@ def build_card(
     sources = dataset.join(prompts.select("prompt_id", "source"), on="prompt_id", how="left", validate="m:1")
     origins = sources.group_by("source", "license").len().sort("source", "license").rows()
     parts = [
-        f"# PerSyn: {as_text(strategy)}",
+        f"# PerSyn: {markdown_text(strategy)}",
         "Synthetic data for supervised fine-tuning: every response was written by a language model. Made by PerSyn, "
         "after [arXiv 2510.10925](https://arxiv.org/abs/2510.10925).",
         "## How it was made",
-        f"- Strategy {as_text(strategy)} chose who answers a prompt; teachers that wrote what is here: "
+        f"- Strategy {markdown_text(strategy)} chose who answers a prompt; teachers that wrote what is here: "
         f"{dataset['teacher'].n_unique()}.",
         f"- Prompts: {cleaning['read']} read, {cleaning['kept']} kept; dropped: {_reasons(cleaning['dropped'])}.",
         f"- Decontamination: {cleaning['dropped'].get('contaminated', 0)} of the prompts read shared text with an "
@@ -65,7 +63,7 @@ def build_card(
         "## Teachers",
         _teachers_table(dataset, teachers),
         "## Prompts",
-        as_table(["source", "licence", "rows"], [(shown(source), *rest) for source, *rest in origins]),
+        markdown_table(["source", "licence", "rows"], [(shown(source), *rest) for source, *rest in origins]),
         "## Conditions",
         "Who uses this data is bound by all of these. They are as recorded by who made the data, and no legal advice.",
         "\n".join(_conditions(dataset, teachers)),
@@ -96,7 +94,7 @@ def _front_matter(strategy: str, dataset: pl.DataFrame, config: Mapping[str, Any
 
 
 def _reasons(dropped: Mapping[str, int]) -> str:
-    return ", ".join(f"{as_text(reason)} {count}" for reason, count in sorted(dropped.items())) or "none"
+    return ", ".join(f"{markdown_text(reason)} {count}" for reason, count in sorted(dropped.items())) or "none"
 
 
 def _teachers_table(dataset: pl.DataFrame, teachers: Mapping[str, Teacher]) -> str:
@@ -105,34 +103,21 @@ def _teachers_table(dataset: pl.DataFrame, teachers: Mapping[str, Teacher]) -> s
         one = teachers[name]
         share = f"{count / dataset.height:.1%}"
         rows.append((name, shown(one.model), one.revision, one.license, one.training, count, share))
-    return as_table(["teacher", "model", "revision", "licence", "training on its outputs", "rows", "share"], rows)
+    return markdown_table(["teacher", "model", "revision", "licence", "training on its outputs", "rows", "share"], rows)
 
 
 def _conditions(dataset: pl.DataFrame, teachers: Mapping[str, Teacher]) -> list[str]:
     """A line a licence of prompts, and a line for all teachers with the same terms."""
-    lines = [f"- Prompts under {as_text(name)}." for name in sorted(dataset["license"].unique())]
+    lines = [f"- Prompts under {markdown_text(name)}." for name in sorted(dataset["license"].unique())]
     same: dict[tuple[str, str, str | None], list[str]] = {}
     for name in sorted(dataset["teacher"].unique()):
         teacher = teachers[name]
         same.setdefault((teacher.license, teacher.training, teacher.terms), []).append(name)
     for (license_, training, terms), names in same.items():
-        rest = f": {as_text(terms)}" if terms else ""
-        lines.append(
-            f"- Responses of {', '.join(map(as_text, names))} (licence {as_text(license_)}) {TERMS[training]}{rest}."
-        )
+        rest = f": {markdown_text(terms)}" if terms else ""
+        by = f"{', '.join(map(markdown_text, names))} (licence {markdown_text(license_)})"
+        lines.append(f"- Responses of {by} {TERMS[training]}{rest}.")
     return lines
-
-
-def as_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A markdown table; every cell but the header's as as_text shows it."""
-    cells = [header, ["---"] * len(header), *([as_text(value) for value in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
-
-
-def as_text(value: object) -> str:
-    """As markdown that shows the very text, on one line: it opens no cell, link, tag or emphasis."""
-    text = printable(" ".join(("" if value is None else str(value)).split()))
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", escape(text, quote=False))
 
 
 def shown(name: str) -> str:

@@ -6,9 +6,10 @@ from typing import Any
 
 import polars as pl
 
-from persyn.dataset.card import as_table, as_text, shown
+from persyn.dataset.card import shown
 from persyn.defects import Policies
 from persyn.errors import InputError
+from persyn.files import markdown_table, markdown_text
 from persyn.generation import Teacher
 from persyn.schemas import MESSAGES
 
@@ -146,11 +147,11 @@ def describe_export(
     settings = json.dumps({key: value for key, value in rule.items() if key != "rule"}, ensure_ascii=False)
     student, alpha = params["student"], params["rewards"].get("alpha")
     model = f"{shown(student['model'])} {student.get('revision') or ''}".strip()
-    lines = [f"{label}: {as_text(value or 'unknown')}." for label, value in provenance.items()]
+    lines = [f"{label}: {markdown_text(value or 'unknown')}." for label, value in provenance.items()]
     lines += [
-        f"Strategy: rule {as_text(rule['rule'])}, parameters {as_text(settings)}.",
-        f"Student that it was made for: {as_text(model)} (licence {as_text(student['license'])}).",
-        f"Weight of learnability in the reward, alpha: {as_text(alpha)}.",
+        f"Strategy: rule {markdown_text(rule['rule'])}, parameters {markdown_text(settings)}.",
+        f"Student that it was made for: {markdown_text(model)} (licence {markdown_text(student['license'])}).",
+        f"Weight of learnability in the reward, alpha: {markdown_text(alpha)}.",
         _router(router) if rule["rule"] == "persyn" else "No router chose the teachers.",
         f"Evaluation sets that prompts were compared with: {_evaluation_sets(params)}.",
     ]
@@ -159,11 +160,11 @@ def describe_export(
     return {
         "Provenance": _list(lines),
         "Allocation": f"Of {allocation['prompts']} prompts; rows are those that were fit to train on.\n\n"
-        + as_table(["teacher", "share of the routes", "rows"], shares),
+        + markdown_table(["teacher", "share of the routes", "rows"], shares),
         "Scores": _scores(export, params),
         "Limits": _list(_limits(export)),
         "Load and train": LOAD,
-        "Columns": as_table(
+        "Columns": markdown_table(
             ["column", "type", "meaning"],
             [(name, TYPES.get(kind, "int64"), meaning.replace("`", "")) for name, (kind, meaning) in COLUMNS.items()],
         ),
@@ -185,12 +186,12 @@ def _router(found: Mapping[str, Any]) -> str:
         beside = f"; its reward minus that of the one teacher of the highest mean reward: {over['difference']:+.3f}"
         beside += f"{bounds}, {over['verdict']}"
     without = f"; measured without {placed}, placed beside it by anchors" if placed else ""
-    return f"Router, on held-out parallel prompts: {as_text(values + beside + without) or 'not measured'}."
+    return f"Router, on held-out parallel prompts: {markdown_text(values + beside + without) or 'not measured'}."
 
 
 def _evaluation_sets(params: Mapping[str, Any]) -> str:
     named = params["prompts"].get("decontaminate") or []
-    return ", ".join(as_text(shown(str(one.get("path") or one.get("hub")))) for one in named) or "none was named"
+    return ", ".join(markdown_text(shown(str(one.get("path") or one.get("hub")))) for one in named) or "none was named"
 
 
 def _scores(export: pl.DataFrame, params: Mapping[str, Any]) -> str:
@@ -198,18 +199,20 @@ def _scores(export: pl.DataFrame, params: Mapping[str, Any]) -> str:
     methods = ", ".join(f"{domain} by {method}" for domain, method in quality.get("methods", {}).items())
     judges = [quality[kind] for kind in ("reward_model", "judge") if quality.get(kind)]
     models = ", ".join(f"{shown(str(one.get('model')))} {one.get('revision') or ''}".strip() for one in judges)
-    learnability = as_text((params.get("learnability") or {}).get("method", "mean_logprob"))
+    learnability = markdown_text((params.get("learnability") or {}).get("method", "mean_logprob"))
     defects = ", ".join(Policies(**params.get("defects") or {}).kinds("penalise", "drop"))
     minus = (
-        f", minus {rewards.get('penalty', 1.0):g} where an answer has a defect ({as_text(defects)})" if defects else ""
+        f", minus {rewards.get('penalty', 1.0):g} where an answer has a defect ({markdown_text(defects)})"
+        if defects
+        else ""
     )
     slope = rewards.get("alpha_slope") or 0.0
     weight = f"; alpha follows the prompt, by a slope of {slope:g}" if slope else ""
     lines = [
-        f"quality: {as_text(methods)}{f'; model {as_text(models)}' if models else ''}. Scales differ by method.",
+        f"quality: {markdown_text(methods + (f'; model {models}' if models else ''))}. Scales differ by method.",
         f"learnability: {learnability} of the answer under the student before training (mean\\_logprob: nats a token).",
         f"reward: (1 - alpha) quality + alpha learnability, both normalised "
-        f"({as_text(rewards.get('normalization', 'min_max'))}) over the teachers of one prompt{minus}{weight}.",
+        f"({markdown_text(rewards.get('normalization', 'min_max'))}) over the teachers of one prompt{minus}{weight}.",
         f"{export['reward'].count()} of {export.height} rows have scores: their prompts were parallel.",
     ]
     return _list(lines)

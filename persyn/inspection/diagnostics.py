@@ -7,6 +7,7 @@ from typing import Any, Literal
 import polars as pl
 
 from persyn.defects import DETECTORS, repetition
+from persyn.project.snapshot import Snapshot
 
 State = Literal["ok", "watch", "alarm", "unknown"]
 Levels = tuple[float, float]
@@ -31,35 +32,26 @@ class Signature:
     advice: str
 
 
-def find_signatures(
-    metrics: Mapping[str, Any], responses: Mapping[str, pl.DataFrame], samples: Mapping[str, pl.DataFrame]
-) -> list[Signature]:
-    """Look for every signature.
-
-    Args:
-        metrics: rewards, router, defects: as the files in metrics/; allocation, dataset: strategy -> its file. What is
-            missing or None has not been made yet.
-        responses: teacher -> RESPONSES to the parallel prompts.
-        samples: strategy -> SAMPLES.
+def find_signatures(run: Snapshot) -> list[Signature]:
+    """Look for every signature in the metrics, the responses to the parallel prompts and the samples.
 
     Returns:
         One Signature each, in the order of the pipeline. A value beyond the first of a pair of thresholds (above) is
         to watch, beyond the second an alarm.
     """
-    metrics = {key: value for key, value in metrics.items() if value}
-    counts, router = metrics.get("defects", {}), metrics.get("router", {})
+    counts, router = run.metric("defects"), run.metric("router")
     return [
         _cut(counts),
         _defect("error", "a call failed: there is no response", counts),
         *(_defect(kind, _first_line(detect), counts) for kind, detect in DETECTORS.items()),
-        _length(metrics.get("rewards", {})),
+        _length(run.metric("rewards")),
         _few("few training prompts", "the router learns from few parallel prompts", router.get("num_train"), TRAIN),
         _few("few held-out prompts", "what is said of the router rests on few", router.get("num_held_out"), HELD_OUT),
         _collapsed(router),
         _controls(router),
-        _longer(metrics.get("allocation", {}).get("persyn", {}), responses),
-        _dropped(metrics.get("dataset", {})),
-        _endless(samples),
+        _longer(run.metric("allocation").get("persyn", {}), run.responses),
+        _dropped(run.metric("dataset")),
+        _endless(run.samples),
     ]
 
 

@@ -1,78 +1,43 @@
 """Diff: what changed between two states of a project, A and B. Every difference is B minus A."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import polars as pl
 
 from persyn.comparison import KEYS
+from persyn.project.snapshot import Snapshot, changed_values
 from persyn.statistics import LEVEL, holm, paired_difference
 
-Tables = Mapping[str, pl.DataFrame]
-Values = Mapping[str, Any]
 ROUTED = ["strength", "margin"]
 SCORES = ["quality", "learnability", "reward"]
+SCALE = ("defects", "learnability", "quality", "rewards", "student", "teachers")
+"""Sections of params.yaml that say what a reward is."""
 
 
-@dataclass
-class State:
-    """One side, as far as it was made: None, or no key, is not there."""
-
-    name: str
-    params: Values
-    prompts: pl.DataFrame | None = None
-    rewards: pl.DataFrame | None = None
-    routes: Tables = field(default_factory=dict)
-    """Strategy -> ROUTES; so `samples` (SAMPLES) and `evaluation` (its metrics)."""
-    samples: Tables = field(default_factory=dict)
-    evaluation: Values = field(default_factory=dict)
-    router: Values | None = None
-    """metrics/router.json; so `cost` and `defects`."""
-    cost: Values | None = None
-    defects: Values | None = None
-    missing: Sequence[str] = ()
-    """What could not be read, a line each."""
-
-    def strategies(self, only: str | None) -> set[str]:
-        """Those that the parameters name, or of them `only` this one."""
-        return {name for name in self.params.get("strategies") or {} if only in (None, name)}
-
-
-def build_diff(a: State, b: State, strategy: str | None = None) -> dict[str, Any]:
+def build_diff(a: Snapshot, b: Snapshot, strategy: str | None = None) -> dict[str, Any]:
     """Compare two states, as far as both have a part; of one strategy alone, or (None) of all.
 
+    Parameters and metrics are DVC's to compare (`dvc params diff`, `dvc metrics diff`).
+
     Returns:
-        a, b: their names; params, router, cost, defects: changed_values; prompts: compare_prompts; allocation:
-        strategy -> compare_routes, or {only: the side that names it}; scores: teacher -> compare_scores, or {only};
-        evaluation: compare_evaluations; missing: lines; same: whether nothing of all this differs. A part that one side
-        lacks is None, or not there.
+        a, b: their names; prompts: compare_prompts; allocation: strategy -> compare_routes, or {only: the side that
+        names it}; scores: teacher -> compare_scores, or {only}; scale: the sections of params.yaml that differ of those
+        that say what a reward is; evaluation: compare_evaluations; missing: lines; same: whether nothing of all this
+        differs. A part that one side lacks is None, or not there.
     """
-    costs = (_of_strategy(side.cost, strategy) for side in (a, b))
+    changed = {path.partition(".")[0] for path in changed_values(a.params, b.params)}
     found: dict[str, Any] = {
         "a": a.name,
         "b": b.name,
-        "params": changed_values(a.params, b.params),
         "prompts": _of_both(compare_prompts, a.prompts, b.prompts),
         "allocation": _allocation(a, b, strategy),
         "scores": _of_both(compare_scores, a.rewards, b.rewards),
-        "router": _of_both(changed_values, a.router, b.router),
+        "scale": [section for section in SCALE if section in changed],
         "evaluation": compare_evaluations(a, b, strategy),
-        "cost": _of_both(changed_values, *costs),
-        "defects": _of_both(changed_values, a.defects, b.defects),
-        "missing": [f"{side.name}: {line}" for side in (a, b) for line in side.missing],
     }
-    return found | {"same": not any(_differs(found))}
-
-
-def changed_values(a: Any, b: Any) -> dict[str, dict[str, Any]]:
-    """The leaves that differ: path (dots go deeper) -> {a, b}, without the side that has no such leaf."""
-    flat = _flat(a), _flat(b)
-    return {
-        path: {side: values[path] for side, values in zip("ab", flat, strict=True) if path in values}
-        for path in sorted(flat[0].keys() | flat[1].keys())
-        if path not in flat[0] or path not in flat[1] or _unequal(flat[0][path], flat[1][path])
-    }
+    missing = [f"{side.name}: {line}" for side in (a, b) for line in side.missing]
+    return found | {"missing": missing, "same": not any(_differs(found))}
 
 
 def compare_prompts(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
@@ -135,7 +100,7 @@ def compare_scores(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
     return _by_name([set(count) for count in counts], scored.__getitem__)
 
 
-def compare_evaluations(a: State, b: State, strategy: str | None = None) -> dict[str, Any]:
+def compare_evaluations(a: Snapshot, b: Snapshot, strategy: str | None = None) -> dict[str, Any]:
     """Every strategy that both evaluated, on the items that both have.
 
     Returns:
@@ -144,7 +109,7 @@ def compare_evaluations(a: State, b: State, strategy: str | None = None) -> dict
         strategies compared on this task and metric) and verdict: "differs" where p_holm < 0.05, else "within noise". A
         strategy of one side is {only}.
     """
-    found = _by_name([side.strategies(strategy) for side in (a, b)], lambda name: _metrics(a, b, name))
+    found = _by_name(_strategies(a, b, strategy), lambda name: _metrics(a, b, name))
     families: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for tasks in found.values():
         for task, metrics in tasks.items():
@@ -157,11 +122,11 @@ def compare_evaluations(a: State, b: State, strategy: str | None = None) -> dict
     return found
 
 
-def _metrics(a: State, b: State, strategy: str) -> dict[str, dict[str, dict[str, Any]]]:
+def _metrics(a: Snapshot, b: Snapshot, strategy: str) -> dict[str, dict[str, dict[str, Any]]]:
     """task -> metric -> its fields, but for those of what is corrected for all strategies."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for side, state in (("a", a), ("b", b)):
-        for task, metrics in state.evaluation.get(strategy, {}).items():
+        for task, metrics in state.metric("evaluation").get(strategy, {}).items():
             for metric, fields in metrics.items():
                 found.setdefault(task, {}).setdefault(metric, {})[side] = fields["value"]
     if strategy not in a.samples or strategy not in b.samples:
@@ -178,7 +143,7 @@ def _metrics(a: State, b: State, strategy: str) -> dict[str, dict[str, dict[str,
     return found
 
 
-def _allocation(a: State, b: State, strategy: str | None) -> dict[str, Any]:
+def _allocation(a: Snapshot, b: Snapshot, strategy: str | None) -> dict[str, Any]:
     texts = [side.prompts.select("prompt_id", "prompt") for side in (b, a) if side.prompts is not None]
     prompts = pl.concat(texts).unique("prompt_id", keep="first") if texts else None
 
@@ -186,7 +151,7 @@ def _allocation(a: State, b: State, strategy: str | None) -> dict[str, Any]:
         made = name in a.routes and name in b.routes
         return compare_routes(a.routes[name], b.routes[name], prompts) if made else None
 
-    return _by_name([side.strategies(strategy) for side in (a, b)], compare)
+    return _by_name(_strategies(a, b, strategy), compare)
 
 
 def _one_a_prompt(routes: pl.DataFrame) -> pl.DataFrame:
@@ -206,36 +171,15 @@ def _of_both(compare: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
     return None if a is None or b is None else compare(a, b)
 
 
-def _flat(node: Any, path: str = "") -> dict[str, Any]:
-    """Leaves by their path; a list of scalars is one."""
-    deeper: list[tuple[Any, Any]] = []
-    if isinstance(node, Mapping):
-        deeper = list(node.items())
-    elif isinstance(node, list) and any(isinstance(inner, Mapping) for inner in node):
-        deeper = list(enumerate(node))
-    if not deeper:
-        return {path: node} if path else {}
-    below = f"{path}." if path else ""
-    return {name: leaf for key, inner in deeper for name, leaf in _flat(inner, f"{below}{key}").items()}
-
-
-def _unequal(a: Any, b: Any) -> bool:
-    return a != b or isinstance(a, bool) != isinstance(b, bool)
-
-
-def _of_strategy(cost: Values | None, strategy: str | None) -> Any:
-    """Of metrics/cost.json, what concerns this strategy."""
-    if cost is None or strategy is None:
-        return cost
-    parts = {part: cost.get(part, {}) for part in ("routed", "saved")}
-    return {part: {name: of[name] for name in of if name == strategy} for part, of in parts.items()}
+def _strategies(a: Snapshot, b: Snapshot, only: str | None) -> list[set[str]]:
+    """Those that the parameters of each side name, or of them `only` this one."""
+    return [{name for name in side.section("strategies") if only in (None, name)} for side in (a, b)]
 
 
 def _differs(found: Mapping[str, Any]) -> list[bool]:
     prompts, scores = found["prompts"] or {}, found["scores"] or {}
     tasks = [task for of in found["evaluation"].values() if "only" not in of for task in of.values()]
     return [
-        *(bool(found[part]) for part in ("params", "router", "cost", "defects")),
         any(prompts.get(name) for name in ("changed", "added", "removed")),
         any(fields.get("only") or fields.get("unlike") for fields in found["allocation"].values()),
         any(fields.get("only") or fields["changed"] or fields["unpaired"] for fields in scores.values()),
@@ -244,6 +188,6 @@ def _differs(found: Mapping[str, Any]) -> list[bool]:
     ]
 
 
-def is_changed(evaluated: Values) -> bool:
+def is_changed(evaluated: Mapping[str, Any]) -> bool:
     """Whether a metric of compare_evaluations says anything."""
     return bool(evaluated.get("a") != evaluated.get("b") or evaluated.get("interval") or evaluated.get("unpaired"))

@@ -1,6 +1,5 @@
 """What build_diff found, for the terminal."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +10,6 @@ from persyn.inspection.diff import is_changed
 from persyn.inspection.terminal import first_words, number, rows_table, shown
 
 SHORT = 12  # ids to list
-SCALE = ("defects", "learnability", "quality", "rewards", "student", "teachers")  # sections that say what a reward is
 
 
 def diff_text(found: Mapping[str, Any], limit: int) -> RenderableType:
@@ -26,39 +24,28 @@ def diff_text(found: Mapping[str, Any], limit: int) -> RenderableType:
     )
     parts: list[RenderableType] = [header]
     if found["same"]:
-        parts.append(Text("no difference" + (" in what both have" if found["missing"] else "")))
+        parts.append(
+            Text(
+                "no difference in prompts, allocation, scores and evaluation"
+                + (" that both have" if found["missing"] else "")
+            )
+        )
     else:
-        parts += _changes("parameters", found["params"])
         parts += _prompts(found["prompts"])
         for strategy, fields in found["allocation"].items():
             parts += _allocation(strategy, fields, limit)
         parts += _scores(found["scores"])
-        if any(path.partition(".")[0] in SCALE for path in found["params"]):
-            parts.append(Text(f"A and B make rewards by other parameters ({', '.join(SCALE)}): on another scale."))
-        parts += _changes("router, on held-out prompts", found["router"])
+        if found["scale"]:
+            parts.append(
+                Text(f"A and B make rewards by other parameters ({', '.join(found['scale'])}): on another scale.")
+            )
         parts += _evaluation(found["evaluation"])
-        parts += _changes("tokens and calls", found["cost"]) + _changes("defects of the parallel set", found["defects"])
     if found["missing"]:
         parts.append(Text("Not compared:", style="yellow"))
         parts += [shown(line) for line in found["missing"]]
+    sides = " ".join(name for name in (found["a"], found["b"]) if name != "workspace")
+    parts.append(shown(f"\nParameters and metrics: dvc params diff {sides}; dvc metrics diff {sides}"))
     return Group(*parts)
-
-
-def _changes(title: str, changes: Mapping[str, Mapping[str, Any]] | None) -> list[RenderableType]:
-    rows = [
-        [path, _leaf(sides, "a"), _leaf(sides, "b"), _gap(sides.get("a"), sides.get("b"))]
-        for path, sides in (changes or {}).items()
-    ]
-    columns = ["", "A", "B", "B - A"] if any(row[3] for row in rows) else ["", "A", "B"]
-    right = columns[1:] if len(columns) == 4 else []
-    return [rows_table(title, columns, [row[: len(columns)] for row in rows], right)] if rows else []
-
-
-def _leaf(sides: Mapping[str, Any], side: str) -> Any:
-    value = sides.get(side, "not there")
-    if isinstance(value, list) and all(isinstance(inner, float) for inner in value):
-        return f"[{', '.join(map(number, value))}]"
-    return value if isinstance(value, str | float) else json.dumps(value, default=str)
 
 
 def _gap(a: Any, b: Any) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -46,3 +46,11 @@ def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
     for row in rows:
         table.add_row(*map(shown, row))
     return Group(shown(f"\n{title}", "bold"), table)
+
+
+def plain(*parts: RenderableType, width: int = 1000) -> str:
+    """As text without colours; no line is broken that fits the width, and none ends in spaces."""
+    console = Console(width=width, color_system=None)
+    with console.capture() as captured:
+        console.print(*parts, sep="\n")
+    return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())

@@ -1,40 +1,20 @@
 """Show: one prompt through the whole pipeline."""
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
+from persyn.dataset import drop_reason
 from persyn.defects import DETECTORS, Policies
 from persyn.errors import InputError
+from persyn.project.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from persyn.router.settings import Settings
+    from persyn.router.settings import RouterSettings
 
-Tables = Mapping[str, pl.DataFrame]
-
-
-@dataclass
-class Made:
-    """The tables of a project, as far as they were made: None, or no key, is not yet."""
-
-    prompts: pl.DataFrame
-    responses: Tables = field(default_factory=dict)
-    """Teacher -> RESPONSES to the parallel set; so `quality` and `learnability`."""
-    quality: Tables = field(default_factory=dict)
-    learnability: Tables = field(default_factory=dict)
-    defects: pl.DataFrame | None = None
-    rewards: pl.DataFrame | None = None
-    pairs: pl.DataFrame | None = None
-    routes: Tables = field(default_factory=dict)
-    """Strategy -> ROUTES; so `routed` (RESPONSES) and `dataset` (DATASET)."""
-    routed: Tables = field(default_factory=dict)
-    dataset: Tables = field(default_factory=dict)
-    teachers: Sequence[str] = ()
-    """All that there are to be; so `strategies`."""
-    strategies: Sequence[str] = ()
+MADE = ("responses", "quality", "learnability", "defects", "rewards", "pairs", "routes", "routed", "dataset")
 
 
 def find_prompt(prompts: pl.DataFrame, prefix: str) -> str:
@@ -67,12 +47,12 @@ def search_prompts(prompts: pl.DataFrame, text: str) -> pl.DataFrame:
 
 
 def trace_prompt(
-    made: Made, prompt_id: str, policies: Policies, *, keep_length: bool, role: str | None = None
+    made: Snapshot, prompt_id: str, policies: Policies, *, keep_length: bool, role: str | None = None
 ) -> dict[str, Any]:
     """Everything that the tables say of a prompt.
 
     Args:
-        made: the tables, of every teacher and strategy in the order to show them.
+        made: what there is, and PROMPTS at least.
         policies: which defects keep a response out of the dataset.
         keep_length: the dataset's.
         role: what the router used the prompt for, if it is known.
@@ -84,7 +64,7 @@ def trace_prompt(
         routed, `kept` (whether it is in the dataset; None: not made) and `reason` (why not, as build_dataset counts
         them; outdated: the dataset was made of other routes or parameters); missing: what was not made yet.
     """
-    prompt = made.prompts.row(by_predicate=pl.col("prompt_id") == prompt_id, named=True)
+    prompt = made.need("prompts").row(by_predicate=pl.col("prompt_id") == prompt_id, named=True)
     responses = _responses(made, prompt)
     return prompt | {
         "router": role,
@@ -95,38 +75,32 @@ def trace_prompt(
     }
 
 
-def router_role(
-    prompts: pl.DataFrame, rewards: pl.DataFrame, pairs: pl.DataFrame, settings: "Settings", prompt_id: str
-) -> str:
-    """What fit_router uses a parallel prompt for, by the settings.
-
-    Args:
-        pairs: PAIRS of the teachers that the router is trained on.
+def router_role(made: Snapshot, settings: "RouterSettings", prompt_id: str) -> str | None:
+    """What fit_router uses a prompt for, by the settings; None where that cannot be told yet.
 
     Raises:
-        InputError: the settings leave nothing to train on, or to measure on.
+        InputError: as router_split.
     """
-    from persyn.router.metrics import split_prompts
+    parallel = made.need("prompts").filter("parallel")
+    if prompt_id not in parallel["prompt_id"]:
+        return "not used: it is not parallel"
+    if made.rewards is None or made.pairs is None:
+        return None
+    from persyn.router import router_split
 
-    train, held_out = split_prompts(
-        prompts.filter("parallel").join(rewards, on="prompt_id", how="semi"), settings.holdout
-    )
+    train, validation, held_out = router_split(parallel, made.rewards, settings)
     if prompt_id in held_out["prompt_id"]:
         return "held out: measures the router"
-    used = train[: settings.num_train]
-    if settings.validation:
-        used, checked = split_prompts(used, settings.validation, "router.validation")
-        if prompt_id in checked["prompt_id"]:
-            return "validation: stops its training early"
-    if prompt_id not in used["prompt_id"]:
+    if validation is not None and prompt_id in validation["prompt_id"]:
+        return "validation: stops its training early"
+    if prompt_id not in train["prompt_id"]:
         return "not used: it has no rewards, or num_train leaves it out"
-    return "trained on" if prompt_id in pairs["prompt_id"] else "not used: it has no pair, all margins are too small"
+    anchored = pl.col("winner").is_in(made.anchored) | pl.col("loser").is_in(made.anchored)
+    trained = prompt_id in made.pairs.filter(~anchored)["prompt_id"]
+    return "trained on" if trained else "not used: it has no pair, all margins are too small"
 
 
-MADE = ("responses", "quality", "learnability", "defects", "rewards", "pairs", "routes", "routed", "dataset")
-
-
-def _missing(made: Made) -> list[str]:
+def _missing(made: Snapshot) -> list[str]:
     """Parts that were not made; of one that some teachers or strategies have, the names of the others."""
     found = []
     for part in MADE:
@@ -145,7 +119,7 @@ def _rows(table: pl.DataFrame | None, prompt_id: str, *columns: str) -> list[dic
     return (rows.select(columns) if columns else rows).to_dicts()
 
 
-def _responses(made: Made, prompt: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _responses(made: Snapshot, prompt: Mapping[str, Any]) -> list[dict[str, Any]]:
     identity = prompt["prompt_id"]
     rewards = {row["teacher"]: row["reward"] for row in _rows(made.rewards, identity)}
     found = []
@@ -161,7 +135,7 @@ def _responses(made: Made, prompt: Mapping[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _defects(made: Made, row: Mapping[str, Any], prompt: Mapping[str, Any]) -> list[str]:
+def _defects(made: Snapshot, row: Mapping[str, Any], prompt: Mapping[str, Any]) -> list[str]:
     """As the stage found them; of a response that is not in its table, as they would be found now."""
     if row["finish_reason"] == "error":
         return []
@@ -172,21 +146,23 @@ def _defects(made: Made, row: Mapping[str, Any], prompt: Mapping[str, Any]) -> l
 
 
 def _routes(
-    made: Made, strategy: str, prompt: Mapping[str, Any], policies: Policies, keep_length: bool
+    made: Snapshot, strategy: str, prompt: Mapping[str, Any], policies: Policies, keep_length: bool
 ) -> list[dict[str, Any]]:
     identity, dataset = prompt["prompt_id"], made.dataset.get(strategy)
     kept = {row["teacher"] for row in _rows(dataset, identity, "teacher")}
     routed = {row["teacher"]: row for row in _rows(made.routed.get(strategy), identity)}
     found = []
     for route in _rows(made.routes[strategy], identity):
-        answer = routed.get(route["teacher"])
+        response = routed.get(route["teacher"])
         was_kept = None if dataset is None else route["teacher"] in kept
-        route |= {name: answer and answer[name] for name in ("response", "finish_reason", "num_response_tokens")}
+        route |= {name: response and response[name] for name in ("response", "finish_reason", "num_response_tokens")}
         reason = None
-        if answer and was_kept is False:
-            dropped = [kind for kind in policies.kinds("drop") if kind in _defects(made, answer, prompt)]
-            cut = answer["finish_reason"] == "length" and not keep_length
-            reasons = ["error"] * (answer["finish_reason"] == "error") + ["length"] * cut + dropped
-            reason = [*reasons, "second" if kept & set(routed) else "outdated"][0]
+        if response and was_kept is False:
+            defects = _defects(made, response, prompt)
+            row = pl.DataFrame(
+                {"finish_reason": response["finish_reason"], **{kind: kind in defects for kind in DETECTORS}}
+            )
+            unfit = row.select(drop_reason(policies, keep_length=keep_length)).item()
+            reason = unfit or ("second" if kept & set(routed) else "outdated")
         found.append(route | {"kept": was_kept, "reason": reason})
     return found

@@ -1,16 +1,18 @@
-"""Bill: a plan as text."""
+"""What a run will cost, and what it has cost, as text for the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
 
-from persyn.cost import as_text
+from rich.text import Text
+
+from persyn.inspection.terminal import plain, rows_table
 
 HEADER = ["stage, teacher", "calls", "prompt tokens", "response tokens", "H100-hours", "disk, MB", "money"]
 
 
 def plan_text(plan: Mapping[str, Any]) -> str:
     """The plan on a screen: a row a stage and teacher, every number as low - high where it is not certain."""
-    prompts, select, currency = plan["prompts"], plan["generate_then_select"], plan["currency"]
+    prompts, select = plan["prompts"], plan["generate_then_select"]
     stages = {"responses (parallel set)": plan["responses"]}
     stages |= {f"routed@{name}": uses for name, uses in plan["routed"].items()}
     # The total of a teacher that is asked in one stage only stands there already.
@@ -19,21 +21,51 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     for stage, uses in [*stages.items(), ("total, each call paid once", total)]:
         rows.append([stage, *[""] * 6])
         rows += [_row(f"  {name}", use) for name, use in uses.items()] or [["  nothing is left to ask", *[""] * 6]]
+    about = (
+        f"{prompts['count']:,} prompts ({prompts['from']}), {prompts['parallel']:,} parallel. What the store answers "
+        f"is not counted. Money in {plan['currency']}."
+    )
     fewer = [f"{name} {_span(ratio, '.1f')}" for name, ratio in select["times_fewer_calls"].items()]
-    unseen = [name for name, count in plan["seen"].items() if count < 2]
     quality = ", ".join(f"{count:,} by {method}" for method, count in plan["scores"]["quality"].items())
     lines = [
-        f"{prompts['count']:,} prompts ({prompts['from']}), {prompts['parallel']:,} parallel. What the store answers "
-        f"is not counted. Money in {currency}.",
-        "",
-        as_text(HEADER, rows),
         "",
         f"Generate then select: {_span(select['calls'])} calls, {_span(select['response_tokens'])} response tokens. "
         f"Times fewer calls, parallel set included: {', '.join(fewer)}.",
         f"Weights of the teachers: {plan['weights'] / 1e9:,.1f} GB. Not in the sums: quality {quality}; learnability "
         f"{plan['scores']['learnability']:,} by the student.",
+        *_notes(plan),
     ]
-    if unseen:
+    return plain(Text(about), rows_table("to pay for", HEADER, rows, HEADER[1:]), *map(Text, lines))
+
+
+def ledger_text(ledger: Mapping[str, Any]) -> str:
+    """The ledger on one screen."""
+    names = {"calls": "calls", "prompt_tokens": "prompt tokens", "response_tokens": "response tokens"}
+    uses = {
+        "spent": ledger["total"]["spent"],
+        "cached: used again, not paid": ledger["total"]["cached"],
+        "generate then select would take": ledger["generate_then_select"],
+    }
+    rows = [[title, *(f"{use[name]:,}" for name in names)] for title, use in uses.items()]
+    rows.append(["times fewer, parallel set included:", "", "", ""])
+    rows += [
+        [f"  {name}", *(f"{ratio[n]:.1f}" if n in ratio else "" for n in names)]
+        for name, ratio in ledger["saved"].items()
+    ]
+    money, line = ledger["money"], "money: no price given (params.yaml, prices)"
+    if money:
+        line = (
+            f"money: {money['currency']} {money['spent']:,.2f} spent, generate then select would take "
+            f"{money['generate_then_select']:,.2f}"
+            + (f"; no price given for {', '.join(money['unpriced'])}" if money["unpriced"] else "")
+        )
+    return plain(rows_table("ledger", ["", *names.values()], rows, names.values()), Text(line))
+
+
+def _notes(plan: Mapping[str, Any]) -> list[str]:
+    """What is not certain, or not to be run as it stands."""
+    lines = []
+    if unseen := [name for name, count in plan["seen"].items() if count < 2]:
         lines.append(f"No answers seen yet of {_names(unseen, plan)}: `persyn plan --probe 8` asks for some first.")
     if plan["unsized"]:
         lines.append(f"No H100-hours for {_names(plan['unsized'], plan)}: give its size in prices.sizes.")
@@ -54,7 +86,7 @@ def plan_text(plan: Mapping[str, Any]) -> str:
             f"budget.max_tokens {budget['max_tokens']:,}: {budget['left']:,} left, the plan needs "
             f"{_span(budget['needed'])}: it {budget['verdict']}."
         )
-    return "\n".join(lines)
+    return lines
 
 
 def _row(name: str, use: Mapping[str, Any]) -> list[str]:

@@ -4,7 +4,7 @@ import io
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,17 +82,6 @@ class Project:
         except (YAMLError, ValueError, RecursionError) as error:
             raise InputError(f"cannot read {path} of {self.name}: {' '.join(str(error).split())}") from error
 
-    def section(self, name: str) -> dict[str, Any]:
-        """A section of params.yaml; empty if it is not there.
-
-        Raises:
-            InputError: it has no keys and values.
-        """
-        found = self.params().get(name) or {}
-        if not isinstance(found, dict):
-            raise InputError(f"{name} in params.yaml of {self.name} is {found!r}; it must be keys and their values")
-        return found
-
     def json(self, path: str) -> Any:
         """A metrics file; None if it is not there.
 
@@ -126,11 +115,6 @@ class Project:
                 f"{path} of {self.name} is damaged ({reason}); delete it, then `dvc checkout` or `dvc repro`"
             ) from error
         return check_table(found, schema, f"{path} of {self.name}")
-
-    def tables(self, folder: str, names: Iterable[str], schema: "pl.Schema") -> "dict[str, pl.DataFrame]":
-        """`<folder>/<name>.parquet` of those names that have one."""
-        found = ((name, self.table(f"{folder}/{name}.parquet", schema)) for name in names)
-        return {name: table for name, table in found if table is not None}
 
 
 @contextmanager

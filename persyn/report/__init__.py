@@ -8,9 +8,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from persyn.errors import printable
 from persyn.inspection.diagnostics import find_signatures, worst_first
+from persyn.project.snapshot import Snapshot
 from persyn.report.experiments import alpha_section
 from persyn.report.overview import asides, facts, flow, lanes, verdict
-from persyn.report.page import Run
 from persyn.report.results import comparison_section, ledger_section, training_section
 from persyn.report.routing import allocation_section, landscape_section, router_section
 from persyn.report.sample import build_sample
@@ -26,7 +26,7 @@ SECTIONS = (
 )
 
 
-def build_report(run: Run, *, sample: int = 5000) -> str:
+def build_report(run: Snapshot, *, sample: int = 5000) -> str:
     """The page: self-contained, without network, under 5 MB; equal runs give equal pages.
 
     What a run lacks is said on the page, with the command that makes it.
@@ -35,19 +35,16 @@ def build_report(run: Run, *, sample: int = 5000) -> str:
         run: what there is.
         sample: prompts at most that the page lets the reader browse; 0 leaves them out.
     """
-    signatures = worst_first(find_signatures(run.metrics, run.responses, run.samples))
+    signatures = worst_first(find_signatures(run))
     script = _text("browser.js")
-    browsed = None
-    if sample and run.prompts is not None:
-        scored = run.responses, run.quality, run.learnability, run.rewards, run.defects
-        browsed = build_sample(run.prompts, *scored, run.routes, run.routed, run.dataset, limit=sample)
+    browsed = build_sample(run, limit=sample) if sample and run.prompts is not None else None
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
-            name=run.name,
+            name=run.title,
             facts=facts(run),
-            verdict=verdict(run.metrics.get("comparison")),
+            verdict=verdict(run.metric("comparison", None)),
             asides=asides(run),
             steps=flow(run),
             lanes=lanes(run),

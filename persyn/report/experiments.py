@@ -7,36 +7,35 @@ import polars as pl
 from markupsafe import Markup
 
 from persyn.defects import Policies
-from persyn.errors import InputError, check_keys
-from persyn.inspection.diff import changed_values
+from persyn.errors import InputError
 from persyn.plots import allocation_curve, alpha_curve
+from persyn.project.snapshot import Snapshot, changed_values
 from persyn.report import charts
-from persyn.report.page import REFERENCE, Chart, Experiment, Run, Section, Table, decimal, listed, percent
-from persyn.rewards import build_rewards
+from persyn.report.page import REFERENCE, Chart, Section, Table, decimal, listed, percent, teacher_looks
+from persyn.rewards import RewardSettings
 
 OUTSIDE = ("budget", "licenses", "prices", "speed", "strategies")
 """Sections of params.yaml that change no result, or those of other strategies."""
 
 
-def alpha_section(run: Run) -> Section:
+def alpha_section(run: Snapshot) -> Section:
     """Who is best as learnability weighs more."""
     title = "How much should learnability weigh?"
     lead = "Alpha mixes the two scores: 0 is quality alone, 1 learnability alone. Nothing is paid for to draw this."
     params, policies = run.section("rewards"), run.section("defects")
     missing = [stage for stage in ("quality", "learnability") if not getattr(run, stage)]
-    if run.defects is None:
-        missing.append("defects")
-    if missing or "alpha" not in params:
+    defects = run.defects
+    if missing or defects is None or "alpha" not in params:
+        missing += ["defects"] * (defects is None)
         return Section("alpha", title, lead, missing=missing or ["rewards"])
-    tables = pl.concat(run.quality.values()), pl.concat(run.learnability.values()), run.defects
+    tables = pl.concat(run.quality.values()), pl.concat(run.learnability.values()), defects
     try:
-        check_keys("rewards", params, build_rewards)
-        check_keys("defects", policies, Policies)
-        curve = alpha_curve(*tables, list(run.section("teachers")), Policies(**policies), run.anchored, **params)  # type: ignore[arg-type]
+        how = Policies.parse(policies, "defects"), RewardSettings.parse(params, "rewards")
+        curve = alpha_curve(*tables, list(run.section("teachers")), *how, run.anchored)
     except InputError as error:  # a teacher may have no scores yet
         return Section("alpha", title, lead, notes=[f"This cannot be drawn: {error}."])
     scores = _alpha_scores(run)
-    there = {name: look for name, look in run.teachers.items() if name in set(curve["teacher"])}
+    there = {name: look for name, look in teacher_looks(run).items() if name in set(curve["teacher"])}
     best = curve.sort("share", descending=True).unique("alpha", keep="first").sort("alpha")
     told = "; ".join(f"{row['alpha']:g}: {row['teacher']} {row['share']:.0%}" for row in best.iter_rows(named=True))
     svg = charts.alpha_lines("alpha", f"Most often best by alpha. {told}", curve, there, params["alpha"], scores)
@@ -57,7 +56,7 @@ def alpha_section(run: Run) -> Section:
     return Section("alpha", title, lead, drawn, [table], by_anchors(run))
 
 
-def by_anchors(run: Run) -> list[str]:
+def by_anchors(run: Snapshot) -> list[str]:
     """What to know of shares and means where some teachers have answered a few parallel prompts only."""
     if run.rewards is None or not run.anchored:
         return []
@@ -70,24 +69,24 @@ def by_anchors(run: Run) -> list[str]:
     ]
 
 
-def by_run(run: Run) -> pl.DataFrame:
+def by_run(run: Snapshot) -> pl.DataFrame:
     """row, teacher, share, prompts: the allocation of this run and of the experiments, named by what differs."""
     named = {f"this run: alpha {_alpha(run.params)}": run.metric("allocation")}
     for each in run.experiments:
         others = _others(run, each)
         also = f", {listed(others, 3)}" if others else ""
-        named[f"{each.name}: alpha {_alpha(each.params)}{also}"] = each.allocation
+        named[f"{each.title}: alpha {_alpha(each.params)}{also}"] = each.metric("allocation")
     shares = {name: of[REFERENCE] for name, of in named.items() if REFERENCE in of}
     return allocation_curve(shares).rename({"strategy": "row"})
 
 
-def runs_table(run: Run) -> Table:
+def runs_table(run: Snapshot) -> Table:
     """Students and alphas with their scores under persyn."""
-    runs = [Experiment(run.name, run.params, run.metric("allocation"), run.metric("evaluation")), *run.experiments]
-    scores = [each.evaluation.get(REFERENCE) or {} for each in runs]
+    runs = [run, *run.experiments]
+    scores = [each.metric("evaluation").get(REFERENCE) or {} for each in runs]
     cells = list(dict.fromkeys((task, metric) for of in scores for task, metrics in of.items() for metric in metrics))
     rows = [
-        [each.name, _student(each.params), listed(_others(run, each), 4) or "—", decimal(_alpha(each.params), 2)]
+        [each.title, _student(each.params), listed(_others(run, each), 4) or "—", decimal(_alpha(each.params), 2)]
         + [decimal((of.get(task, {}).get(metric) or {}).get("value")) for task, metric in cells]
         for each, of in zip(runs, scores, strict=True)
     ]
@@ -95,10 +94,10 @@ def runs_table(run: Run) -> Table:
     return Table(f"This run and DVC's experiments: scores under {REFERENCE}", columns, rows, words=3)
 
 
-def _alpha_scores(run: Run) -> pl.DataFrame:
+def _alpha_scores(run: Snapshot) -> pl.DataFrame:
     """alpha, task (and metric), value under persyn, where there are runs that differ in alpha alone."""
     runs = [(_alpha(run.params), run.metric("evaluation"))]
-    runs += [(_alpha(each.params), each.evaluation) for each in run.experiments if not _others(run, each)]
+    runs += [(_alpha(each.params), each.metric("evaluation")) for each in run.experiments if not _others(run, each)]
     schema = {"alpha": pl.Float64, "task": pl.String, "value": pl.Float64}
     if len({alpha for alpha, _ in runs}) < 2:
         return pl.DataFrame(schema=schema)
@@ -119,7 +118,7 @@ def _student(params: Mapping[str, Any]) -> str:
     return str((params.get("student") or {}).get("model", ""))
 
 
-def _others(run: Run, each: Experiment) -> list[str]:
+def _others(run: Snapshot, each: Snapshot) -> list[str]:
     """The parameters but alpha in which an experiment differs from this run; its student by name."""
     changed = changed_values(*map(_deciding, (run.params, each.params)))
     return [_student(each.params) if path == "student.model" else path for path in changed if path != "rewards.alpha"]

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from persyn.report.page import REFERENCE, Run, Table, count, decimal, interval, listed
+from persyn.project.snapshot import Snapshot
+from persyn.report.page import REFERENCE, Table, count, decimal, interval, listed
 
 NAMED = 3  # differences that the verdict tells one by one
 
@@ -19,7 +20,7 @@ class Step:
     missing: str = ""
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
+def facts(run: Snapshot) -> list[tuple[str, str]]:
     """What the run was made with, as (what, value)."""
     student, rewards, router = run.section("student"), run.section("rewards"), run.section("router")
     methods = run.section("quality").get("methods") or {}
@@ -77,7 +78,7 @@ def verdict(comparison: Mapping[str, Any] | None) -> str:
     return f"{REFERENCE} is {', '.join(told)}{within}."
 
 
-def asides(run: Run) -> list[str]:
+def asides(run: Snapshot) -> list[str]:
     """Was the routing worth it, and the price: a sentence each, where the numbers are there."""
     found, over, cost = [], run.metric("router").get("over_majority"), run.metric("cost")
     if over:
@@ -100,7 +101,7 @@ def asides(run: Run) -> list[str]:
     return found
 
 
-def flow(run: Run) -> list[Step]:
+def flow(run: Snapshot) -> list[Step]:
     """From the prompts read to the router, with counts."""
     prompts, rewards, router = run.metric("prompts"), run.metric("rewards"), run.metric("router")
     steps = [Step("prompts", missing="prompts")]
@@ -137,7 +138,7 @@ def flow(run: Run) -> list[Step]:
     return steps
 
 
-def lanes(run: Run) -> Table:
+def lanes(run: Snapshot) -> Table:
     """From the router to the evaluation, a row a strategy."""
     routed = run.metric("cost").get("routed") or {}
     rows = []
@@ -165,14 +166,14 @@ def lanes(run: Run) -> Table:
     )
 
 
-def _answers(run: Run, answers: int) -> Step:
+def _answers(run: Snapshot, answers: int) -> Step:
     teachers = len(run.responses) or len(run.metric("defects"))
     whole = len(run.section("teachers"))
     some = f" of {whole}" if teachers < whole else ""
     return Step("responses", count(answers), f"of {teachers}{some} teachers")
 
 
-def _parallel(run: Run) -> str:
+def _parallel(run: Snapshot) -> str:
     few = f" but {listed(run.anchored, 2)}, by anchors" if run.anchored else ""
     return f"answered by every teacher{few}"
 

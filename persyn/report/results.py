@@ -5,14 +5,15 @@ from typing import Any
 import polars as pl
 
 from persyn.plots import comparison_curve, ledger_curve
+from persyn.project.snapshot import Snapshot
 from persyn.report import bars, charts
-from persyn.report.page import REFERENCE, Chart, Run, Section, Table, count, decimal, interval
+from persyn.report.page import REFERENCE, Chart, Section, Table, count, decimal, interval, strategy_looks
 from persyn.report.svg import Look
 
 PARTS = {"parallel set": Look(6), "new answers of the chosen teachers": Look(0), "all teachers on all prompts": Look(1)}
 
 
-def comparison_section(run: Run) -> Section:
+def comparison_section(run: Snapshot) -> Section:
     """Every strategy against persyn."""
     title = "Was it worth it?"
     lead = (
@@ -41,18 +42,18 @@ def comparison_section(run: Run) -> Section:
     caption = "Scores (± standard error) as lm-eval gives them; differences (95 % interval) of means over items, "
     caption += "which are not those of the scores where a metric counts the parts of items (IFEval's inst_level)."
     table = Table(caption, columns, rows, words=4)
-    missing = ["comparison"] if run.metrics.get("comparison") is None else []
+    missing = ["comparison"] if run.metric("comparison", None) is None else []
     return Section("comparison", title, lead, drawn, [table], missing=missing)
 
 
-def training_section(run: Run) -> Section:
+def training_section(run: Snapshot) -> Section:
     """Losses."""
     title = "How the students learnt"
     lead = (
         "Loss on the response tokens of each strategy's own data set. The sets differ, so a lower curve says that its "
         "set is easier to learn, not that its student is better."
     )
-    order = {name: look for name, look in run.strategies.items() if name in run.training}
+    order = {name: look for name, look in strategy_looks(run).items() if name in run.training}
     order = {name: look for name, look in order.items() if run.training[name].height}
     if not order:
         return Section("training", title, lead, missing=["student"])
@@ -68,7 +69,7 @@ def training_section(run: Run) -> Section:
     return Section("training", title, lead, [chart], [table])
 
 
-def ledger_section(run: Run) -> Section:
+def ledger_section(run: Snapshot) -> Section:
     """What it took."""
     title, cost = "What it cost", run.metric("cost")
     lead = (
@@ -97,7 +98,7 @@ def ledger_section(run: Run) -> Section:
     return Section("ledger", title, lead, [chart], tables, _money(cost))
 
 
-def _ordered(run: Run, found: Any) -> list[str]:
+def _ordered(run: Snapshot, found: Any) -> list[str]:
     """The strategies of what was found, as params.yaml has them; all, if it names none of them."""
     return [name for name in run.strategies if name in found] or list(found)
 

@@ -5,13 +5,25 @@ from typing import Any
 import polars as pl
 
 from persyn.plots import allocation_curve, landscape_curve
+from persyn.project.snapshot import Snapshot
 from persyn.report import bars, charts
 from persyn.report.experiments import by_anchors, by_run, runs_table
-from persyn.report.page import REFERENCE, Chart, Run, Section, Table, count, decimal, interval, listed, percent
+from persyn.report.page import (
+    REFERENCE,
+    Chart,
+    Section,
+    Table,
+    count,
+    decimal,
+    interval,
+    listed,
+    percent,
+    teacher_looks,
+)
 from persyn.report.svg import Look
 
 
-def allocation_section(run: Run) -> Section:
+def allocation_section(run: Snapshot) -> Section:
     """Who got how many prompts: by strategy, by source under persyn, and by run."""
     title, lead = (
         "Where the prompts went",
@@ -42,7 +54,7 @@ def allocation_section(run: Run) -> Section:
     return Section("allocation", title, lead, drawn, tables, notes)
 
 
-def landscape_section(run: Run) -> Section:
+def landscape_section(run: Snapshot) -> Section:
     """Quality against learnability."""
     title = "Why: quality and learnability of what the teachers wrote"
     lead = (
@@ -55,7 +67,7 @@ def landscape_section(run: Run) -> Section:
         {} if run.prompts is None else dict(run.prompts.select("prompt_id", pl.col("domain").cast(pl.String)).rows())
     )
     curve = landscape_curve(run.rewards)
-    there = {name: look for name, look in run.teachers.items() if name in set(curve["teacher"])}
+    there = {name: look for name, look in teacher_looks(run).items() if name in set(curve["teacher"])}
     told = "; ".join(
         f"{row['teacher']}: quality {row['quality']:.2f}, learnability {row['learnability']:.2f}"
         for row in curve.iter_rows(named=True)
@@ -77,7 +89,7 @@ def landscape_section(run: Run) -> Section:
     return Section("landscape", title, lead, [Chart(svg, caption, there, "dot")], [table], by_anchors(run))
 
 
-def router_section(run: Run) -> Section:
+def router_section(run: Snapshot) -> Section:
     """The health card."""
     title, card = "Is the router any good?", run.metric("router")
     lead = "Measured on parallel prompts that it was not trained on, beside controls that need no router."
@@ -108,7 +120,7 @@ def router_section(run: Run) -> Section:
     told = "; ".join(
         f"{name} {share:.0%}, oracle {card['oracle_share'][name]:.0%}" for name, share in card["share"].items()
     )
-    svg = bars.side_by_side("oracle", f"Held-out prompts by teacher. {told}", shares, run.teachers)
+    svg = bars.side_by_side("oracle", f"Held-out prompts by teacher. {told}", shares, teacher_looks(run))
     drawn.append(Chart(svg, "Whom the router chooses on held-out prompts, and who was best there."))
     numbers = [[label, *(decimal(of[field]) for of in ranked.values())] for field, label in names.items()]
     tables = [Table("Router and controls", ["", *ranked], numbers), _card(card)]
@@ -139,11 +151,11 @@ def _card(card: Any) -> Table:
     return Table("Health card", ["", "held-out prompts"], rows)
 
 
-def _used(run: Run, curve: pl.DataFrame) -> dict[str, Look]:
-    return {name: look for name, look in run.teachers.items() if name in set(curve["teacher"])}
+def _used(run: Snapshot, curve: pl.DataFrame) -> dict[str, Look]:
+    return {name: look for name, look in teacher_looks(run).items() if name in set(curve["teacher"])}
 
 
-def _num_routes(run: Run, strategy: str) -> int:
+def _num_routes(run: Snapshot, strategy: str) -> int:
     """As many as prompts, but where its rule gives a prompt two teachers."""
     routes = run.routes.get(strategy)
     return int(run.metric("allocation")[strategy]["prompts"]) if routes is None else routes.height
@@ -170,7 +182,7 @@ def _counts(
     return Table(caption, ["teacher", *columns[1:]], turned)
 
 
-def _by_source(run: Run) -> tuple[pl.DataFrame | None, dict[str, tuple[int, int]]]:
+def _by_source(run: Snapshot) -> tuple[pl.DataFrame | None, dict[str, tuple[int, int]]]:
     """row (domain · source), teacher, share of persyn's routes; and row -> its prompts and its routes."""
     if run.prompts is None or REFERENCE not in run.routes:
         return None, {}

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
+from persyn.project.snapshot import Snapshot
 from persyn.schemas import DEFECTS, FINISH_REASONS, LEARNABILITY, QUALITY, RESPONSES, REWARDS, ROUTES
 
 LENGTHS = [*range(20, 100, 5), *range(100, 500, 25), *range(500, 2000, 100), *range(2000, 40_000, 1000)]
@@ -47,47 +48,25 @@ class Sample:
     """Characters that are left of a longer response; None where all are whole."""
 
 
-def build_sample(
-    prompts: pl.DataFrame,
-    responses: Mapping[str, pl.DataFrame],
-    quality: Mapping[str, pl.DataFrame],
-    learnability: Mapping[str, pl.DataFrame],
-    rewards: pl.DataFrame | None,
-    defects: pl.DataFrame | None,
-    routes: Mapping[str, pl.DataFrame],
-    routed: Mapping[str, pl.DataFrame],
-    dataset: Mapping[str, pl.DataFrame],
-    *,
-    limit: int = 5000,
-    max_bytes: int = 4_000_000,
-) -> Sample:
+def build_sample(run: Snapshot, *, limit: int = 5000, max_bytes: int = 4_000_000) -> Sample:
     """Draw prompts, join every table to them, and cut their texts until they fit the page.
 
-    What has not been made yet is empty or None. A longer text ends in `…` after the cut; where even the shortest texts
-    do not fit, fewer prompts are drawn.
+    A longer text ends in `…` after the cut; where even the shortest texts do not fit, fewer prompts are drawn.
 
     Args:
-        prompts: PROMPTS.
-        responses: teacher -> RESPONSES to the parallel prompts.
-        quality: teacher -> QUALITY.
-        learnability: teacher -> LEARNABILITY.
-        rewards: REWARDS.
-        defects: DEFECTS.
-        routes: strategy -> ROUTES.
-        routed: strategy -> RESPONSES of the teachers it chose.
-        dataset: strategy -> DATASET; a route that is not in its strategy's was dropped.
+        run: PROMPTS at least; a route that is not in its strategy's dataset was dropped.
         limit: prompts at most.
         max_bytes: of the payload at most.
     """
+    prompts = run.need("prompts")
     while True:
         drawn = draw_prompts(prompts, limit)
         ids = drawn.select("prompt_id")
-        answers = _answers(ids, [*responses.values(), *routed.values()], quality, learnability, rewards, defects)
-        chosen = _chosen(ids, routes, dataset)
+        answers, chosen = _answers(ids, run), _chosen(ids, run.routes, run.dataset)
         others = pl.concat([answers["teacher"], chosen["teacher"]]).unique().sort()
         names = {
-            "teachers": list(dict.fromkeys([*responses, *others])),
-            "strategies": list(routes),
+            "teachers": list(dict.fromkeys([*run.responses, *others])),
+            "strategies": list(run.routes),
             "defects": KINDS,
             "finish_reasons": FINISH_REASONS.categories.to_list(),
             **{names: drawn[label].cast(pl.String).unique().sort().to_list() for label, names in LABELS.items()},
@@ -121,26 +100,21 @@ def draw_prompts(prompts: pl.DataFrame, limit: int) -> pl.DataFrame:
     return pl.concat([parallel, other]).sort("prompt_id")
 
 
-def _answers(
-    ids: pl.DataFrame,
-    responses: Iterable[pl.DataFrame],
-    quality: Mapping[str, pl.DataFrame],
-    learnability: Mapping[str, pl.DataFrame],
-    rewards: pl.DataFrame | None,
-    defects: pl.DataFrame | None,
-) -> pl.DataFrame:
+def _answers(ids: pl.DataFrame, run: Snapshot) -> pl.DataFrame:
     """RESPONSES to these prompts with quality, learnability, reward and defects (a bit a kind, null if not looked for).
 
     A response to a parallel prompt is in the tables of its teacher and of every strategy that chose it: it stays once.
     """
     bits = pl.sum_horizontal(pl.col(kind).cast(pl.Int64) * 2**bit for bit, kind in enumerate(KINDS))
     scores = [
-        _of(ids, quality.values(), QUALITY),
-        _of(ids, learnability.values(), LEARNABILITY).select(*KEYS, "learnability"),
-        _of(ids, [] if rewards is None else [rewards], REWARDS).select(*KEYS, "reward"),
-        _of(ids, [] if defects is None else [defects], DEFECTS).select(*KEYS, defects=bits),
+        _of(ids, run.quality.values(), QUALITY),
+        _of(ids, run.learnability.values(), LEARNABILITY).select(*KEYS, "learnability"),
+        _of(ids, [] if run.rewards is None else [run.rewards], REWARDS).select(*KEYS, "reward"),
+        _of(ids, [] if run.defects is None else [run.defects], DEFECTS).select(*KEYS, defects=bits),
     ]
-    answers = _of(ids, responses, RESPONSES).unique(KEYS, keep="first", maintain_order=True)
+    answers = _of(ids, [*run.responses.values(), *run.routed.values()], RESPONSES).unique(
+        KEYS, keep="first", maintain_order=True
+    )
     for table in scores:
         answers = answers.join(table, on=KEYS, how="left", validate="1:1")
     return answers

@@ -77,23 +77,13 @@ def fit_router(
         reliability,
         reward_matrix,
         source_strengths,
-        split_prompts,
     )
     from persyn.router.placement import PlacedRouter, place_teacher
     from persyn.training.trainer import checkpoints, leave_to_main
 
     known = [teacher for teacher in teachers if teacher not in anchored]
     pairs = pairs.filter(pl.col("winner").is_in(known) & pl.col("loser").is_in(known))
-    train, held_out = split_prompts(prompts.join(rewards, on="prompt_id", how="semi"), settings.holdout)
-    if settings.num_train is not None:
-        if not 0 < settings.num_train <= train.height:
-            raise InputError(
-                f"router.num_train is {settings.num_train}; it must be 1 to {train.height}, what router.holdout leaves"
-            )
-        train = train[: settings.num_train]
-    checked = None
-    if settings.validation:
-        train, checked = split_prompts(train, settings.validation, "router.validation")
+    train, checked, held_out = router_split(prompts, rewards, settings)
     tables = train, rewards, pairs, known, settings, checked
     inputs = [table.write_json() for table in (prompts, rewards, pairs)]
     with checkpoints(
@@ -118,6 +108,31 @@ def fit_router(
         placed = {name: place_teacher(router, name, prompts, rewards) for name in anchored}
         whole = PlacedRouter(router, placed, teachers) if placed else router
     return whole, card | counts | {"placed": placed}, reliability(strengths, unseen)
+
+
+def router_split(
+    prompts: pl.DataFrame, rewards: pl.DataFrame, settings: RouterSettings
+) -> tuple[pl.DataFrame, pl.DataFrame | None, pl.DataFrame]:
+    """What the router is trained on, what stops its training early (None: nothing), and what only measures it.
+
+    Args:
+        prompts: PROMPTS of the parallel set; those without rewards are in none of the three.
+
+    Raises:
+        InputError: the settings leave nothing to train on, or to measure on.
+    """
+    from persyn.router.metrics import split_prompts
+
+    train, held_out = split_prompts(prompts.join(rewards, on="prompt_id", how="semi"), settings.holdout)
+    if settings.num_train is not None:
+        if not 0 < settings.num_train <= train.height:
+            raise InputError(
+                f"router.num_train is {settings.num_train}; it must be 1 to {train.height}, what router.holdout leaves"
+            )
+        train = train[: settings.num_train]
+    if not settings.validation:
+        return train, None, held_out
+    return *split_prompts(train, settings.validation, "router.validation"), held_out
 
 
 def train_router(

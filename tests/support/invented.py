@@ -9,9 +9,9 @@ from persyn.comparison import compare_strategies
 from persyn.cost import build_ledger
 from persyn.defects import Policies, count_defects, find_defects
 from persyn.pairs import PairSettings, build_pairs
+from persyn.project.snapshot import Snapshot
 from persyn.prompts.sources import prompt_id
 from persyn.report import build_report
-from persyn.report.page import Run
 from persyn.rewards import RewardSettings, build_rewards
 from persyn.router.metrics import health_card, majority_strengths, reliability, reward_matrix
 from persyn.routes import allocation
@@ -30,7 +30,9 @@ from persyn.schemas import (
 )
 
 
-def invented(teachers: list[str], strategies: list[str], tasks: list[str], count: int = 40, source: str = "s") -> Run:
+def invented(
+    teachers: list[str], strategies: list[str], tasks: list[str], count: int = 40, source: str = "s"
+) -> Snapshot:
     """So many prompts, half of them parallel; strategies choose at random, and the later ones have worse students."""
     random = np.random.default_rng(0)
     ids = [f"{number:016x}" for number in range(count)]
@@ -74,15 +76,28 @@ def invented(teachers: list[str], strategies: list[str], tasks: list[str], count
         "rewards": {"alpha": 0.4},
         "evaluation": {"tasks": tasks},
     }
-    made = prompts, responses, quality, learnability, defects, rewards, build_pairs(rewards, PairSettings())
-    dataset = {name: pl.DataFrame(schema=DATASET) for name in strategies}
-    training = {name: _losses(random) for name in strategies}
-    learnt = routes, routed, dataset, samples, training, reliability(strengths, matrix)
-    return Run(params, "invented", metrics, *made, *learnt)
+    return Snapshot(
+        params,
+        name="invented",
+        metrics=metrics,
+        prompts=prompts,
+        responses=responses,
+        quality=quality,
+        learnability=learnability,
+        defects=defects,
+        rewards=rewards,
+        pairs=build_pairs(rewards, PairSettings()),
+        routes=routes,
+        routed=routed,
+        dataset={name: pl.DataFrame(schema=DATASET) for name in strategies},
+        samples=samples,
+        training={name: _losses(random) for name in strategies},
+        reliability=reliability(strengths, matrix),
+    )
 
 
 def made_up(count: int, teachers: int, characters: int, parallel: float = 1.0) -> dict[str, Any]:
-    """The tables of a project of so many prompts and teachers, as a Run holds them.
+    """The tables of a project of so many prompts and teachers, as a Snapshot takes them.
 
     Args:
         characters: of every response; a prompt has a fifth.
@@ -160,7 +175,7 @@ def report_of(tables: dict[str, Any]) -> str:
     teachers: dict[str, Any] = {name: {"model": name} for name in tables["responses"]}
     strategies = {name: {"rule": name} for name in tables["routes"]}
     metrics = {"allocation": {name: allocation(routes, list(teachers)) for name, routes in tables["routes"].items()}}
-    return build_report(Run({"teachers": teachers, "strategies": strategies}, metrics=metrics, **tables))
+    return build_report(Snapshot({"teachers": teachers, "strategies": strategies}, metrics=metrics, **tables))
 
 
 def _table(schema: pl.Schema, *columns: Any) -> pl.DataFrame:

@@ -1,0 +1,73 @@
+"""dvc.lock: what a project was made of, and whether what lies in it is still that."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+from persyn.errors import InputError
+from persyn.project.snapshot import Snapshot, changed_values
+
+UNREAD = ("data/quality/", "data/defects", "data/pairs", "metrics/rewards")
+"""What the stages behind a dataset have that nothing reads of its export, so that a cache may lack it."""
+
+
+def check_lock(snapshot: Snapshot, strategy: str) -> None:
+    """Check that all that a strategy's dataset rests on is what dvc.lock has, as far as it has it.
+
+    Raises:
+        InputError: a table, a metric or a parameter is another.
+    """
+
+    @cache
+    def md5(path: str) -> str | None:
+        content = snapshot.project.read(path) if snapshot.project else None
+        return None if content is None else hashlib.md5(content, usedforsecurity=False).hexdigest()
+
+    locked = _stages(snapshot)
+    of_teachers = [f"{kind}@{name}" for name in snapshot.teachers for kind in ("responses", "quality")]
+    of_strategy = [f"{kind}@{strategy}" for kind in ("routes", "routed", "dataset")]
+    for stage in ["prompts", *of_teachers, "rewards", "router", *of_strategy]:
+        entry = locked.get(stage) or {}
+        other = [path for path, recorded in _read_files(entry) if md5(path) not in (recorded, None)]
+        other += [f"{path} in params.yaml" for path in _changed_params(entry, snapshot.params)]
+        if other:
+            raise InputError(
+                f"{other[0]} is not what dvc.lock has for the stage {stage}: the tables are of different runs; run "
+                f"`dvc repro`, or export a revision (--rev)"
+            )
+
+
+def provenance(snapshot: Snapshot, strategy: str) -> dict[str, str | None]:
+    """What made a strategy's dataset: label -> value. Its md5 where dvc.lock has it, which check_lock compares."""
+    path = f"data/dataset/{strategy}.parquet"
+    outs = (_stages(snapshot).get(f"dataset@{strategy}") or {}).get("outs") or []
+    known = {entry["path"]: entry["md5"] for entry in outs}
+    return {
+        "PerSyn": version("persyn"),
+        "git commit": snapshot.commit,
+        "DVC": f"{path} is {known[path]} (md5, dvc.lock)" if path in known else None,
+    }
+
+
+def _stages(snapshot: Snapshot) -> dict[str, Any]:
+    lock = snapshot.project.yaml("dvc.lock") if snapshot.project else None
+    return (lock or {}).get("stages") or {}
+
+
+def _read_files(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Path and md5 of the tables and metrics of a stage."""
+    for file in [*(entry.get("deps") or []), *(entry.get("outs") or [])]:
+        if file["path"].endswith((".parquet", ".json")) and not file["path"].startswith(UNREAD):
+            yield file["path"], file["md5"]
+
+
+def _changed_params(entry: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str]:
+    """Paths of the parameters of a stage that are not now what they were."""
+    for path, recorded in (entry.get("params") or {}).get("params.yaml", {}).items():
+        now: Any = params
+        for key in path.split("."):
+            now = now.get(key) if isinstance(now, Mapping) else None
+        if changed_values({path: recorded}, {path: now}):
+            yield path

@@ -1,0 +1,265 @@
+"""Snapshot: all that a project holds at one revision, read when it is asked for."""
+
+import copy
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import polars as pl
+
+from persyn import schemas
+from persyn.errors import InputError
+from persyn.project.revision import Project, open_project
+
+METRICS = {
+    **dict.fromkeys(("prompts", "defects", "rewards", "router", "comparison", "cost"), ""),
+    **dict.fromkeys(("allocation", "dataset", "evaluation"), "strategies"),
+}
+"""The files of metrics/; of a folder, whose names its files have."""
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Table:
+    """A table of a Snapshot; None if it is not made yet. Without a schema it is a csv file."""
+
+    def __init__(self, path: str, schema: pl.Schema | None = None) -> None:
+        self.path, self.schema = path, schema
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, snapshot: "Snapshot", owner: type) -> pl.DataFrame | None:
+        return snapshot.keep(self.name, snapshot.read_table(self.path, self.schema))
+
+
+class Tables(Table):
+    """The tables of all teachers or strategies, by name; what is not made yet is left out."""
+
+    def __init__(self, names: str, path: str, schema: pl.Schema | None = None) -> None:
+        super().__init__(path, schema)
+        self.names = names
+
+    def __get__(self, snapshot: "Snapshot", owner: type) -> Mapping[str, pl.DataFrame]:  # type: ignore[override]
+        found = (
+            (name, snapshot.read_table(self.path.format(name), self.schema)) for name in getattr(snapshot, self.names)
+        )
+        return snapshot.keep(self.name, {name: table for name, table in found if table is not None})
+
+
+class Snapshot:
+    """All that a project holds at one revision. What is not made yet is None, or left out.
+
+    Args:
+        params: params.yaml, whole.
+        project: where to read what is not given here, and the parameters; None if there is no more than what is given.
+        name: what to call it.
+        only: read nothing of any strategy but this one.
+        lenient: whether what was made but cannot be read counts as not made, which `lacking` says, or is an error.
+        metrics: as `metric` returns them.
+        made: the tables, `teachers`, `strategies`, `experiments` and `experiments_note`, by their names below.
+    """
+
+    prompts = Table("data/prompts.parquet", schemas.PROMPTS)
+    responses = Tables("teachers", "data/responses/{}.parquet", schemas.RESPONSES)
+    quality = Tables("teachers", "data/quality/{}.parquet", schemas.QUALITY)
+    learnability = Tables("teachers", "data/learnability/{}.parquet", schemas.LEARNABILITY)
+    defects = Table("data/defects.parquet", schemas.DEFECTS)
+    rewards = Table("data/rewards.parquet", schemas.REWARDS)
+    pairs = Table("data/pairs.parquet", schemas.PAIRS)
+    routes = Tables("strategies", "data/routes/{}.parquet", schemas.ROUTES)
+    routed = Tables("strategies", "data/routed/{}.parquet", schemas.RESPONSES)
+    dataset = Tables("strategies", "data/dataset/{}.parquet", schemas.DATASET)
+    samples = Tables("strategies", "data/evaluation/{}.parquet", schemas.SAMPLES)
+    training = Tables("strategies", "metrics/reports/training/{}.csv")
+    """Strategy -> step, loss and what else its student's training has noted."""
+    reliability = Table("metrics/reports/reliability.csv")
+
+    def __init__(
+        self,
+        params: Mapping[str, Any] | None = None,
+        *,
+        project: Project | None = None,
+        name: str = "demo",
+        only: str | None = None,
+        lenient: bool = False,
+        metrics: Mapping[str, Any] = NOTHING,
+        **made: Any,
+    ) -> None:
+        self.project, self.only, self.lenient = project, only, lenient
+        self.name = project.name if project else name
+        self.commit = project.commit if project else None
+        self.metrics = dict(metrics)
+        self.lacking: dict[str, list[str]] = {}
+        """Why something is not here -> the files."""
+        self.experiments: Sequence[Snapshot] = ()
+        """DVC's experiments with other parameters: their parameters, allocation and evaluation alone."""
+        self.experiments_note = ""
+        """Why there are none, if that was not to be found out."""
+        self._fill(made if params is None and project else {"params": params or {}, **made})
+
+    def _fill(self, made: Mapping[str, Any]) -> None:
+        for name in made:
+            if name not in vars(self) and not isinstance(vars(Snapshot).get(name), Table | cached_property):
+                raise TypeError(f"a Snapshot has no {name}")
+        vars(self).update(made)
+
+    def replace(self, **made: Any) -> "Snapshot":
+        """The same, but for these parts."""
+        other = copy.copy(self)
+        other._fill(made)
+        return other
+
+    @cached_property
+    def params(self) -> Mapping[str, Any]:
+        """params.yaml, whole.
+
+        Raises:
+            InputError: as Project.params.
+        """
+        return self.project.params() if self.project else NOTHING
+
+    def section(self, name: str) -> Mapping[str, Any]:
+        """A section of params.yaml; empty where there is none.
+
+        Raises:
+            InputError: it has no keys and values.
+        """
+        found = self.params.get(name) or NOTHING
+        if not isinstance(found, Mapping):
+            raise InputError(f"{name} in params.yaml of {self.name} is {found!r}; it must be keys and their values")
+        return found
+
+    @cached_property
+    def teachers(self) -> Sequence[str]:
+        """Their names, in the order of params.yaml."""
+        return list(self.section("teachers"))
+
+    @cached_property
+    def strategies(self) -> Sequence[str]:
+        """Their names, in the order of params.yaml; none but `only`."""
+        return [name for name in self.section("strategies") if self.only in (None, name)]
+
+    @property
+    def anchored(self) -> list[str]:
+        """Teachers that answer a few parallel prompts only."""
+        return [name for name, entry in self.section("teachers").items() if (entry or {}).get("anchors") is not None]
+
+    @property
+    def title(self) -> str:
+        """What to call it on a page: its profile, and its revision."""
+        if self.project is None:
+            return self.name
+        profile = Path.cwd().name if Path.cwd().parent.name == "profiles" else "demo"
+        return profile if self.name == "workspace" else f"{profile} at {self.name}"
+
+    def metric(self, name: str, missing: Any = NOTHING) -> Any:
+        """A file of metrics/; allocation, dataset and evaluation: strategy -> its file. `missing` if not made yet."""
+        if name not in self.metrics:
+            names = getattr(self, METRICS[name]) if METRICS[name] else ()
+            found = {each: self._read_json(f"metrics/{name}/{each}.json") for each in names}
+            present = {each: content for each, content in found.items() if content is not None}
+            self.metrics[name] = present if METRICS[name] else self._read_json(f"metrics/{name}.json")
+        found = self.metrics[name]
+        return missing if found is None else found
+
+    def need(self, part: str, name: str | None = None) -> pl.DataFrame:
+        """A table; of one that is there once a teacher or strategy, the table of `name`.
+
+        Raises:
+            InputError: it is not made yet.
+        """
+        found = getattr(self, part)
+        path: str = vars(type(self))[part].path
+        return self._there(found if name is None else found.get(name), path.format(name))
+
+    def need_metric(self, part: str, name: str | None = None) -> Any:
+        """The same of a file of metrics/."""
+        found = self.metric(part, None)
+        path = f"metrics/{part}.json" if name is None else f"metrics/{part}/{name}.json"
+        return self._there(found if name is None else found.get(name), path)
+
+    def _there(self, found: Any, path: str) -> Any:
+        if found is None:
+            raise InputError(f"{path} of {self.name} is not there; run `dvc repro` (or `dvc pull`) to make it")
+        return found
+
+    def read_table(self, path: str, schema: pl.Schema | None) -> pl.DataFrame | None:
+        """A table, checked; a csv file if there is no schema; None if it is not made yet."""
+        if schema is not None:
+            table: pl.DataFrame | None = self._read(path, lambda project: project.table(path, schema))
+            return table
+        content = self._read(path, lambda project: project.read(path))
+        return None if content is None else pl.read_csv(io.BytesIO(content))
+
+    def keep(self, name: str, found: Any) -> Any:
+        """Answer with this from now on."""
+        vars(self)[name] = found
+        return found
+
+    def _read_json(self, path: str) -> Any:
+        return self._read(path, lambda project: project.json(path))
+
+    def _read(self, path: str, read: Callable[[Project], Any]) -> Any:
+        if self.project is None:
+            return None
+        reason = "not made yet"
+        try:
+            found = read(self.project)
+        except InputError as error:
+            if not self.lenient:
+                raise
+            found, reason = None, str(error).removeprefix(f"{path} of {self.name} ").removeprefix("is ")
+        if found is None:
+            self.lacking.setdefault(reason, []).append(path)
+        return found
+
+    @property
+    def missing(self) -> list[str]:
+        """What was asked for and is not here, and why, a line a reason."""
+        return [f"{', '.join(paths)}: {reason}" for reason, paths in self.lacking.items()]
+
+
+@contextmanager
+def open_snapshot(revision: str | None = None, *, only: str | None = None, lenient: bool = False) -> Iterator[Snapshot]:
+    """The project of the working directory, as it stands or as it was in a revision. It can be read until this ends.
+
+    Args:
+        revision: as open_project takes it.
+        only: as Snapshot takes it; so `lenient`.
+
+    Raises:
+        InputError: as open_project.
+    """
+    with open_project(revision) as project:
+        yield Snapshot(project=project, only=only, lenient=lenient)
+
+
+def changed_values(a: Any, b: Any) -> dict[str, dict[str, Any]]:
+    """The leaves that differ: path (dots go deeper) -> {a, b}, without the side that has no such leaf."""
+    flat = _flat(a), _flat(b)
+    return {
+        path: {side: values[path] for side, values in zip("ab", flat, strict=True) if path in values}
+        for path in sorted(flat[0].keys() | flat[1].keys())
+        if path not in flat[0] or path not in flat[1] or _unequal(flat[0][path], flat[1][path])
+    }
+
+
+def _flat(node: Any, path: str = "") -> dict[str, Any]:
+    """Leaves by their path; a list of scalars is one."""
+    deeper: list[tuple[Any, Any]] = []
+    if isinstance(node, Mapping):
+        deeper = list(node.items())
+    elif isinstance(node, list) and any(isinstance(inner, Mapping) for inner in node):
+        deeper = list(enumerate(node))
+    if not deeper:
+        return {path: node} if path else {}
+    below = f"{path}." if path else ""
+    return {name: leaf for key, inner in deeper for name, leaf in _flat(inner, f"{below}{key}").items()}
+
+
+def _unequal(a: Any, b: Any) -> bool:
+    return a != b or isinstance(a, bool) != isinstance(b, bool)
