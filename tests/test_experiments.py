@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from persyn.cli import app
 from persyn.errors import InputError
+from persyn.project.experiments import read_experiments
 from tests.support.pages import rows
 
 PIPELINE = """
@@ -90,6 +91,23 @@ def test_experiments_are_shown_beside_the_run(project: Path) -> None:
     page = Path("then.html").read_text()
     assert "<h1>tiny at more-alpha</h1>" in page
     assert ["tiny at more-alpha", "small", "—", "0.75", "0.375"] in rows(page)
+
+
+def test_an_experiment_whose_parameters_are_damaged_is_named(project: Path) -> None:
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], check=True, capture_output=True, text=True).stdout.strip()
+
+    head = git("rev-parse", "HEAD")
+    for name, text in {"lost": "{", "more": json.dumps(PARAMS | {"rewards": {"alpha": 0.9}})}.items():
+        Path("params.yaml").write_text(text)
+        git("add", "params.yaml")
+        commit = git("commit-tree", git("write-tree"), "-p", head, "-m", name)
+        git("update-ref", f"refs/exps/{head[:2]}/{head[2:]}/{name}", commit)
+    git("reset", "--hard")
+    [found], note = read_experiments()
+    assert (found.name, found.section("rewards")) == ("more", {"alpha": 0.9})
+    assert found.metric("allocation")["persyn"]["share"]["a"] == 0.5
+    assert "lost" in note
 
 
 def test_the_command_writes_one_line_and_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 import io
 import json
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,31 @@ def read_experiments() -> tuple[list[Snapshot], str]:
             folder = f"{Path(repo.root_dir).relative_to(root).as_posix()}/".removeprefix("./")
         names = {commit: dict.fromkeys([commit]) | {rev: name for name, rev in of} for commit, of in listed.items()}
         states = _read_states(root, folder, [rev for of in names.values() for rev in of])
-        return [
+        found = [
             Snapshot(states[rev]["params"], name=name, metrics={kind: states[rev][kind] for kind in KINDS})
             for commit, of in names.items()
             for rev, name in of.items()
             if name and states[rev]["params"] and states[rev] != states[commit]
-        ], ""
+        ]
+        lost = [name for of in names.values() for rev, name in of.items() if name and not states[rev]["params"]]
+        return found, f"Experiments without a legal params.yaml are left out: {', '.join(lost)}." if lost else ""
     except Exception as error:  # noqa: BLE001 - whatever DVC cannot do, the report does without
         return [], f"DVC's experiments could not be read: {str(error) or type(error).__name__}"
 
 
-def _read_states(root: Path, folder: str, revisions: Iterable[str]) -> dict[str, dict[str, Any]]:
+def _read_states(root: Path, folder: str, revisions: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Revision -> params, and allocation and evaluation: strategy -> its file."""
     from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
 
     states: dict[str, dict[str, Any]] = {}
     files = _read_files(root, [f"{revision}:{folder}params.yaml" for revision in revisions])
     for revision, content in zip(revisions, files, strict=True):
-        states[revision] = {"params": YAML(typ="safe", pure=True).load(content or b"") or {}}
+        try:
+            params = YAML(typ="safe", pure=True).load(content or b"")
+        except YAMLError:
+            params = None
+        states[revision] = {"params": params if isinstance(params, dict) else {}}
     wanted = [
         (revision, kind, strategy)
         for revision, state in states.items()
