@@ -1,6 +1,7 @@
 """Routing within a number of response tokens: by hand, and what must hold whatever the numbers."""
 
 import math
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -27,7 +28,7 @@ def pool() -> Pool:
     return Pool(["long", "short"], rewards, strengths, {}, None, lambda: RESPONSES)
 
 
-def routed(**arguments: float) -> dict[str, list[str]]:
+def routed(**arguments: Any) -> dict[str, list[str]]:
     routes = build_routes(PROMPTS, pool(), Persyn(rule="persyn", **arguments)).join(PROMPTS, on="prompt_id")
     return {text: part["teacher"].to_list() for (text,), part in routes.sort("prompt").group_by("prompt")}
 
