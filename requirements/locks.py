@@ -97,9 +97,13 @@ class Resolver:
         return subprocess.run(command, input=text, text=True, capture_output=True, check=False)
 
     def unreachable(self) -> str:
-        """Why the package index cannot be asked, or an empty text."""
+        """Why the package index cannot be asked, or an empty text. Any other failure of uv ends the program."""
         done = self.uv("-", "--no-deps", "--refresh", text="pip")
-        return done.stderr.strip() and done.stderr.strip().splitlines()[-1] if done.returncode else ""
+        if not done.returncode:
+            return ""
+        if "error sending request" not in done.stderr:
+            sys.exit(f"error: uv failed: {done.stderr.strip()}")
+        return done.stderr.strip().splitlines()[-1].strip()
 
     def resolve(self, cell: Cell, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Pins for a cell, each for a wheel that its Python can install."""

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-import stages
 from persyn.cli import app, main
 from persyn.planning.known import known_routes
+from persyn.routes import Strong
 from persyn.schemas import PROMPTS, ROUTES, read_table, write_table
 from persyn.store import Store, store_folder
 from tests.support.stub import StubServer, stub_teacher
+from tests.support.tiny import ROOT
 
 ROW: dict[str, Any] = {"response": "x", "finish_reason": "stop", "num_prompt_tokens": 3, "num_response_tokens": 2}
 
@@ -59,30 +61,24 @@ def test_a_store_that_is_not_there_is_one_clear_line(monkeypatch: pytest.MonkeyP
         main()
 
 
-TEACHERS = """
-  a: {model: stub, license: x, backend: openai, sampling: {max_tokens: 40}}
-  b: {model: stub, license: x, backend: openai, system: Be brief., sampling: {max_tokens: 40}}
-"""
-
-
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StubServer]:
     """A folder with 12 prompts, two teachers behind a stub, and nothing run."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stages, "PARAMS", stages.PARAMS)
     Path("data/raw").mkdir(parents=True)
     lines = [json.dumps({"prompt": f"Tell story number {number}."}) for number in range(12)]
     Path("data/raw/p.jsonl").write_text("\n".join(lines))
     with stub_teacher() as server:
-        Path("params.yaml").write_text(
-            f"teachers: {TEACHERS}"
-            "prompts: {num_parallel: 6, sources: [{path: p.jsonl}], decontaminate: []}\n"
-            "strategies: {strong: {rule: strong, teacher: a}, persyn: {rule: persyn}}\n"
-            "quality: {methods: {instruction: judge}}\nresponses: {max_error_share: 0}\n"
-            "licenses: {}\nbudget: {max_tokens: 2000}\n"
-            "prices: {teachers: {a: {input: 1, output: 2}}}\n"
-            f"speed: {{openai: {{base_url: {server.url}}}}}\n"
-        )
+        params = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+        teacher = {"model": "stub", "license": "x", "backend": "openai", "sampling": {"max_tokens": 40}}
+        params["teachers"] = {"a": teacher, "b": {**teacher, "system": "Be brief."}}
+        params["prompts"] = {"num_parallel": 6, "sources": [{"path": "p.jsonl"}], "decontaminate": []}
+        params["strategies"] = {"strong": {"rule": "strong", "teacher": "a"}, "persyn": {"rule": "persyn"}}
+        params["quality"] = {"methods": {"instruction": "judge"}, "judge": {"model": "stub"}}
+        params["budget"] = {"max_tokens": 2000}
+        params["prices"] = {"teachers": {"a": {"input": 1, "output": 2}}}
+        params["speed"] = {"openai": {"base_url": server.url}}
+        YAML().dump(params, Path("params.yaml"))
         yield server
 
 
@@ -112,7 +108,7 @@ def test_ledger_prints_the_bill_at_todays_prices(project: StubServer) -> None:
         import_module("stages.prompts").main("data/raw", "data/prompts.parquet", "metrics/prompts.json")
         import_module("stages.responses").main(name, "data/prompts.parquet", f"data/responses/{name}.parquet")
     prompts = read_table("data/prompts.parquet", PROMPTS)
-    routes = known_routes(prompts, ["a", "b"], {"strong": {"rule": "strong", "teacher": "a"}}, {})["strong"]
+    routes = known_routes(prompts, ["a", "b"], {"strong": Strong(rule="strong", teacher="a")}, {})["strong"]
     for name in ("strong", "persyn"):
         write_table(routes, f"data/routes/{name}.parquet", ROUTES)
         paths = f"data/routes/{name}.parquet", "data/responses", f"data/routed/{name}.parquet"

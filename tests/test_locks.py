@@ -1,8 +1,11 @@
 """The locks: which sets of extras they serve. `make locks-check`, which asks the index, shows that they resolve."""
 
 import subprocess
+from pathlib import Path
 
-from requirements.locks import Cell, builds, documented, extras, merged, read_pins, together
+import pytest
+
+from requirements.locks import Cell, Resolver, builds, documented, extras, merged, read_pins, together
 from tests.support.tiny import ROOT
 
 
@@ -38,3 +41,16 @@ def test_pythons_that_need_different_versions_get_a_pin_each() -> None:
     lines = list(merged({"3.11": {"a": "1", "b": "1"}, "3.13": {"a": "2", "b": "1"}}))
     assert lines == ["a==1 ; python_version == '3.11'", "a==2 ; python_version == '3.13'", "b==1"]
     assert read_pins("\n".join(lines)) == {"a": "2", "b": "1"}
+
+
+def test_only_an_index_that_does_not_answer_skips_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: str, text: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess([], 2, "", said)
+
+    resolver = Resolver(tmp_path)
+    monkeypatch.setattr(resolver, "uv", fails)
+    said = "error: Failed to fetch\n  cause: error sending request for url\n  cause: Connection refused"
+    assert "Connection refused" in resolver.unreachable()
+    said = "No module named uv"
+    with pytest.raises(SystemExit, match="No module named uv"):
+        resolver.unreachable()
