@@ -115,8 +115,7 @@ class Params(Settings):
     def _names_are_known(self) -> Self:
         """Refuse a name of a teacher or a domain that there is not."""
         named: list[tuple[tuple[Any, ...], str]] = [
-            (("licenses", "allow_forbidden", number), name)
-            for number, name in enumerate(self.licenses.allow_forbidden)
+            (("licenses", "allow_forbidden", number), name) for number, name in enumerate(self.licenses.allow_forbidden)
         ]
         named += [(("prices", "sizes"), name) for name in self.prices.sizes]
         named += [(("prices", "teachers"), name) for name in self.prices.teachers]
