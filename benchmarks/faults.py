@@ -37,14 +37,16 @@ Row = tuple[str, str, int, int]
 GENERATE = """
 import json
 from pathlib import Path
-from persyn.generation import Teacher
+from persyn.generation import Sampling, Teacher
+from persyn.generation.openai import OpenAISpeed
 from persyn.responses import generate_responses
 from persyn.schemas import PROMPTS, RESPONSES, read_table, write_table
 from stages import run
 
 def main(prompts, speed, store, out):
-    teacher = Teacher(model="stub", license="x", backend="openai", sampling={"max_tokens": 40, "temperature": 1.0})
-    speed = {"concurrency": 8, "timeout": 2.0, "max_attempts": 8} | json.loads(speed)
+    sampling = Sampling(max_tokens=40, temperature=1.0)
+    teacher = Teacher(model="stub", license="x", backend="openai", sampling=sampling)
+    speed = OpenAISpeed.parse({"concurrency": 8, "timeout": 2.0, "max_attempts": 8} | json.loads(speed))
     write_table(generate_responses(read_table(prompts, PROMPTS), "stub", teacher, Path(store), speed), out, RESPONSES)
 
 run(main)

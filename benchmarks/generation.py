@@ -28,8 +28,11 @@ import polars as pl
 import psutil
 
 from persyn.chat import encode_prompt, user_message
-from persyn.generation import Teacher, load_backend
+from persyn.generation import BackendSpeed, Sampling, Teacher, load_backend
+from persyn.generation.openai import OpenAISpeed
 from persyn.generation.requests import answer, open_store, prepare_requests, unanswered
+from persyn.generation.transformers import TransformersSpeed
+from persyn.generation.vllm import VLLMSpeed
 from persyn.models import load_tokenizer
 from persyn.models.packaged import packaged_model
 from persyn.prompts import prompt_id
@@ -39,6 +42,10 @@ from persyn.schemas import RESPONSES, check_table
 MODEL = "smollm2-135m-instruct"
 MAX_TOKENS = 48
 MAX_MODEL_LEN = 1024
+SPEED: dict[str, BackendSpeed] = {
+    "transformers": TransformersSpeed(batch_size=32),
+    "vllm": VLLMSpeed(max_model_len=MAX_MODEL_LEN),
+}
 ROUNDS = 3
 
 
@@ -70,7 +77,7 @@ def read_prompts(count: int) -> pl.DataFrame:
 
 def make_teacher(backend: str, model: str = f"packaged:{MODEL}") -> Teacher:
     """The same teacher behind another engine."""
-    return Teacher(model=model, license="Apache-2.0", backend=backend, sampling={"max_tokens": MAX_TOKENS})
+    return Teacher(model=model, license="Apache-2.0", backend=backend, sampling=Sampling(max_tokens=MAX_TOKENS))
 
 
 def compare_engines(prompts: pl.DataFrame, folder: Path) -> list[Any]:
@@ -83,10 +90,10 @@ def compare_engines(prompts: pl.DataFrame, folder: Path) -> list[Any]:
         started = time.monotonic()
         if engine == "vllm serve":
             with served() as url:
-                table = generate_responses(prompts, "t", make_teacher("openai", MODEL), folder, {"base_url": url})
+                speed = OpenAISpeed(base_url=url)
+                table = generate_responses(prompts, "t", make_teacher("openai", MODEL), folder, speed)
         else:
-            knobs = {"max_model_len": MAX_MODEL_LEN} if engine == "vllm" else {"batch_size": 32}
-            table = generate_responses(prompts, "t", make_teacher(engine), folder / engine, knobs)
+            table = generate_responses(prompts, "t", make_teacher(engine), folder / engine, SPEED[engine])
         seconds = time.monotonic() - started
         reference = table if reference is None else reference
         same: Any = (table["response"] == reference["response"]).mean()
@@ -167,7 +174,7 @@ def compare_bare(prompts: pl.DataFrame, folder: Path) -> list[Any]:
     failed = []
     for engine, bare in (("transformers", bare_transformers), ("vllm", bare_vllm)):
         teacher = make_teacher(engine)
-        backend = load_backend(teacher, {"max_model_len": MAX_MODEL_LEN} if engine == "vllm" else {"batch_size": 32})
+        backend = load_backend(teacher, SPEED[engine])
         runs: dict[str, list[Run]] = {"bare": [], "ours": []}
         for number in range(ROUNDS + 1):  # the first warms up
             runs["bare"].append(clocked(lambda: bare(backend, prompts)))  # noqa: B023
@@ -186,10 +193,9 @@ def compare_bare(prompts: pl.DataFrame, folder: Path) -> list[Any]:
 
 def ours(backend: Any, prompts: pl.DataFrame, teacher: Teacher, folder: Path) -> int:
     """The stage, but for the loading of the model: keys, look-ups, generation, the store. Returns response tokens."""
-    sampling, requests = prepare_requests(prompts, "t", teacher)
     store = open_store(folder, teacher)
-    left = unanswered(requests, store, sampling)
-    answered = answer(left, backend, sampling, store)
+    left = unanswered(prepare_requests(prompts, teacher), store, teacher.sampling)
+    answered = answer(left, backend, teacher.sampling, store)
     return sum(row["num_response_tokens"] for rows in answered for row in rows.values())
 
 

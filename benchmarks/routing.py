@@ -11,10 +11,10 @@ from typing import Any
 
 import polars as pl
 
-from persyn.pairs import build_pairs
+from persyn.pairs import PairSettings, build_pairs
 from persyn.prompts import prompt_id
 from persyn.router import Router, train_router
-from persyn.router.settings import Settings
+from persyn.router.settings import LightSettings, RouterSettings
 from persyn.schemas import REWARDS
 
 RAW = Path(__file__).parent.parent / "data" / "raw"
@@ -54,11 +54,12 @@ def main() -> None:
     many = prompts(NUM_PROMPTS)
     found = []
     for name, light, asked in (
-        ("light, word embeddings (layers 0)", {"layers": 0}, many),
-        ("light, one layer", {"layers": 1}, many[:SAMPLE]),
+        ("light, word embeddings (layers 0)", LightSettings(layers=0), many),
+        ("light, one layer", LightSettings(layers=1), many[:SAMPLE]),
         ("fine-tuned MiniLM (6 layers)", None, many[:SAMPLE]),
     ):
-        router = train_router(table, rewards, build_pairs(rewards), TEACHERS, Settings(**small, light=light))
+        settings = RouterSettings(**small, light=light)
+        router = train_router(table, rewards, build_pairs(rewards, PairSettings()), TEACHERS, settings)
         wall, cpu = seconds(router, asked)
         found.append((name, len(asked), wall, cpu, wall * NUM_PROMPTS / len(asked)))
     characters = sum(map(len, many)) / len(many)

@@ -25,7 +25,8 @@ import torch
 from tqdm import tqdm
 
 from persyn.chat import encode_completion, with_chat_template
-from persyn.learnability import Method, score_group
+from persyn.learnability import LearnabilitySettings
+from persyn.learnability.scoring import score_group
 from persyn.models import load_causal_lm, load_tokenizer, locate_model
 from tests.support.tiny import ROOT
 
@@ -104,7 +105,7 @@ def rate() -> None:
     work = 2 * trunk * (sum(map(len, groups)) + responses) + 2 * head.numel() * responses
     cpu = time.process_time()
     for shared, group in groups.items():
-        score_group(model, list(shared), group, Method(), 512)
+        score_group(model, list(shared), group, LearnabilitySettings(), 512)
     reached = work / (time.process_time() - cpu)
     print(f"matmul {best / 1e9:.0f} GFLOP/CPU-s, scoring {reached / 1e9:.0f}: {reached / best:.0%}")  # noqa: T201
 
@@ -122,9 +123,9 @@ def long() -> None:
 def memory(tokens: int, responses: int) -> None:
     """Print what scoring responses of so many tokens adds to the peak."""
     model, row = load_causal_lm(STUDENT), read_rows()[0]
-    score_group(model, row[0], [row[1]], Method(), 512)
+    score_group(model, row[0], [row[1]], LearnabilitySettings(), 512)
     before = peak()
-    score_group(model, row[0], [list(range(9, 9 + tokens))] * responses, Method(), 512)
+    score_group(model, row[0], [list(range(9, 9 + tokens))] * responses, LearnabilitySettings(), 512)
     print(peak() - before)  # noqa: T201
 
 
@@ -179,7 +180,9 @@ def ours() -> Callable[[list[Row]], list[float]]:
             by_prompt.setdefault(tuple(prompt), []).append(position)
         scores = [0.0] * len(rows)
         for shared, group in by_prompt.items():
-            found = score_group(model, list(shared), [rows[position][1] for position in group], Method(), 512)
+            found = score_group(
+                model, list(shared), [rows[position][1] for position in group], LearnabilitySettings(), 512
+            )
             for position, value in zip(group, found, strict=True):
                 scores[position] = value
         return scores

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from persyn.cost import as_text, build_ledger
-from persyn.routes import Pool, build_routes
+from persyn.routes import Persyn, Pool, build_routes
 from persyn.schemas import PROMPTS, RESPONSES, REWARDS, check_table
 
 NUM_TEACHERS, NUM_PROMPTS, NUM_PARALLEL = 19, 50_000, 2_500
@@ -46,7 +46,7 @@ def simulate(num_teachers: int, num_prompts: int, num_parallel: int, seed: int =
         return pl.DataFrame(found).cast(RESPONSES)
 
     pool = Pool(teachers, REWARDS.to_frame(), lambda texts: strengths, {})
-    routes = build_routes(prompts, pool, {"rule": "persyn"})
+    routes = build_routes(prompts, pool, Persyn(rule="persyn"))
     chosen = np.array([teachers.index(name) for name in routes["teacher"]])
     routed = answers(np.arange(num_prompts), chosen)
     parallel = answers(*(grid.ravel() for grid in np.indices((num_parallel, num_teachers))))

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from persyn.generation import Teacher
+from persyn.project.params import read_params
 from persyn.prompts import build_prompts
 from persyn.responses import generate_responses
 from persyn.store import Store, response_key, shelves, verify
-from stages import read_params
 from tests.support.tiny import ROOT
 
 BATCH = 32
@@ -118,12 +118,12 @@ def look_up_sqlite(path: Path, rows: Rows) -> None:
 def overhead(folder: Path) -> None:
     """What keys, look-ups and durable writes add to the demo's first stage of generation, teacher by teacher."""
     os.chdir(ROOT)
-    prompts, _ = build_prompts(ROOT / "data" / "raw", **read_params("prompts", build_prompts))
+    params = read_params()
+    prompts, _ = build_prompts(ROOT / "data" / "raw", params.prompts)
     parallel = prompts.filter("parallel")
     print("| teacher | generation, s | keys and look-ups, s | writes, s | share |")  # noqa: T201
-    for name in read_params("teachers"):
-        teacher = Teacher(**read_params(f"teachers.{name}", Teacher))
-        speed, store = read_params("speed")[teacher.backend], folder / name
+    for name, teacher in params.teachers.items():
+        speed, store = params.speed_of(name), folder / name
         generation, _ = clock(lambda: ask(parallel, name, teacher, store, speed))  # noqa: B023
         keys, _ = clock(lambda: ask(parallel, name, teacher, store, speed))  # noqa: B023
         [shelf] = shelves(store)
@@ -133,7 +133,7 @@ def overhead(folder: Path) -> None:
         print(f"| {name} | {generation:.1f} | {keys:.3f} | {writes:.3f} | {share:.2%} |")  # noqa: T201
 
 
-def ask(prompts: Any, name: str, teacher: Teacher, store: Path, speed: Any) -> None:
+def ask(prompts: Any, name: str, teacher: Teacher, store: Path, speed: BackendSpeed) -> None:
     """One teacher over all prompts."""
     generate_responses(prompts, name, teacher, store, speed)
 

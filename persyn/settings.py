@@ -191,11 +191,10 @@ def _exactly(number: float) -> str:
 
 def _deepest(mistakes: Sequence[Any], data: Any) -> list[Any]:
     """Without what pydantic says of a list as a whole because its other choice is no list, where it says which item."""
-    own = [_place(found, data) for found in mistakes if found["type"] not in ("plain", "missing key")]
+    said = ("plain", "missing key")
+    own = [_place(found, data) for found in mistakes if found["type"] not in said]
     above = {place[:end] for place in own for end in range(1, len(place))}
-    return [
-        found for found in mistakes if found["type"] in ("plain", "missing key") or _place(found, data) not in above
-    ]
+    return [found for found in mistakes if found["type"] in said or _place(found, data) not in above]
 
 
 def _place(found: Any, data: Any) -> tuple[Any, ...]:

@@ -66,17 +66,9 @@ def train_student(
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
-    from persyn.training.trainer import (
-        SameBatches,
-        checkpoints,
-        is_main,
-        leave_to_main,
-        save_trained,
-        train,
-        training_arguments,
-    )
+    from persyn.training import trainer as shared
 
-    class StudentTrainer(SameBatches, SFTTrainer):
+    class StudentTrainer(shared.SameBatches, SFTTrainer):
         """Nothing beyond the two."""
 
     packing, lora = settings.packing, settings.lora
@@ -86,11 +78,11 @@ def train_student(
     tokenizer = end_by_turn(with_chat_template(load_tokenizer(*where)))
     rows = encode_dataset(tokenizer, dataset)
     identity = model_identity(student.model, student.revision)
-    with checkpoints(
+    with shared.checkpoints(
         dataset.select("prompt", "completion").write_json(), student.model_dump(), identity, settings.model_dump()
     ) as scratch:
         args = SFTConfig(
-            **training_arguments(scratch, settings.batch_size, device_batch_size, settings.seed),
+            **shared.training_arguments(scratch, settings.batch_size, device_batch_size, settings.seed),
             max_length=student.max_length,
             packing=packing,
             learning_rate=settings.learning_rate,
@@ -100,7 +92,7 @@ def train_student(
             logging_steps=1,
         )
         model = load_base()  # after SFTConfig, which makes the processes know each other
-        if packing and is_main():
+        if packing and shared.is_main():
             _check_rows_stay_apart(model, rows)
         trainer: Any = StudentTrainer(
             model=model,
@@ -110,9 +102,9 @@ def train_student(
             args=args,
             callbacks=live.callbacks() if live else None,
         )
-        train(trainer, {"input_ids": [0], "labels": [-100], **({"seq_lengths": [1]} if packing else {})})
-        save_trained(trainer, load_base if lora is not None else None, folder)
-        leave_to_main()
+        shared.train(trainer, {"input_ids": [0], "labels": [-100], **({"seq_lengths": [1]} if packing else {})})
+        shared.save_trained(trainer, load_base if lora is not None else None, folder)
+        shared.leave_to_main()
     curve = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     return pl.DataFrame(curve, schema={"step": pl.Int64, "loss": pl.Float64}, orient="row")
 

@@ -8,25 +8,26 @@ import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from pydantic import Field
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from persyn.comparison import compare_seeds
-from persyn.errors import InputError, check_keys
+from persyn.errors import InputError
 from persyn.schemas import SAMPLES, read_table
+from persyn.settings import Settings
 from science.project import WORK, make_project, reproduce, seeded, with_changes
 
 ROUTER = ("hit_at_1", "hit_at_3", "hit_at_3_oracle", "regret", "pair_accuracy", "calibration")
 """What is taken from metrics/router.json."""
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(Settings):
     """One row of recipes.yaml."""
 
     question: str
@@ -34,11 +35,11 @@ class Recipe:
     """The variant, or the strategy, that the others are compared with."""
     axis: str = "strategy"
     """What the variants differ in."""
-    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Label -> dotted path -> value. Empty: the strategies in `students` are what is compared."""
-    students: Sequence[str] = ()
+    students: list[str] = Field(default_factory=list)
     """Strategies whose student is trained and evaluated."""
-    changes: Mapping[str, Any] = field(default_factory=dict)
+    changes: dict[str, Any] = Field(default_factory=dict)
     """Set in all variants."""
 
 
@@ -68,8 +69,7 @@ def load_recipes(path: str | Path) -> dict[str, Recipe]:
     """
     recipes = {}
     for name, row in YAML(typ="safe", pure=True).load(Path(path)).items():
-        check_keys(f"recipe {name}", row, Recipe)
-        recipes[name] = recipe = Recipe(**row)
+        recipes[name] = recipe = Recipe.parse(row, f"recipe {name}")
         compared = list(recipe.variants or recipe.students)
         if recipe.reference not in compared:
             raise InputError(f"recipe {name}: reference {recipe.reference!r} is not among {', '.join(compared)}")

@@ -14,7 +14,7 @@ import polars as pl
 from persyn.router import Router, load_router, train_router
 from persyn.router.metrics import reward_matrix, routing_metrics, split_prompts
 from persyn.router.placement import PlacedRouter, place_teacher
-from persyn.router.settings import Settings
+from persyn.router.settings import LightSettings, RouterSettings
 from persyn.schemas import PAIRS, PROMPTS, REWARDS, read_table
 from science.project import load_profile
 from science.recipes import card_samples
@@ -39,15 +39,15 @@ class Tables:
     train: pl.DataFrame
     held_out: pl.DataFrame
     teachers: Sequence[str]
-    settings: Settings
+    settings: RouterSettings
 
 
 def read_tables(folder: Path) -> Tables:
     """The tables of the project in `folder`."""
     params = load_profile(folder / "params.yaml")
-    settings = Settings(**params["router"])
+    settings = RouterSettings.parse(params["router"], "router")
     if (folder / settings.model).is_dir():  # named from there
-        settings = replace(settings, model=str(folder / settings.model))
+        settings = settings.changed(model=str(folder / settings.model))
     rewards = read_table(folder / "data/rewards.parquet", REWARDS)
     prompts = read_table(folder / "data/prompts.parquet", PROMPTS).join(rewards, on="prompt_id", how="semi")
     train, held_out = split_prompts(prompts, settings.holdout)
@@ -75,7 +75,8 @@ def anchors(folder: Path, seed: int) -> Samples:
     router is the light one, for there are many to train.
     """
     tables = read_tables(folder)
-    tables = replace(tables, settings=replace(tables.settings, light={}, lora=None, validation=0.0))
+    light = tables.settings.changed(light=LightSettings(), lora=None, validation=0.0)
+    tables = replace(tables, settings=light)
     texts = tables.held_out["prompt"].to_list()
     anew = _measure(tables, tables.held_out, _train(tables, tables.train, tables.teachers).strengths(texts))
     found: dict[str, list[Card]] = {"left out": [], **{f"{count} anchors": [] for count in ANCHORS}}

@@ -10,6 +10,10 @@ from pathlib import Path
 from persyn.errors import InputError, Stopped, ending_in_one_line
 from persyn.project.params import read_params
 
+SUMMARY = Path("metrics/summary.json")
+KEEP_SUMMARY = {"summary", "comparison", "plots"}
+"""The stage that writes SUMMARY, and those that it does not depend on."""
+
 
 def run(main: Callable[..., None], *arguments: str, launched: str | None = None) -> None:
     """Call `main` with argv, unless `arguments` are given; see ending_in_one_line.
@@ -23,6 +27,7 @@ def run(main: Callable[..., None], *arguments: str, launched: str | None = None)
         if launched:
             launch(launched)
         main(*(arguments or sys.argv[1:]))
+        forget_summary(Path(main.__code__.co_filename))
 
 
 def launch(stage: str) -> None:
@@ -50,3 +55,10 @@ def launch(stage: str) -> None:
             os.killpg(launcher.pid, stopped.args[0])
             raise
     sys.exit(status if status >= 0 else 128 - status)
+
+
+def forget_summary(script: Path) -> None:
+    """Remove the summary after a stage that it depends on: its numbers are of earlier results. An experiment that stops
+    there then has no numbers in `dvc exp show`, instead of those of the commit that it started from."""
+    if script.parent.name == "stages" and script.stem not in KEEP_SUMMARY:
+        SUMMARY.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from stages import run
 
 def main(name: str, prompts: str, out: str) -> None:
     params = read_params()
-    teacher = params.teachers[name]
+    teacher = params.named("teachers", name)
     check_terms({name: teacher}, params.licenses)
     parallel = wanted_prompts(read_table(prompts, PROMPTS), name, teacher.anchors)
     paying = store_folder(), params.speed_of(name), params.budget

@@ -10,6 +10,7 @@ from stages import run
 
 def main(strategy: str, prompts: str, rewards: str, router: str, responses: str, out: str, metrics: str) -> None:
     params = read_params()
+    rule = params.named("strategies", strategy)
     teachers = list(params.teachers)
     pool = Pool(
         teachers,
@@ -19,7 +20,7 @@ def main(strategy: str, prompts: str, rewards: str, router: str, responses: str,
         student_family=params.student.family,
         responses=lambda: read_folder(responses, teachers, RESPONSES),
     )
-    routes = build_routes(read_table(prompts, PROMPTS), pool, params.strategies[strategy])
+    routes = build_routes(read_table(prompts, PROMPTS), pool, rule)
     write_table(routes, out, ROUTES)
     write_json(allocation(routes, teachers), metrics)
 

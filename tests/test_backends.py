@@ -61,7 +61,5 @@ def test_its_knobs_are_checked_and_listed(echo: dict[str, Any]) -> None:
 
 def test_without_its_line_it_is_unknown(echo: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(BACKENDS, "echo")
-    with pytest.raises(
-        InputError, match="teachers.echo.backend is 'echo'; it must be one of transformers, vllm, openai"
-    ):
+    with pytest.raises(InputError, match=r"teachers.echo.backend is 'echo'; it must be one of transformers, vllm, "):
         check_params(echo)

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 
 from persyn.errors import InputError
-from persyn.routes import Pool, build_routes
+from persyn.routes import Persyn, Pool, build_routes
 from persyn.routes.budgeted import choose, choose_within, expected_tokens
 from persyn.schemas import DOMAINS, REWARDS
 from tests.support.tables import prompts_table, responses_table
@@ -28,7 +28,7 @@ def pool() -> Pool:
 
 
 def routed(**arguments: float) -> dict[str, list[str]]:
-    routes = build_routes(PROMPTS, pool(), {"rule": "persyn", **arguments}).join(PROMPTS, on="prompt_id")
+    routes = build_routes(PROMPTS, pool(), Persyn(rule="persyn", **arguments)).join(PROMPTS, on="prompt_id")
     return {text: part["teacher"].to_list() for (text,), part in routes.sort("prompt").group_by("prompt")}
 
 
@@ -50,9 +50,9 @@ def test_the_weight_by_hand() -> None:
 
 
 def test_a_slack_budget_changes_no_byte() -> None:
-    free = build_routes(PROMPTS, pool(), {"rule": "persyn"})
-    assert free.equals(build_routes(PROMPTS, pool(), {"rule": "persyn", "max_tokens": 24, "second_below": 0}))
-    tight = build_routes(PROMPTS, pool(), {"rule": "persyn", "max_tokens": 12}).join(PROMPTS, on="prompt_id")
+    free = build_routes(PROMPTS, pool(), Persyn(rule="persyn"))
+    assert free.equals(build_routes(PROMPTS, pool(), Persyn(rule="persyn", max_tokens=24, second_below=0)))
+    tight = build_routes(PROMPTS, pool(), Persyn(rule="persyn", max_tokens=12)).join(PROMPTS, on="prompt_id")
     assert dict(tight.select("prompt", "margin").rows()) == {"p1": 3.0, "p2": -2.0, "p3": -1.0, "p4": 1.0}
 
 
@@ -63,7 +63,7 @@ def test_where_the_margin_is_small_two_teachers_are_asked_and_both_are_counted()
         "p2": ["long"],
         **both,
     }
-    routes = build_routes(PROMPTS, pool(), {"rule": "persyn", "second_below": 1.5}).join(PROMPTS, on="prompt_id")
+    routes = build_routes(PROMPTS, pool(), Persyn(rule="persyn", second_below=1.5)).join(PROMPTS, on="prompt_id")
     margins = dict(routes.filter(prompt="p4").select("teacher", "margin").rows())
     assert margins == {"short": 1.0, "long": -1.0}
     # p3 and p4 need 14 each; p2 can do with 4.

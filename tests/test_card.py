@@ -4,7 +4,7 @@ import polars as pl
 from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 
-from persyn.dataset import build_dataset
+from persyn.dataset import DatasetSettings, build_dataset
 from persyn.dataset.card import build_card
 from persyn.defects import Policies
 from persyn.generation import Teacher
@@ -18,7 +18,7 @@ CLEANING = {"read": 9, "kept": 2, "dropped": {"contaminated": 4, "duplicate": 3}
 def card_of(prompts: pl.DataFrame, teachers: dict[str, Teacher]) -> DatasetCard:
     """The data card of what teacher t answered, as Hugging Face reads it."""
     responses = responses_table(prompts, "t", [f"secret text {number}" for number in range(prompts.height)])
-    dataset, counts = build_dataset(prompts, responses, Policies(), teachers, Licenses())
+    dataset, counts = build_dataset(prompts, responses, Policies(), teachers, Licenses(), DatasetSettings())
     return DatasetCard(build_card("persyn", prompts, dataset, counts, teachers, CLEANING))
 
 

@@ -9,18 +9,18 @@ import polars as pl
 import pytest
 
 from persyn.errors import InputError
-from persyn.generation import Teacher
+from persyn.generation import Sampling, Teacher
 from persyn.generation.concurrency import FAILURES, START
 from persyn.responses import generate_responses
 from tests.support.stub import StubServer, stub_teacher
 from tests.support.tables import prompts_table
 
 PROMPTS = prompts_table([f"Tell story number {number}." for number in range(400)])
-TEACHER = Teacher(model="stub", license="x", backend="openai", sampling={"max_tokens": 40})
+TEACHER = Teacher(model="stub", license="x", backend="openai", sampling=Sampling(max_tokens=40))
 
 
 def ask(server: StubServer, folder: Path, prompts: pl.DataFrame = PROMPTS, **speed: Any) -> pl.DataFrame:
-    knobs = {"base_url": server.url, "timeout": 5.0} | speed
+    knobs = server.speed(**{"timeout": 5.0, **speed})
     return generate_responses(prompts, "t", TEACHER, folder, knobs, max_error_share=1.0)
 
 

@@ -1,7 +1,7 @@
 import polars as pl
 import pytest
 
-from persyn.dataset import build_dataset
+from persyn.dataset import DatasetSettings, build_dataset
 from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.generation.terms import Licenses
@@ -9,7 +9,7 @@ from persyn.schemas import DATASET, QUALITY, ROUTES, check_table
 from tests.support.tables import prompts_table, responses_table, stub_teachers
 
 PROMPTS = prompts_table(["one", "two"])
-TERMS = stub_teachers("abt"), Licenses()
+TERMS = stub_teachers("abt"), Licenses(), DatasetSettings()
 
 
 def test_a_row_is_a_prompt_and_a_completion_in_messages() -> None:
@@ -26,12 +26,16 @@ def test_every_row_carries_its_terms() -> None:
     prompts = PROMPTS.with_columns(license=pl.Series(["CC0-1.0", "ODC-BY"]))
     responses = responses_table(prompts[:1], "a", ["x"]).vstack(responses_table(prompts[1:], "b", ["y"]))
     teachers = stub_teachers("a", "conditional") | stub_teachers("bc", "forbidden")
-    dataset, _ = build_dataset(prompts, responses, Policies(), teachers, Licenses(["b"]))
+    dataset, _ = build_dataset(
+        prompts, responses, Policies(), teachers, Licenses(allow_forbidden=["b"]), DatasetSettings()
+    )
     terms = dataset.select("teacher", "license", "teacher_license", "training").rows()
     assert sorted(terms) == [("a", "CC0-1.0", "MIT", "conditional"), ("b", "ODC-BY", "MIT", "forbidden")]
     with pytest.raises(InputError, match=r"^teachers\.b "):
-        build_dataset(prompts, responses, Policies(), teachers, Licenses())
-    assert build_dataset(prompts, responses[:1], Policies(), teachers, Licenses())[0].height == 1, "c wrote nothing"
+        build_dataset(prompts, responses, Policies(), teachers, Licenses(), DatasetSettings())
+    assert build_dataset(prompts, responses[:1], Policies(), teachers, Licenses(), DatasetSettings())[0].height == 1, (
+        "c wrote nothing"
+    )
 
 
 def test_what_is_not_trained_on_is_counted_by_reason() -> None:
@@ -44,7 +48,8 @@ def test_what_is_not_trained_on_is_counted_by_reason() -> None:
     assert counts["rows"] == counts["kept"] + sum(counts["dropped"].values()) == 5
     assert counts["teachers"]["t"]["refusal"] == counts["teachers"]["t"]["error"] == 1
     assert dataset["completion"].to_list() == [[{"role": "assistant", "content": "first"}]]
-    kept, _ = build_dataset(prompts, responses, Policies(empty="keep", refusal="penalise"), *TERMS, keep_length=True)
+    policies, settings = Policies(empty="keep", refusal="penalise"), DatasetSettings(keep_length=True)
+    kept, _ = build_dataset(prompts, responses, policies, *TERMS[:2], settings)
     assert kept.height == 4, "an error is never trained on"
 
 

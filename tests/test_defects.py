@@ -76,5 +76,5 @@ def test_policies_are_checked() -> None:
         "unclosed_think",
         "tool_call",
     ]
-    with pytest.raises(InputError, match=r"defects.refusal is 'penalize'; it must be keep, penalise or drop"):
-        Policies(refusal="penalize")
+    with pytest.raises(InputError, match=r"defects\.refusal is 'penalize'; .*keep, penalise, drop"):
+        Policies.parse({"refusal": "penalize"}, "defects")

@@ -1,12 +1,11 @@
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from persyn.errors import InputError
-from persyn.quality import score_quality
+from persyn.quality import QualitySettings, score_quality
 from persyn.verifiers import execution as unit_tests
 from persyn.verifiers.execution import passes_tests, run_python
 from tests.support.tables import prompts_table, responses_table
@@ -70,8 +69,8 @@ def test_time_is_up_for_the_process_and_what_it_started(monkeypatch: pytest.Monk
 
 def test_quality_of_the_code_domain_and_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = prompts_table(["Write add.", "Write add, please."], "code", [TESTS, TESTS])
-    how: dict[str, Any] = {"methods": {"code": "unit_tests"}}
-    table = score_quality(prompts, responses_table(prompts, "t", [GOOD, "no"]), tmp_path, **how)
+    settings = QualitySettings(methods={"code": "unit_tests"})
+    table = score_quality(prompts, responses_table(prompts, "t", [GOOD, "no"]), tmp_path, settings)
     scores = dict(table.select("prompt_id", "quality").rows())
     assert [scores[identity] for identity in prompts["prompt_id"]] == [1.0, 0.0]
     monkeypatch.setattr(unit_tests, "_run", lambda code: (125, "unshare: not permitted"))

@@ -9,14 +9,16 @@ import torch
 
 import persyn.responses
 from persyn.errors import InputError
-from persyn.generation import Generation, Sampling, Teacher
-from persyn.generation.transformers import TransformersBackend, row_sampler
+from persyn.generation import Example, Generation, Sampling, Teacher
+from persyn.generation.row_sampler import row_sampler
+from persyn.generation.transformers import TransformersBackend, TransformersSpeed
 from persyn.responses import generate_responses
 from persyn.schemas import RESPONSES, check_table
 from persyn.store import shelves, verify
 from tests.support.tables import prompts_table
 from tests.support.tiny import build_model
 
+SPEED = TransformersSpeed()
 PROMPTS = [f"Say {'a long word ' * (i % 4)}number {i}." for i in range(9)]
 
 
@@ -25,7 +27,7 @@ def teacher(model: str, **changes: Any) -> Teacher:
         "model": model,
         "license": "Apache-2.0",
         "backend": "transformers",
-        "sampling": {"max_tokens": 12},
+        "sampling": Sampling(max_tokens=12),
     }
     return Teacher(**{**fields, **changes})
 
@@ -45,9 +47,9 @@ def test_an_answer_does_not_depend_on_its_batch(
     kind: str, temperature: float, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     model = request.getfixturevalue(kind)
-    who = teacher(model, sampling={"max_tokens": 12, "temperature": temperature, "seed": 1})
-    one = generate_responses(prompts_table(PROMPTS), "t", who, tmp_path / "1", {"batch_size": 1})
-    many = generate_responses(prompts_table(PROMPTS[::-1]), "t", who, tmp_path / "2", {"batch_size": 4})
+    who = teacher(model, sampling=Sampling(max_tokens=12, temperature=temperature, seed=1))
+    one = generate_responses(prompts_table(PROMPTS), "t", who, tmp_path / "1", TransformersSpeed(batch_size=1))
+    many = generate_responses(prompts_table(PROMPTS[::-1]), "t", who, tmp_path / "2", TransformersSpeed(batch_size=4))
     assert texts(one) == texts(many)
     check_table(one, RESPONSES, "responses")
     assert set(one["finish_reason"]) <= {"stop", "length"}
@@ -55,17 +57,17 @@ def test_an_answer_does_not_depend_on_its_batch(
 
 
 def test_weights_of_another_type_answer_too(base_model: str, tmp_path: Path) -> None:
-    knobs: dict[str, Any] = {"batch_size": 4, "dtype": "bfloat16"}
-    assert TransformersBackend(teacher(base_model), **knobs).model.dtype == torch.bfloat16
+    knobs = TransformersSpeed(batch_size=4, dtype="bfloat16")
+    assert TransformersBackend(teacher(base_model), knobs).model.dtype == torch.bfloat16
     assert generate_responses(prompts_table(PROMPTS), "t", teacher(base_model), tmp_path, knobs).height == len(PROMPTS)
-    with pytest.raises(InputError, match=r"speed.transformers.dtype is 'int8'; it must be one of bfloat16"):
-        TransformersBackend(teacher(base_model), dtype="int8")
+    with pytest.raises(InputError, match=r"^speed.transformers.dtype is 'int8'; it must be one of bfloat16"):
+        TransformersSpeed.parse({"dtype": "int8"}, "speed.transformers")
 
 
 def test_another_seed_draws_other_answers(base_model: str, tmp_path: Path) -> None:
     tables = [
-        generate_responses(prompts_table(PROMPTS), "t", teacher(base_model, sampling=sampling), tmp_path, {})
-        for sampling in ({"max_tokens": 12, "temperature": 1.0, "seed": seed} for seed in (1, 2))
+        generate_responses(prompts_table(PROMPTS), "t", teacher(base_model, sampling=sampling), tmp_path, SPEED)
+        for sampling in (Sampling(max_tokens=12, temperature=1.0, seed=seed) for seed in (1, 2))
     ]
     assert texts(tables[0]) != texts(tables[1])
 
@@ -73,8 +75,8 @@ def test_another_seed_draws_other_answers(base_model: str, tmp_path: Path) -> No
 def test_the_models_own_penalty_does_not_count(base_model: str, tmp_path: Path) -> None:
     """As with vLLM: params.yaml says how is drawn. (A penalty would change a greedy answer that repeats itself.)"""
     who = teacher(base_model)
-    plain = TransformersBackend(who)
-    penalised = TransformersBackend(who)
+    plain = TransformersBackend(who, SPEED)
+    penalised = TransformersBackend(who, SPEED)
     penalised.model.generation_config.repetition_penalty = 50.0
     asked = [who.messages(prompt) for prompt in PROMPTS], PROMPTS, Sampling(max_tokens=40)
     answers = [{k: v for batch in backend.generate(*asked) for k, v in batch.items()} for backend in (plain, penalised)]
@@ -92,11 +94,11 @@ def test_what_the_store_holds_is_never_asked_again(
             asked.append(len(keys))
             return super().generate(conversations, keys, sampling)
 
-    monkeypatch.setattr(persyn.responses, "load_backend", lambda teacher, speed: Counting(teacher, **speed))
-    first = generate_responses(prompts_table(PROMPTS[:4]), "t", teacher(base_model), tmp_path, {})
-    again = generate_responses(prompts_table(PROMPTS), "renamed", teacher(base_model), tmp_path, {})
-    generate_responses(prompts_table(PROMPTS), "t", teacher(base_model), tmp_path, {"batch_size": 1})
-    generate_responses(prompts_table(PROMPTS[:1]), "t", teacher(base_model, system="Be brief."), tmp_path, {})
+    monkeypatch.setattr(persyn.responses, "load_backend", lambda teacher, speed: Counting(teacher, speed))
+    first = generate_responses(prompts_table(PROMPTS[:4]), "t", teacher(base_model), tmp_path, SPEED)
+    again = generate_responses(prompts_table(PROMPTS), "renamed", teacher(base_model), tmp_path, SPEED)
+    generate_responses(prompts_table(PROMPTS), "t", teacher(base_model), tmp_path, TransformersSpeed(batch_size=1))
+    generate_responses(prompts_table(PROMPTS[:1]), "t", teacher(base_model, system="Be brief."), tmp_path, SPEED)
     assert asked == [4, 5, 1], "only new prompts, and a changed system prompt, are asked"
     assert set(texts(first)) <= set(texts(again))
 
@@ -109,10 +111,12 @@ def test_rows_finished_before_a_crash_are_kept(
             yield next(super().generate(conversations, keys, sampling))
             raise RuntimeError("killed")
 
-    monkeypatch.setattr(persyn.responses, "load_backend", lambda teacher, speed: Dying(teacher, **speed))
+    monkeypatch.setattr(persyn.responses, "load_backend", lambda teacher, speed: Dying(teacher, speed))
     for expected in (3, 6):
         with pytest.raises(RuntimeError, match="killed"):
-            generate_responses(prompts_table(PROMPTS), "t", teacher(base_model), tmp_path, {"batch_size": 3})
+            generate_responses(
+                prompts_table(PROMPTS), "t", teacher(base_model), tmp_path, TransformersSpeed(batch_size=3)
+            )
         assert stored(tmp_path) == expected
 
 
@@ -134,8 +138,8 @@ def test_a_larger_max_tokens_asks_only_the_cut_ones_again(base_model: str, tmp_p
     prompts = prompts_table([f"Say number {number}." for number in range(40)])  # enough that both kinds are among them
 
     def ask(max_tokens: int) -> pl.DataFrame:
-        who = teacher(base_model, sampling={"max_tokens": max_tokens, "temperature": 5.0})
-        return generate_responses(prompts, "t", who, tmp_path, {})
+        who = teacher(base_model, sampling=Sampling(max_tokens=max_tokens, temperature=5.0))
+        return generate_responses(prompts, "t", who, tmp_path, SPEED)
 
     short = ask(100)
     cut = (short["finish_reason"] == "length").sum()
@@ -165,8 +169,8 @@ def test_an_engine_that_counts_or_draws_otherwise_than_before_is_served_too(
     monkeypatch.setattr(persyn.responses, "load_backend", lambda teacher, speed: Fickle())
 
     def ask(prompt: str, max_tokens: int) -> list[str]:
-        who = teacher("m", sampling={"max_tokens": max_tokens})
-        return texts(generate_responses(prompts_table([prompt]), "t", who, tmp_path, {}))
+        who = teacher("m", sampling=Sampling(max_tokens=max_tokens))
+        return texts(generate_responses(prompts_table([prompt]), "t", who, tmp_path, SPEED))
 
     assert ask("one", 64) == ["long"]
     assert ask("one", 12) == ["short"]
@@ -176,14 +180,14 @@ def test_an_engine_that_counts_or_draws_otherwise_than_before_is_served_too(
 
 def test_new_weights_in_the_same_folder_are_another_teacher(tmp_path: Path) -> None:
     model = build_model(tmp_path / "model")
-    generate_responses(prompts_table(PROMPTS), "t", teacher(model), tmp_path / "store", {})
+    generate_responses(prompts_table(PROMPTS), "t", teacher(model), tmp_path / "store", SPEED)
     build_model(tmp_path / "model", family="qwen2")
-    generate_responses(prompts_table(PROMPTS), "t", teacher(model), tmp_path / "store", {})
+    generate_responses(prompts_table(PROMPTS), "t", teacher(model), tmp_path / "store", SPEED)
     assert stored(tmp_path / "store") == 2 * len(PROMPTS)
 
 
 def test_examples_and_system_prompt_come_before_the_prompt() -> None:
-    who = teacher("m", system="Be kind.", examples=[{"prompt": "Q", "response": "A"}])
+    who = teacher("m", system="Be kind.", examples=[Example(prompt="Q", response="A")])
     assert [(m["role"], m["content"]) for m in who.messages("P")] == [
         ("system", "Be kind."),
         ("user", "Q"),
@@ -195,9 +199,10 @@ def test_examples_and_system_prompt_come_before_the_prompt() -> None:
 def test_bad_teachers_and_too_long_prompts_are_refused_before_any_call(base_model: str, tmp_path: Path) -> None:
     prompts = prompts_table(["word " * 2000, "short"])
     with pytest.raises(InputError, match=r"1 prompts do not fit .* exceeds its context of 1024"):
-        generate_responses(prompts, "t", teacher(base_model), tmp_path, {})
-    with pytest.raises(InputError, match="backend is 'vlm'; it must be one of transformers, vllm, openai"):
-        generate_responses(prompts, "t", teacher(base_model, backend="vlm"), tmp_path, {})
+        generate_responses(prompts, "t", teacher(base_model), tmp_path, SPEED)
+    entry = {"model": base_model, "license": "x", "sampling": {"max_tokens": 1}, "backend": "vlm"}
+    with pytest.raises(InputError, match=r"^teachers.t.backend is 'vlm'; it must be one of transformers, vllm, openai"):
+        Teacher.parse(entry, "teachers.t")
     with pytest.raises(InputError, match="neither an existing folder, nor a hub id"):
-        generate_responses(prompts, "t", teacher("no/such/model"), tmp_path, {})
+        generate_responses(prompts, "t", teacher("no/such/model"), tmp_path, SPEED)
     assert not stored(tmp_path)

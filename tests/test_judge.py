@@ -6,8 +6,8 @@ import pytest
 
 from persyn.errors import InputError
 from persyn.generation.budget import Budget
-from persyn.quality import score_quality
-from persyn.quality.judge import judge_scores
+from persyn.quality import QualitySettings, score_quality
+from persyn.quality.judge import JudgeSettings, judge_scores
 from persyn.schemas import QUALITY, check_table
 from tests.support.stub import StubServer, stub_teacher
 from tests.support.tables import prompts_table, responses_table
@@ -18,7 +18,8 @@ RESPONSES = responses_table(PROMPTS, "t", ["hello", "Score: 10", "it it"])
 
 def judged(server: StubServer, folder: Path, **judge: Any) -> list[float]:
     rows = RESPONSES.join(PROMPTS, on="prompt_id", maintain_order="left")
-    return judge_scores(rows, folder, {"base_url": server.url, "max_attempts": 1}, model="judge", **judge)
+    settings = JudgeSettings(model="judge", **judge)
+    return judge_scores(rows, folder, server.speed(max_attempts=1), None, settings)
 
 
 def test_the_last_score_of_the_verdict_counts_and_is_paid_for_once(tmp_path: Path) -> None:
@@ -37,13 +38,14 @@ def test_the_last_score_of_the_verdict_counts_and_is_paid_for_once(tmp_path: Pat
 
 
 def test_the_budget_stops_a_judge_as_it_does_a_teacher(tmp_path: Path) -> None:
-    rows, judge = RESPONSES.join(PROMPTS, on="prompt_id"), {"model": "judge", "rubric": "Score: <number>"}
+    rows = RESPONSES.join(PROMPTS, on="prompt_id")
+    judge = JudgeSettings(model="judge", rubric="Score: <number>")
+    settings = QualitySettings(methods={"instruction": "judge"}, judge=judge)
     with stub_teacher(say=lambda asked: "Score: 5") as server:
-        speed, methods = {"base_url": server.url}, {"instruction": "judge"}
         with pytest.raises(InputError, match=r"tokens are spent; .* exceed budget.max_tokens"):
-            score_quality(PROMPTS, RESPONSES, tmp_path, speed, Budget(500), methods=methods, judge=judge)
+            score_quality(PROMPTS, RESPONSES, tmp_path, settings, server.speed(), Budget(max_tokens=500))
         assert server.counts["ok"] == 0
-        enough = score_quality(PROMPTS, RESPONSES, tmp_path, speed, Budget(5000), methods=methods, judge=judge)
+        enough = score_quality(PROMPTS, RESPONSES, tmp_path, settings, server.speed(), Budget(max_tokens=5000))
     assert enough.height == rows.height
 
 
@@ -58,12 +60,18 @@ def test_too_many_failures_are_an_error_and_few_leave_their_rows_out(
 ) -> None:
     with stub_teacher({"400": 1.0}) as server, pytest.raises(InputError, match="of the judge have no answer"):
         judged(server, tmp_path)
-    methods = {"instruction": "judge"}
+    settings = QualitySettings(methods={"instruction": "judge"}, judge=JudgeSettings(model="judge"))
     with stub_teacher(say=lambda asked: "Score: 4" if "hello" in asked else "") as server:
-        judge = {"model": "judge"}
-        table = score_quality(PROMPTS, RESPONSES, tmp_path, {"base_url": server.url}, methods=methods, judge=judge)
+        table = score_quality(PROMPTS, RESPONSES, tmp_path, settings, server.speed())
     check_table(table, QUALITY, "quality")
     assert table["quality"].to_list() == [4.0]
     assert "2 scores are not finite" in caplog.text
-    with pytest.raises(InputError, match=r"quality.judge.model is missing"):
-        score_quality(PROMPTS, RESPONSES, tmp_path, methods=methods)
+
+
+@pytest.mark.parametrize(
+    ("judge", "message"),
+    [(None, "^quality names the method judge"), ({}, r"^quality\.judge\.model is missing; .*text")],
+)
+def test_a_judge_needs_a_model(judge: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        QualitySettings.parse({"methods": {"instruction": "judge"}, "judge": judge}, "quality")

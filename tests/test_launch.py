@@ -63,6 +63,7 @@ def project(tmp_path: Path, server: StubServer) -> Path:
     params["teachers"] = {
         NAME: {"model": "m", "license": "x", "training": "allowed", "backend": "openai", "sampling": {"max_tokens": 40}}
     }
+    params["strategies"] = {"random": {"rule": "random"}}
     params["speed"]["openai"] = {"base_url": server.url}
     folder = tiny_project(tmp_path / "project", params)
     prompts = prompts_table([f"Tell story number {number}." for number in range(20)])
@@ -112,7 +113,7 @@ def test_shards_together_answer_everything_once(
     [
         (["--teacher", NAME, "--shard", "2/2"], "part 2 of 2: it must be 0 to 1"),
         (["--teacher", NAME, "--shard", "half"], "--shard is 'half'; it must be i/n"),
-        (["--teacher", "fra"], r"teachers.fra is missing in params.yaml; did you mean far?"),
+        (["--teacher", "fra"], "'fra' is not in params.yaml; did you mean far?"),
         (["--teacher", NAME, "--prompts", "none.parquet"], "none.parquet does not exist; run `dvc repro`"),
     ],
 )

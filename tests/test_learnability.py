@@ -5,17 +5,17 @@ import polars as pl
 import pytest
 import torch
 
-from persyn import learnability
 from persyn.chat import encode_completion, with_chat_template
 from persyn.errors import InputError
-from persyn.learnability import Method, logprobs, score_group, score_learnability
+from persyn.learnability import LearnabilitySettings, logprobs, score_learnability, scoring
 from persyn.learnability.logprobs import split_group
+from persyn.learnability.scoring import score_group
 from persyn.models import Student, load_causal_lm, load_tokenizer
 from persyn.schemas import LEARNABILITY, check_table
 from tests.support.tables import prompts_table, responses_table
 from tests.support.tiny import CHATML, build_model
 
-MEAN = Method()
+MEAN = LearnabilitySettings()
 TEXTS = ["Say hello.", "Tell a story about a clock in the hall of a house.", "Q?", "Count to ten."]
 RESPONSES = [
     "Hello there, friend.",
@@ -71,12 +71,12 @@ def test_a_score_is_made_once(base_model: str, tmp_path: Path, monkeypatch: pyte
         return score_group(model, prompt, responses, *how)
 
     first = score_learnability(prompts, responses.filter(teacher="t0"), student, MEAN, tmp_path)
-    monkeypatch.setattr(learnability, "score_group", counting)
-    monkeypatch.setattr(learnability, "tree_is_exact", lambda *_: True)
+    monkeypatch.setattr(scoring, "score_group", counting)
+    monkeypatch.setattr(scoring, "tree_is_exact", lambda *_: True)
     both = score_learnability(prompts, responses.filter(pl.col("teacher") != "t2"), student, MEAN, tmp_path)
     assert len(scored) == len(TEXTS), "only the new teacher's"
     assert both.filter(teacher="t0").equals(first)
-    monkeypatch.setattr(learnability, "load_causal_lm", lambda *_: pytest.fail("nothing is left to score"))
+    monkeypatch.setattr("persyn.learnability.load_causal_lm", lambda *_: pytest.fail("nothing is left to score"))
     assert score_learnability(prompts, responses.filter(teacher="t0"), student, MEAN, tmp_path).equals(first)
 
 
@@ -106,7 +106,7 @@ def test_a_student_whose_head_does_more_is_refused(
         model.forward = call
         return model
 
-    monkeypatch.setattr(learnability, "load_causal_lm", scaled)
+    monkeypatch.setattr("persyn.learnability.load_causal_lm", scaled)
     prompts, student = prompts_table(TEXTS), Student(model=base_model, license="x")
     with pytest.raises(InputError, match="this kind of model cannot be a student yet"):
         score_learnability(prompts, several_teachers(prompts), student, MEAN, tmp_path)
@@ -120,13 +120,13 @@ def test_an_error_and_a_score_that_is_no_number_are_left_out(
         responses_table(prompts[2:], "t", [""], "error")
     )
     scores = iter([float("nan"), -1.0])
-    monkeypatch.setattr(learnability, "score_group", lambda *_: [next(scores)])
-    monkeypatch.setattr(learnability, "tree_is_exact", lambda *_: True)
+    monkeypatch.setattr(scoring, "score_group", lambda *_: [next(scores)])
+    monkeypatch.setattr(scoring, "tree_is_exact", lambda *_: True)
     assert score_learnability(prompts, responses, student, MEAN, tmp_path)["learnability"].to_list() == [-1.0]
     assert "1 scores are not finite and left out" in caplog.text
 
 
-def slow_reference(folder: str, prompt: str, response: str, method: Method) -> float:
+def slow_reference(folder: str, prompt: str, response: str, method: LearnabilitySettings) -> float:
     """The variants as they are defined: whole log-probability rows, ranks by sorting, windows by fresh passes."""
     model, tokenizer = load_causal_lm(folder), with_chat_template(load_tokenizer(folder))
     prompt_ids, response_ids = encode_completion(tokenizer, prompt, response, True)
@@ -143,9 +143,14 @@ def slow_reference(folder: str, prompt: str, response: str, method: Method) -> f
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 @pytest.mark.parametrize(
-    "method", [Method("rank_surprisal", max_rank=50), Method("local", step=3, window=5), Method("local", step=4)]
+    "method",
+    [
+        LearnabilitySettings(method="rank_surprisal", max_rank=50),
+        LearnabilitySettings(method="local", step=3, window=5),
+        LearnabilitySettings(method="local", step=4),
+    ],
 )
-def test_the_variants_equal_their_slow_references(family: str, method: Method, tmp_path: Path) -> None:
+def test_the_variants_equal_their_slow_references(family: str, method: LearnabilitySettings, tmp_path: Path) -> None:
     folder = build_model(tmp_path / "m", family)
     prompts, student = prompts_table(TEXTS), Student(model=folder, license="x")
     for batch_tokens in (1, 100, 10_000):
@@ -161,16 +166,21 @@ def test_the_variants_equal_their_slow_references(family: str, method: Method, t
 
 def test_methods_have_scores_of_their_own_and_wrong_ones_are_named(base_model: str, tmp_path: Path) -> None:
     prompts, student = prompts_table(TEXTS), Student(model=base_model, license="x")
-    methods = [MEAN, Method("rank_surprisal"), Method("rank_surprisal", max_rank=2), Method("local", step=2, window=3)]
+    methods = [
+        MEAN,
+        LearnabilitySettings(method="rank_surprisal"),
+        LearnabilitySettings(method="rank_surprisal", max_rank=2),
+        LearnabilitySettings(method="local", step=2, window=3),
+    ]
     scores = [
         tuple(score_learnability(prompts, several_teachers(prompts), student, method, tmp_path)["learnability"])
         for method in methods
     ]
     assert len(set(scores)) == 4, "one store, and no method is served another's scores"
-    with pytest.raises(InputError, match=r"learnability.method is 'mean'"):
-        Method("mean")
-    with pytest.raises(InputError, match="must be 1 or more"):
-        Method(window=0)
+    with pytest.raises(InputError, match=r"learnability\.method is 'mean'; .*mean_logprob"):
+        LearnabilitySettings.parse({"method": "mean"}, "learnability")
+    with pytest.raises(InputError, match=r"learnability\.window is 0; .*1 or more"):
+        LearnabilitySettings.parse({"window": 0}, "learnability")
 
 
 def test_out_of_memory_halves_the_pass_and_goes_on(base_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +194,7 @@ def test_out_of_memory_halves_the_pass_and_goes_on(base_model: str, monkeypatch:
             raise torch.OutOfMemoryError
         return logprobs.token_scores(model, shared, branches, *more)
 
-    monkeypatch.setattr(learnability, "token_scores", small)
+    monkeypatch.setattr(scoring, "token_scores", small)
     limit = 1
     assert score_group(model, [5, 6], responses, MEAN, 1000) == pytest.approx(expected, abs=1e-5)
     assert sizes == [4, 2, 1, 1, 2, 1, 1]

@@ -13,28 +13,29 @@ import polars as pl
 import pytest
 from transformers import TrainerCallback
 
-from persyn.dataset import build_dataset
+from persyn.dataset import DatasetSettings, build_dataset
 from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.generation.terms import Licenses
 from persyn.models import Student
-from persyn.pairs import build_pairs
+from persyn.pairs import PairSettings, build_pairs
 from persyn.router import fit_router
-from persyn.student import train_student
+from persyn.student import SftSettings, train_student
 from persyn.training.monitors import Live
 from tests.support.planted import TEACHERS, planted, settings
 from tests.support.tables import prompts_table, responses_table, stub_teachers
 
 PROMPTS = prompts_table([f"Say the word number {i}." for i in range(8)])
 RESPONSES = responses_table(PROMPTS, "t", [f"The clock struck {i}." for i in range(8)])
-DATASET, _ = build_dataset(PROMPTS, RESPONSES, Policies(), stub_teachers("t"), Licenses())
+DATASET, _ = build_dataset(PROMPTS, RESPONSES, Policies(), stub_teachers("t"), Licenses(), DatasetSettings())
 STEPS = 6
 
 
 def train(model: str, out: Path, live: Live | None) -> pl.DataFrame:
     """A student, in STEPS steps."""
     student = Student(model=model, license="x", max_length=256)
-    return train_student(DATASET, student, out, 2, live, learning_rate=5e-3, epochs=3, batch_size=4)
+    settings = SftSettings(learning_rate=5e-3, epochs=3, batch_size=4)
+    return train_student(DATASET, student, out, settings, 2, live)
 
 
 class At(TrainerCallback):
@@ -113,7 +114,7 @@ def test_the_trained_model_is_the_same_to_the_byte(base_model: str, tmp_path: Pa
 
 def test_a_router_is_watched_too(base_model: str, tmp_path: Path) -> None:
     prompts, rewards = planted(33)
-    tables = prompts, rewards, build_pairs(rewards), TEACHERS, settings(base_model, epochs=4)
+    tables = prompts, rewards, build_pairs(rewards, PairSettings()), TEACHERS, settings(base_model, epochs=4)
     watched_router, card, _ = fit_router(*tables, live=Live(tmp_path / "live"))
     curve = losses(tmp_path / "live")
     assert curve["step"].to_list() == list(range(1, curve.height + 1))

@@ -13,7 +13,7 @@ import pytest
 
 from persyn.errors import InputError
 from persyn.generation import Teacher
-from persyn.generation.openai import check_url
+from persyn.generation.openai import OpenAISpeed, check_url
 from persyn.responses import generate_responses
 from persyn.store import shelves, verify
 from tests.support.stub import StubServer, stub_teacher
@@ -33,7 +33,7 @@ def teacher(**changes: Any) -> Teacher:
 
 
 def ask(server: StubServer, folder: Path, prompts: pl.DataFrame = PROMPTS, **speed: Any) -> pl.DataFrame:
-    knobs = {"base_url": server.url, "concurrency": 8, "timeout": 1.0, "max_attempts": 6} | speed
+    knobs = server.speed(**{"concurrency": 8, "timeout": 1.0, "max_attempts": 6, **speed})
     return generate_responses(prompts, "t", teacher(), folder, knobs, max_error_share=1.0)
 
 
@@ -92,9 +92,10 @@ def test_a_server_that_refuses_every_call_is_asked_no_more_and_answers_are_kept(
         assert verify(shelf)[0].rows == server.counts["ok"]
 
 
-def test_knobs_are_checked(tmp_path: Path) -> None:
-    with stub_teacher() as server, pytest.raises(InputError, match="concurrency is 0, max_attempts 6"):
-        ask(server, tmp_path, concurrency=0)
+@pytest.mark.parametrize("knob", ["concurrency", "max_attempts", "timeout"])
+def test_knobs_are_checked(knob: str) -> None:
+    with pytest.raises(InputError, match=rf"^speed.openai.{knob} is 0; it must be a .*number"):
+        OpenAISpeed.parse({knob: 0}, "speed.openai")
 
 
 def test_an_answer_that_stays_empty_is_an_answer(tmp_path: Path) -> None:
@@ -106,7 +107,7 @@ def test_an_answer_that_stays_empty_is_an_answer(tmp_path: Path) -> None:
 
 def test_too_many_errors_stop_the_stage_and_the_answers_are_kept(tmp_path: Path) -> None:
     with stub_teacher({"400": 0.5}, seed=1) as server:
-        knobs = {"base_url": server.url}
+        knobs = server.speed()
         message = (
             r"of 40 prompts of t have no answer \(\{'refused': \d+\}\); first .* more than responses.max_error_share"
         )

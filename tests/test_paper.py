@@ -12,10 +12,7 @@ import pytest
 from dvc.utils.hydra import apply_overrides, get_hydra_sweeps, to_hydra_overrides
 from ruamel.yaml import YAML
 
-from persyn.errors import check_keys
-from persyn.models import Student
-from persyn.prompts import Source
-from persyn.routes import RULES
+from persyn.project.params import check_params, read_params
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/paper.md").read_text()
@@ -65,19 +62,15 @@ def test_a_recipe_sets_what_the_profile_has(folder: str, words: list[str], tmp_p
         shutil.copy(path, copy)
         apply_overrides(copy, variant["params.yaml"])
         changed = load(copy)
-        student = Student(**changed["student"])
-        assert COMMIT.fullmatch(student.revision or "")
-        assert COMMIT.fullmatch(changed["router"]["revision"])
-        assert bool(changed["sft"]["lora"]) == student.model.endswith("14B"), "LoRA from 14B on"
+        checked = check_params(changed, folder)
+        assert COMMIT.fullmatch(checked.student.revision or "")
+        assert COMMIT.fullmatch(checked.router.revision or "")
+        assert (checked.sft.lora is not None) == checked.student.model.endswith("14B"), "LoRA from 14B on"
         for override in to_hydra_overrides(variant["params.yaml"]):
             now, value = reduce(lambda node, name: node[name], value_path(override), changed), override.value()
             assert ({**now, **value} if isinstance(value, dict) else value) == now
-        for strategy in changed["strategies"].values():
-            given = {name: value for name, value in strategy.items() if name != "rule"}
-            check_keys("strategy", given, RULES[strategy["rule"]])
-            assert set(given.get("exclude", [])) <= changed["teachers"].keys()
         for target in (word for word in words if word.count("@") == 1):
-            assert target.split("@")[1] in changed["strategies"]
+            assert target.split("@")[1] in checked.strategies
 
 
 def test_no_two_recipes_have_one_name() -> None:
@@ -100,12 +93,13 @@ def test_all_nine_students_have_a_recipe() -> None:
 
 @pytest.mark.parametrize("profile", ["instruct", "math"])
 def test_the_page_has_each_teacher_as_the_profile_has_it(profile: str) -> None:
-    params = load(ROOT / f"profiles/paper-{profile}/params.yaml")
-    assert len(params["teachers"]) == {"instruct": 19, "math": 15}[profile]
-    for teacher in params["teachers"].values():
-        assert COMMIT.fullmatch(teacher["revision"])
-        row = f"| `{teacher['model']}` | `{teacher['revision'][:7]}` | {teacher['license']} |"
-        assert row + f" {teacher.get('training', '')}" in PAGE
-    sources = [Source(**source) for key in ("sources", "decontaminate") for source in params["prompts"][key]]
+    params = read_params(ROOT / f"profiles/paper-{profile}/params.yaml")
+    assert len(params.teachers) == {"instruct": 19, "math": 15}[profile]
+    for teacher in params.teachers.values():
+        revision = teacher.revision or ""
+        assert COMMIT.fullmatch(revision)
+        row = f"| `{teacher.model}` | `{revision[:7]}` | {teacher.license} |"
+        assert row + f" {'' if teacher.training == 'unknown' else teacher.training}" in PAGE
+    sources = [*params.prompts.sources, *params.prompts.decontaminate]
     missing = [source.hub for source in sources if not COMMIT.fullmatch(source.revision or "")]
     assert missing == {"instruct": [], "math": ["hengyuanya/PerSyn_dataset"]}[profile]

@@ -1,6 +1,7 @@
 """The plan: counts are exact where they can be, and what is paid then lies within what was planned."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,38 +10,42 @@ import pytest
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-import stages
 from persyn.cli import app
-from persyn.cost import Prices, build_ledger
+from persyn.cost import Prices, TokenPrice, build_ledger
 from persyn.errors import InputError
-from persyn.generation import Teacher
+from persyn.generation import Sampling, Teacher
 from persyn.generation.budget import Budget
+from persyn.generation.openai import OpenAISpeed
 from persyn.generation.requests import open_store, prepare_requests
 from persyn.generation.terms import Licenses
 from persyn.planning import ANY, build_plan
 from persyn.planning.known import declared_prompts, known_routes
 from persyn.planning.text import plan_text
-from persyn.prompts import anchor_prompts
+from persyn.project import params as project_params
+from persyn.project.params import check_params, read_params
+from persyn.prompts import Source, anchor_prompts
 from persyn.responses import generate_responses
 from persyn.routed import build_routed
+from persyn.routes import Car, Persyn, Random, Rule, Strong
 from persyn.schemas import PROMPTS, RESPONSES, ROUTES, read_folder, read_table
 from tests.support.stub import stub_teacher
 from tests.support.tables import prompts_table
 
 ROOT = Path(__file__).parent.parent
 TEACHERS = {
-    name: Teacher(model=f"stub-{name}", license="x", backend="openai", sampling={"max_tokens": 50}) for name in "abc"
+    name: Teacher(model=f"stub-{name}", license="x", backend="openai", sampling=Sampling(max_tokens=50))
+    for name in "abc"
 }
 TABLE = prompts_table([f"Tell a story about the number {number}." for number in range(30)])
 TABLE = TABLE.with_columns(parallel=pl.Series([number < 10 for number in range(30)]))
-STRATEGIES: dict[str, dict[str, Any]] = {
-    "persyn": {"rule": "persyn"},
-    "strong": {"rule": "strong", "teacher": "a"},
-    "random": {"rule": "random"},
+STRATEGIES: dict[str, Rule] = {
+    "persyn": Persyn(rule="persyn"),
+    "strong": Strong(rule="strong", teacher="a"),
+    "random": Random(rule="random"),
 }
 
 
-def plan(folder: Path, strategies: dict[str, dict[str, Any]] = STRATEGIES, **changes: Any) -> dict[str, Any]:
+def plan(folder: Path, strategies: Mapping[str, Rule] = STRATEGIES, **changes: Any) -> dict[str, Any]:
     prompts, teachers = changes.get("prompts", TABLE), changes.get("teachers", TEACHERS)
     routes = known_routes(prompts, list(teachers), strategies, changes.get("made", {}))
     prices, budget = changes.get("prices", Prices()), changes.get("budget", Budget())
@@ -56,7 +61,7 @@ def test_what_is_paid_then_is_what_was_planned(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "planning writes nothing"
     strategies = {name: STRATEGIES[name] for name in ("strong", "random")}
     with stub_teacher() as server:
-        speed = {"base_url": server.url}
+        speed = OpenAISpeed(base_url=server.url)
         each = dict.fromkeys(TEACHERS, speed)
         for name, teacher in TEACHERS.items():  # a probe
             generate_responses(anchor_prompts(TABLE.filter("parallel"), 4), name, teacher, tmp_path, speed)
@@ -95,7 +100,7 @@ def test_calls_nobody_can_split_yet_are_an_interval_over_teachers(tmp_path: Path
     assert found["routed"]["persyn"][ANY]["calls"] == [20, 20]
     assert found["total"]["all"]["calls"] == [30 + 20, 30 + 20 + 20]
     assert plan(tmp_path, {"persyn": STRATEGIES["persyn"]})["total"]["all"]["calls"] == [50, 50]
-    two: dict[str, dict[str, Any]] = {"persyn": {"rule": "persyn", "second_below": 0.1}, "car": {"rule": "car"}}
+    two = {"persyn": Persyn(rule="persyn", second_below=0.1), "car": Car(rule="car")}
     found = plan(tmp_path, two)
     assert found["routed"]["persyn"][ANY]["calls"] == [20, 40]
     assert found["total"]["all"]["calls"] == [50, 30 + 60], "no more than all there are"
@@ -108,16 +113,16 @@ def test_calls_nobody_can_split_yet_are_an_interval_over_teachers(tmp_path: Path
 
 
 def test_a_teacher_with_anchors_answers_only_those(tmp_path: Path) -> None:
-    teachers = TEACHERS | {"c": Teacher(**{**vars(TEACHERS["c"]), "anchors": 3})}
-    found = plan(tmp_path, {"only_c": {"rule": "strong", "teacher": "c"}}, teachers=teachers)
+    teachers = TEACHERS | {"c": TEACHERS["c"].changed(anchors=3)}
+    found = plan(tmp_path, {"only_c": Strong(rule="strong", teacher="c")}, teachers=teachers)
     assert found["responses"]["c"]["calls"] == [3, 3]
     assert found["routed"]["only_c"]["c"]["calls"] == [27, 27]
 
 
 def test_money_and_hours_only_where_they_are_known(tmp_path: Path) -> None:
-    here = Teacher(model="o/model-7B", revision="0" * 40, license="x", backend="vllm", sampling={"max_tokens": 50})
-    teachers = {"a": TEACHERS["a"], "b": here, "c": Teacher(**{**vars(here), "model": "o/model"})}
-    prices = Prices(gpu_hour=2.0, teachers={"a": {"input": 1e6, "output": 2e6}})
+    here = Teacher(model="o/model-7B", revision="0" * 40, license="x", backend="vllm", sampling=Sampling(max_tokens=50))
+    teachers = {"a": TEACHERS["a"], "b": here, "c": here.changed(model="o/model")}
+    prices = Prices(gpu_hour=2.0, teachers={"a": TokenPrice(input=1e6, output=2e6)})
     found = plan(tmp_path, {"strong": STRATEGIES["strong"]}, teachers=teachers, prices=prices)
     a, b, c = (found["responses"][name] for name in "abc")
     for end in (0, 1):
@@ -127,28 +132,41 @@ def test_money_and_hours_only_where_they_are_known(tmp_path: Path) -> None:
     assert c["money"] is c["gpu_hours"] is None
     assert (found["unpriced"], found["unsized"], found["weights"]) == (["c"], ["c"], 14e9)
     assert plan(tmp_path)["total"]["all"]["money"] is None, "no price is not 0"
-    with pytest.raises(InputError, match=r"prices.teachers.d is no teacher"):
-        Prices(teachers={"d": {"input": 1, "output": 1}}).check("abc")
-    with pytest.raises(InputError, match="needs input and output"):
-        Prices(teachers={"a": {"input": 1}}).check("abc")
+
+
+@pytest.mark.parametrize(
+    ("prices", "message"),
+    [
+        ({"teachers": {"d": {"input": 1, "output": 1}}}, r"prices\.teachers .*'d', which is no teacher"),
+        ({"sizes": {"smollm2-ters": 7}}, r"prices\.sizes .*'smollm2-ters'.* did you mean smollm2-terse\?"),
+        ({"teachers": {"smollm2-terse": {"input": 1}}}, r"prices\.teachers\.smollm2-terse\.output is missing"),
+    ],
+)
+def test_prices_of_no_teacher_and_by_halves_are_named(prices: dict[str, Any], message: str) -> None:
+    shipped = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+    with pytest.raises(InputError, match=message):
+        check_params({**shipped, "prices": prices})
 
 
 @pytest.mark.parametrize(("limit", "verdict"), [(100, "surely exceeds"), (2500, "may exceed"), (9000, "surely fits")])
 def test_the_budget_is_compared(tmp_path: Path, limit: int, verdict: str) -> None:
-    assert plan(tmp_path, budget=Budget(limit))["budget"]["verdict"] == verdict
+    assert plan(tmp_path, budget=Budget(max_tokens=limit))["budget"]["verdict"] == verdict
 
 
 def test_a_wrong_strategy_is_found_before_anything_runs(tmp_path: Path) -> None:
-    for strategy, message in (
-        ({"rule": "persin"}, "rule 'persin' is not one of"),
-        ({"rule": "persyn", "second": 1}, "did you mean second_below"),
-        ({"rule": "persyn", "exclude": list("abc")}, "leave at least one"),
-        ({"rule": "car", "bta": 1}, "did you mean beta"),
-    ):
+    shipped = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"rule": "persin"}, r"strategies\.wrong\.rule is 'persin'; .* did you mean persyn\?"),
+        ({"rule": "persyn", "second": 1}, r"strategies\.wrong\.second .* did you mean second_below\?"),
+        ({"rule": "car", "bta": 1}, r"strategies\.wrong\.bta .* did you mean beta\?"),
+    ]
+    for strategy, message in wrong:
         with pytest.raises(InputError, match=message):
-            plan(tmp_path, {"wrong": strategy})
+            check_params({**shipped, "strategies": {"wrong": strategy}})
+    with pytest.raises(InputError, match="leave at least one"):
+        plan(tmp_path, {"wrong": Persyn(rule="persyn", exclude=list("abc"))})
     with pytest.raises(InputError, match="source o/n is not here and has no limit"):
-        declared_prompts([{"hub": "o/n"}], 5)
+        declared_prompts([Source(hub="o/n")], 5)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +200,7 @@ def test_the_papers_setting_offline() -> None:
 @pytest.fixture(autouse=True)
 def own_params(monkeypatch: pytest.MonkeyPatch) -> None:
     """The command sets which profile is read."""
-    monkeypatch.setattr(stages, "PARAMS", stages.PARAMS)
+    monkeypatch.setattr(project_params, "PARAMS", project_params.PARAMS)
 
 
 DATA = ROOT / "data"
@@ -193,17 +211,16 @@ made = pytest.mark.skipif(not (DATA / "routed/persyn.parquet").is_file(), reason
 @pytest.mark.parametrize("probe", [0, 3, 4, 8])
 def test_the_demos_truth_lies_within_its_plan(tmp_path: Path, probe: int) -> None:
     """Cold, or after a probe: the store is filled from the demo's own answers."""
-    params = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
-    teachers = {name: Teacher(**entry) for name, entry in params["teachers"].items()}
+    params = read_params(ROOT / "params.yaml")
+    teachers, strategies = params.teachers, params.strategies
     prompts = read_table(DATA / "prompts.parquet", PROMPTS)
     responses = read_folder(DATA / "responses", list(teachers), RESPONSES)
     seen = anchor_prompts(prompts.filter("parallel"), probe) if probe else prompts[:0]
     for name, teacher in teachers.items():
-        _, requests = prepare_requests(seen, name, teacher)
+        requests = prepare_requests(seen, teacher)
         rows = seen.join(responses[name], on="prompt_id", maintain_order="left").to_dicts()
         stored = zip(requests, rows, strict=True)
         open_store(tmp_path, teacher).put({f"{request.key}:64": row for request, row in stored})
-    strategies = params["strategies"]
     files = {name: read_table(DATA / f"routes/{name}.parquet", ROUTES) for name in strategies}
     found = plan(tmp_path, strategies, prompts=prompts, teachers=teachers, made=files)
     left = pl.concat(responses.values()).join(seen, on="prompt_id", how="anti")

@@ -11,7 +11,6 @@ import pytest
 from ruamel.yaml import YAML
 
 from persyn.defects import Policies
-from persyn.errors import InputError
 from persyn.files import write_json, write_text
 from persyn.plots import (
     allocation_curve,
@@ -22,10 +21,11 @@ from persyn.plots import (
     ledger_curve,
     plot_entries,
 )
-from persyn.rewards import build_rewards
+from persyn.rewards import RewardSettings, build_rewards
 from persyn.schemas import DEFECTS, LEARNABILITY, QUALITY, REWARDS
 
 ROOT = Path(__file__).parent.parent
+SETTINGS = RewardSettings(alpha=0.4)
 
 
 def test_allocation() -> None:
@@ -74,7 +74,8 @@ def test_alpha() -> None:
     q: quality 1, 0, 1 and no learnability: a and c share it, and at alpha 1 all three.
     """
     quality, learned = scores()
-    curve = alpha_curve(quality, learned, pl.DataFrame(schema=DEFECTS), ["a", "b", "c"], Policies(), alpha=0.4)
+    tables = quality, learned, pl.DataFrame(schema=DEFECTS), ["a", "b", "c"], Policies()
+    curve = alpha_curve(*tables, SETTINGS)
     assert curve.columns == ["alpha", "teacher", "share"]
     assert curve["alpha"].unique(maintain_order=True).to_list() == [0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1]
     by_alpha = {alpha: rows["share"].to_list() for (alpha,), rows in curve.group_by("alpha", maintain_order=True)}
@@ -89,12 +90,11 @@ def test_alpha_heeds_defects_and_the_other_parameters() -> None:
     quality, learned = scores()
     defects = pl.DataFrame([("p", "b", True, *[False] * 5)], schema=DEFECTS, orient="row")
     tables = quality, learned, defects, ["a", "b", "c"], Policies()
-    assert alpha_curve(*tables).filter(alpha=1.0)["share"].to_list() == pytest.approx([1 / 6, 1 / 6, 4 / 6])
-    assert alpha_curve(*tables, penalty=0.0).filter(alpha=1.0)["share"].to_list()[1] == pytest.approx(4 / 6)
-    raw = alpha_curve(*tables, normalization="none").filter(alpha=0.7, teacher="a")
+    assert alpha_curve(*tables, SETTINGS).filter(alpha=1.0)["share"].to_list() == pytest.approx([1 / 6, 1 / 6, 4 / 6])
+    lenient = alpha_curve(*tables, SETTINGS.changed(penalty=0.0)).filter(alpha=1.0)
+    assert lenient["share"].to_list()[1] == pytest.approx(4 / 6)
+    raw = alpha_curve(*tables, SETTINGS.changed(normalization="none")).filter(alpha=0.7, teacher="a")
     assert raw["share"].to_list() == [0.75], "p by raw scores at 0.7: a 0.9, b -0.7 - 1, c -0.34"
-    with pytest.raises(InputError, match="min_max"):
-        alpha_curve(*tables, normalization="max")
 
 
 def test_comparison() -> None:
@@ -132,13 +132,13 @@ def run(strategies: list[str]) -> dict[str, pl.DataFrame]:
     """The curves of teachers a, b and c on `scores`, under strategies that all do the same."""
     quality, learned = scores()
     by_teacher = [{t: table.filter(teacher=t) for t in "abc"} for table in (quality, learned)]
-    rewards, _ = build_rewards(quality, learned, pl.DataFrame(schema=DEFECTS), ["a", "b", "c"], Policies(), alpha=0.4)
+    rewards, _ = build_rewards(quality, learned, pl.DataFrame(schema=DEFECTS), ["a", "b", "c"], Policies(), SETTINGS)
     same = {"difference": 0.0, "interval": None, "verdict": "within noise"}
     comparison = {name: {"math": {"exact": same}} for name in strategies if name != "persyn"}
     use = {"calls": 1, "prompt_tokens": 20, "response_tokens": 300}
     return build_plots(
         (by_teacher[0], by_teacher[1], pl.DataFrame(schema=DEFECTS), ["a", "b", "c"], Policies(), ()),
-        {"alpha": 0.4},
+        SETTINGS,
         rewards,
         {name: {"prompts": 2, "share": {"a": 0.5, "b": 0.0, "c": 0.5}} for name in strategies},
         {name: {"math": {"exact": {"value": 0.5}}} for name in strategies},

@@ -12,10 +12,11 @@ import pytest
 
 from persyn.chat import encode_prompt, with_chat_template
 from persyn.errors import InputError
-from persyn.generation import Teacher
+from persyn.generation import Precomputed, Sampling, Teacher
 from persyn.generation.budget import Budget
 from persyn.generation.requests import open_store, prepare_requests, stored_answer
 from persyn.generation.terms import Licenses
+from persyn.generation.transformers import TransformersSpeed
 from persyn.models import load_tokenizer
 from persyn.responses import generate_responses
 from persyn.routed import build_routed
@@ -26,6 +27,7 @@ from tests.support.tables import prompts_table
 
 TEXTS = [f"Tell story number {number}." for number in range(6)]
 PROMPTS = prompts_table(TEXTS)
+SPEED = TransformersSpeed()
 
 
 @pytest.fixture
@@ -37,24 +39,24 @@ def tokenizer_only(chat_model: str, tmp_path: Path) -> str:
     return str(tmp_path / "tokenizer")
 
 
-def write(folder: Path, rows: list[dict[str, Any]]) -> Mapping[str, str]:
+def write(folder: Path, rows: list[dict[str, Any]]) -> Precomputed:
     """Write rows and return the field `precomputed` that names them."""
     (folder / "answers.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return {"path": str(folder / "answers.jsonl")}
+    return Precomputed(path=str(folder / "answers.jsonl"))
 
 
 def told(texts: list[str]) -> list[dict[str, Any]]:
     return [{"prompt": text, "response": f"Once: {text}"} for text in texts]
 
 
-def teacher(model: str, precomputed: Mapping[str, Any] | None, **changes: Any) -> Teacher:
-    fields = {"license": "x", "backend": "transformers", "sampling": {"max_tokens": 200}, "system": "Be brief."}
+def teacher(model: str, precomputed: Precomputed | None, **changes: Any) -> Teacher:
+    fields = {"license": "x", "backend": "transformers", "sampling": Sampling(max_tokens=200), "system": "Be brief."}
     return Teacher(model=model, precomputed=precomputed, **{**fields, **changes})
 
 
 def test_where_all_is_there_no_model_is_loaded(tokenizer_only: str, tmp_path: Path) -> None:
     who = teacher(tokenizer_only, write(tmp_path, told(TEXTS)))
-    table = generate_responses(PROMPTS, "t", who, tmp_path / "store", {}, budget=Budget(0))
+    table = generate_responses(PROMPTS, "t", who, tmp_path / "store", SPEED, budget=Budget(max_tokens=0))
     check_table(table, RESPONSES, "responses")
     assert table["response"].to_list() == [f"Once: {text}" for text in TEXTS]
     assert set(table["finish_reason"]) == {"stop"}
@@ -66,13 +68,13 @@ def test_where_all_is_there_no_model_is_loaded(tokenizer_only: str, tmp_path: Pa
 
 def test_rows_are_marked_and_cost_nothing(tokenizer_only: str, tmp_path: Path) -> None:
     who = teacher(tokenizer_only, write(tmp_path, told(TEXTS)))
-    generate_responses(PROMPTS, "t", who, tmp_path / "store", {})
+    generate_responses(PROMPTS, "t", who, tmp_path / "store", SPEED)
     assert Budget().spent(tmp_path / "store") == 0
     [shelf] = shelves(tmp_path / "store")
     counts = count_rows(shelf)
     assert (counts["taken from elsewhere"], counts["answers"], counts["response tokens"]) == (6, 0, 0)
-    sampling, [request, *_] = prepare_requests(PROMPTS, "t", who)
-    row = stored_answer(open_store(tmp_path / "store", who), request, sampling)
+    [request, *_] = prepare_requests(PROMPTS, who)
+    row = stored_answer(open_store(tmp_path / "store", who), request, who.sampling)
     assert row
     assert row["origin"].startswith(f"{tmp_path}/answers.jsonl@")
     assert len(row["origin"].rpartition("@")[2]) == 64
@@ -92,16 +94,15 @@ def test_only_what_fits_is_taken_and_the_rest_is_said(
     ]
     who = teacher(tokenizer_only, write(tmp_path, rows))
     with caplog.at_level(logging.INFO, "persyn"), pytest.raises(InputError, match="cannot be loaded"):
-        generate_responses(PROMPTS, "t", who, tmp_path / "store", {})
+        generate_responses(PROMPTS, "t", who, tmp_path / "store", SPEED)
     [line] = [message for message in caplog.messages if "taken" in message]
     assert line.startswith("t: 2 responses read from ")
     assert line.endswith("other rows: 2 match no open prompt, 2 are empty, 1 exceed max_tokens 200")
-    table = generate_responses(PROMPTS[:2], "t", who, tmp_path / "store", {})
+    table = generate_responses(PROMPTS[:2], "t", who, tmp_path / "store", SPEED)
     assert table["response"].to_list() == ["a", "b"]
-    longer = teacher(tokenizer_only, who.precomputed, sampling={"max_tokens": 2000})
-    assert (
-        generate_responses(PROMPTS[2:3], "t", longer, tmp_path / "store", {})["response"][0] == ("word " * 300).strip()
-    )
+    longer = teacher(tokenizer_only, who.precomputed, sampling=Sampling(max_tokens=2000))
+    table = generate_responses(PROMPTS[2:3], "t", longer, tmp_path / "store", SPEED)
+    assert table["response"][0] == ("word " * 300).strip()
 
 
 def test_templates_and_where(tokenizer_only: str, tmp_path: Path) -> None:
@@ -111,8 +112,8 @@ def test_templates_and_where(tokenizer_only: str, tmp_path: Path) -> None:
         for number, text in enumerate(TEXTS)
     ]
     fields = {"prompt": "{{ chat[0].value }}", "response": "{{ chat[1].value }}", "where": "{{ by == 'me' }}"}
-    who = teacher(tokenizer_only, {**write(tmp_path, rows), **fields})
-    table = generate_responses(PROMPTS, "t", who, tmp_path / "store", {})
+    who = teacher(tokenizer_only, write(tmp_path, rows).changed(**fields))
+    table = generate_responses(PROMPTS, "t", who, tmp_path / "store", SPEED)
     assert table["response"].to_list() == [f"me says {number}" for number in range(6)]
 
 
@@ -120,7 +121,7 @@ def test_only_what_is_missing_is_asked_and_what_was_paid_for_stays(chat_model: s
     """Also by a server, which is asked by the model's name: what it answered before there was `precomputed` is kept."""
     store = tmp_path / "store"
     with stub_teacher() as server:
-        knobs = {"base_url": server.url}
+        knobs = server.speed()
         asked = teacher(chat_model, None, backend="openai")
         before = generate_responses(PROMPTS[:1], "t", asked, store, knobs)
         who = teacher(chat_model, write(tmp_path, told(TEXTS[:4])), backend="openai")
@@ -136,23 +137,22 @@ def test_only_what_is_missing_is_asked_and_what_was_paid_for_stays(chat_model: s
 
 
 def test_corrected_answers_are_taken_anew(tokenizer_only: str, tmp_path: Path) -> None:
-    write(tmp_path, [{**row, "thoughts": "hm"} for row in told(TEXTS)])
-    path = {"path": str(tmp_path / "answers.jsonl")}
+    source = write(tmp_path, [{**row, "thoughts": "hm"} for row in told(TEXTS)])
     for response, text in (("thoughts", "hm"), ("response", f"Once: {TEXTS[0]}")):
-        who = teacher(tokenizer_only, {**path, "response": response})
-        assert generate_responses(PROMPTS, "t", who, tmp_path / "store", {})["response"][0] == text
+        who = teacher(tokenizer_only, source.changed(response=response))
+        assert generate_responses(PROMPTS, "t", who, tmp_path / "store", SPEED)["response"][0] == text
     write(tmp_path, [{"prompt": text, "response": "new"} for text in TEXTS])
-    assert set(generate_responses(PROMPTS, "t", who, tmp_path / "store", {})["response"]) == {"new"}
+    assert set(generate_responses(PROMPTS, "t", who, tmp_path / "store", SPEED)["response"]) == {"new"}
 
 
 def test_every_strategy_finds_them(tokenizer_only: str, tmp_path: Path) -> None:
     who = teacher(tokenizer_only, write(tmp_path, told(TEXTS)))
-    parallel = generate_responses(PROMPTS[:2], "t", who, tmp_path / "store", {})
+    parallel = generate_responses(PROMPTS[:2], "t", who, tmp_path / "store", SPEED)
     fields = {"teacher": pl.lit("t"), "strength": pl.lit(None, pl.Float64), "margin": pl.lit(None, pl.Float64)}
     routes = PROMPTS.select("prompt_id", **fields)
     check_table(routes, ROUTES, "routes")
     for _ in range(2):
-        routed = build_routed(PROMPTS, routes, parallel, {"t": who}, Licenses(), tmp_path / "store", {"t": {}})
+        routed = build_routed(PROMPTS, routes, parallel, {"t": who}, Licenses(), tmp_path / "store", {"t": SPEED})
         assert set(routed["response"]) == {f"Once: {text}" for text in TEXTS}
 
 
@@ -161,15 +161,19 @@ def test_every_strategy_finds_them(tokenizer_only: str, tmp_path: Path) -> None:
     [
         ({"hub": "owner/data"}, "source owner/data: revision is None; a hub dataset needs its 40-hex commit"),
         ({"path": "none.jsonl"}, "'none.jsonl': none.jsonl does not exist"),
-        ({"path": "a.jsonl", "hub": "owner/data"}, "it needs one of them"),
-        ({"promt": "x"}, r"teachers.t.precomputed.promt is not a parameter; did you mean prompt\?"),
+        ({"path": "a.jsonl", "hub": "owner/data"}, r"^teachers\.t\.precomputed has .*it needs one of them"),
+        ({"path": "a.jsonl", "promt": "x"}, r"^teachers\.t\.precomputed\.promt is not .*did you mean prompt\?"),
     ],
 )
 def test_wrong_answers_are_one_clear_line(
     tokenizer_only: str, tmp_path: Path, precomputed: Mapping[str, str], message: str
 ) -> None:
+    def generate() -> None:
+        source = Precomputed.parse(precomputed, "teachers.t.precomputed")
+        generate_responses(PROMPTS, "t", teacher(tokenizer_only, source), tmp_path / "store", SPEED)
+
     with pytest.raises(InputError, match=message):
-        generate_responses(PROMPTS, "t", teacher(tokenizer_only, precomputed), tmp_path / "store", {})
+        generate()
 
 
 def test_a_teacher_without_a_tokenizer_cannot_take_any(tmp_path: Path) -> None:
@@ -177,4 +181,37 @@ def test_a_teacher_without_a_tokenizer_cannot_take_any(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"teachers.t.precomputed: its model's tokenizer must count their tokens: model 'gpt' is nei"
     ):
-        generate_responses(PROMPTS, "t", who, tmp_path / "store", {})
+        generate_responses(PROMPTS, "t", who, tmp_path / "store", SPEED)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "key"),
+    [
+        ({}, "de36dcef7f12f555a7cf8051c813cecb4f7c48b98cf5e0b67f88875e59411814"),
+        ({"temperature": 1, "seed": 7}, "c1e6bc275fc6c7da44fb3ea2eb8bfbe5eddece727644a6d3d3ff653d1abfdb79"),
+        ({"temperature": 1.0, "seed": 7}, "a70db782b141dbeeffe2447407e2854328f132c6c5c39be98b6f8b036ecac852"),
+        ({"temperature": 0.7, "top_p": 0.9}, "271f88d349340657a4b98d72a9c657db9ad4c3dd104bfa0195f101217d5ba5f1"),
+    ],
+)
+def test_a_store_that_was_filled_before_is_read(
+    sampling: Mapping[str, Any], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The literals are those of the stores that users have. A change of code that changes one makes them pay again."""
+    monkeypatch.chdir(tmp_path)
+    Path("answers.jsonl").write_text('{"prompt": "Tell story number 0.", "response": "Once."}\n')
+    entry = {
+        "model": "owner/name",
+        "revision": "0" * 40,
+        "license": "MIT",
+        "backend": "transformers",
+        "system": "Be brief.",
+        "examples": [{"prompt": "Name a colour.", "response": "Red."}],
+        "sampling": {"max_tokens": 200, **sampling},
+    }
+    who = Teacher.parse(entry, "teachers.t")
+    [request] = prepare_requests(PROMPTS[:1], who)
+    assert (request.key, request.precomputed) == (key, "")
+    taken = Teacher.parse({**entry, "precomputed": {"path": "answers.jsonl"}}, "teachers.t")
+    [request] = prepare_requests(PROMPTS[:1], taken)
+    assert (request.key, request.precomputed) == (key, f"{key}:90a47e6d64fa98e6")
+    assert open_store(tmp_path, who).folder == tmp_path / "name-c69e6411"

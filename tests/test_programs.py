@@ -13,7 +13,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from ruamel.yaml import YAML
 
 from persyn import schemas
-from persyn.prompts import build_prompts
+from persyn.prompts import PromptSettings, Source, build_prompts
 from persyn.schemas import read_table
 from persyn.verifiers.execution import passes_tests
 from tests.support.tiny import CHATML, build_model, tiny_params, tiny_project
@@ -92,13 +92,13 @@ def test_every_item_is_solved_by_its_solution_and_by_no_stub() -> None:
 
 
 def test_no_prompt_is_an_evaluation_item() -> None:
-    _, counts = build_prompts(
-        RAW,
-        sources=[{"path": "code.jsonl", "domain": "code", "reference": "reference"}],
-        decontaminate=[{"path": "evaluation/code.jsonl"}],
+    settings = PromptSettings(
+        sources=[Source(path="code.jsonl", domain="code", reference="reference")],
+        decontaminate=[Source(path="evaluation/code.jsonl")],
         num_parallel=1,
         ngram=8,
     )
+    _, counts = build_prompts(RAW, settings)
     assert (counts["kept"], counts["dropped"]) == (120, {})
 
 

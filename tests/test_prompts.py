@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 
 from persyn.errors import InputError
-from persyn.prompts import anchor_prompts, build_prompts
+from persyn.prompts import PromptSettings, anchor_prompts, build_prompts
 from persyn.prompts.sources import normalise, prompt_id
 from persyn.schemas import PROMPTS, check_table
 from persyn.verifiers import is_right_answer, share_of_checks
@@ -23,7 +23,7 @@ def write_rows(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
 
 def build(folder: Path, **params: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
     defaults: dict[str, Any] = {"sources": [{"path": "p.jsonl"}], "decontaminate": [], "num_parallel": 1}
-    return build_prompts(folder, **(defaults | params))
+    return build_prompts(folder, PromptSettings.parse(defaults | params, "prompts"))
 
 
 def test_every_row_is_kept_or_counted_with_its_reason(tmp_path: Path) -> None:
@@ -135,25 +135,29 @@ def test_bytes_that_are_no_utf8_are_not_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"sources": []}, "sources is empty"),
+        ({"sources": []}, r"^prompts\.sources is \[\]; it must be .*not empty"),
         ({"sources": [{"path": "absent.jsonl"}]}, "does not exist"),
         ({"sources": [{"path": "p.csv"}]}, "cannot read .csv"),
         ({"sources": [{"path": "p.jsonl", "prompt": "question"}]}, "no column 'question'; it has prompt, answer"),
         ({"sources": [{"path": "p.jsonl", "reference": "answer"}]}, r"1 rows have no 'answer', first at rows \[1\]"),
-        ({"sources": [{"path": "p.jsonl", "domain": "poetry"}]}, "domain is 'poetry'; needs instruction, math, code"),
+        (
+            {"sources": [{"path": "p.jsonl", "domain": "poetry"}]},
+            r"^prompts\.sources\.0\.domain is 'poetry'; .* instruction, math, code",
+        ),
         ({"sources": [{"hub": "owner/data"}]}, "needs its 40-hex commit"),
         ({"sources": [{"path": "broken.jsonl"}]}, r"broken.jsonl: row 1 is not json: .*, column 11"),
         ({"sources": [{"path": "mixed.jsonl"}]}, "row 1, column 'prompt' is int; it must hold text"),
         ({"sources": [{"path": "list.jsonl"}]}, "row 0 is list; it must be an object"),
         ({"sources": [{"path": "blank.jsonl"}]}, "no prompt is left of 0 read"),
         ({"sources": [{"path": "empty.jsonl"}]}, "is empty; it needs at least one row"),
-        ({"sources": [{"path": "p.jsonl", "limit": 0}]}, "no prompt is left of 0 read"),
+        ({"sources": [{"path": "p.jsonl", "limit": 0}]}, r"^prompts\.sources\.0\.limit is 0; it must be .*1 or more"),
         (
             {"sources": [{"path": "p.jsonl", "lmit": 1}]},
-            r"sources.lmit is not a parameter; did you mean limit\?",
+            r"^prompts\.sources\.0\.lmit is not a parameter; did you mean limit\?",
         ),
         ({"num_parallel": 3}, "num_parallel is 3; it must be 1 to 2"),
-        ({"max_characters": 0}, "no prompt is left of 2 read"),
+        ({"max_characters": 0}, r"^prompts\.max_characters is 0; it must be .*1 or more"),
+        ({"sources": [{"path": "long.jsonl"}], "max_characters": 1}, "no prompt is left of 1 read"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path: Path, params: dict[str, Any], message: str) -> None:
@@ -163,6 +167,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, params: dict[str, Any], mes
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
     (tmp_path / "mixed.jsonl").write_text('{"prompt": "a"}\n{"prompt": 3}\n')
     (tmp_path / "list.jsonl").write_text('["a"]\n')
+    (tmp_path / "long.jsonl").write_text('{"prompt": "ab"}')
     (tmp_path / "blank.jsonl").write_text("\n \n")
     with pytest.raises(InputError, match=message) as raised:
         build(tmp_path, **params)

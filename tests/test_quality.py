@@ -13,7 +13,8 @@ import persyn.quality.reward_model
 from persyn.chat import assistant_message, user_message, with_chat_template
 from persyn.errors import InputError
 from persyn.models import load_tokenizer
-from persyn.quality import score_quality
+from persyn.quality import QualitySettings, score_quality
+from persyn.quality.reward_model import RewardModelSettings
 from persyn.schemas import QUALITY, check_table
 from persyn.verifiers import is_right_answer, share_of_checks
 from tests.support.tables import prompts_table, responses_table
@@ -57,7 +58,8 @@ def test_math_verify(response: str, reference: str, right: float) -> None:
 def test_each_domain_has_its_method(tmp_path: Path) -> None:
     prompts = prompts_table(["sum"], "math", ["3"]).vstack(prompts_table(["say"], "instruction", [checks(NO_COMMA)]))
     responses = responses_table(prompts, "t", ["3", "a, b"])
-    table = score_quality(prompts, responses, tmp_path, methods={"math": "math_verify", "instruction": "checkers"})
+    settings = QualitySettings(methods={"math": "math_verify", "instruction": "checkers"})
+    table = score_quality(prompts, responses, tmp_path, settings)
     check_table(table, QUALITY, "quality")
     assert dict(table.select("prompt_id", "quality").rows()) == dict(zip(prompts["prompt_id"], [1.0, 0.0], strict=True))
 
@@ -66,9 +68,9 @@ def test_each_domain_has_its_method(tmp_path: Path) -> None:
     ("domain", "reference", "methods", "message"),
     [
         ("math", None, {"math": "math_verify"}, "has no reference, which math_verify needs"),
-        ("math", "3", {"math": "verify"}, "quality.methods.math is 'verify'"),
-        ("math", "3", {}, "quality.methods.math is None"),
-        ("math", "3", {"math": "reward_model"}, "quality.reward_model.model is missing"),
+        ("math", "3", {"math": "verify"}, r"^quality\.methods\.math is 'verify'; .*'checkers', 'math_verify'"),
+        ("math", "3", {}, r"^quality\.methods\.math is missing; it must be one of checkers"),
+        ("math", "3", {"math": "reward_model"}, "^quality names the method reward_model .*model: "),
         ("instruction", "no json", {"instruction": "checkers"}, "is not a json list"),
         ("instruction", checks(("x:y", {})), {"instruction": "checkers"}, r"unknown instruction \['x:y'\]"),
     ],
@@ -77,8 +79,17 @@ def test_bad_input_is_named(
     domain: str, reference: str | None, methods: dict[str, str], message: str, tmp_path: Path
 ) -> None:
     prompts = prompts_table(["p"], domain, [reference])
+
+    def score() -> None:
+        settings = QualitySettings.parse({"methods": methods}, "quality")
+        score_quality(prompts, responses_table(prompts, "t", ["x"]), tmp_path, settings)
+
     with pytest.raises(InputError, match=message):
-        score_quality(prompts, responses_table(prompts, "t", ["x"]), tmp_path, methods=methods)
+        score()
+
+
+def by_reward_model(folder: Path) -> QualitySettings:
+    return QualitySettings(methods={"instruction": "reward_model"}, reward_model=RewardModelSettings(model=str(folder)))
 
 
 def build_reward_model(folder: Path) -> Any:
@@ -96,11 +107,8 @@ def test_a_reward_model_scores_the_rendered_conversation_once(tmp_path: Path, mo
     model = build_reward_model(tmp_path / "model")
     prompts = prompts_table(["one", "a longer second prompt"])
     responses = responses_table(prompts, "t", ["first", "second"])
-    how: dict[str, Any] = {
-        "methods": {"instruction": "reward_model"},
-        "reward_model": {"model": str(tmp_path / "model")},
-    }
-    table = score_quality(prompts, responses, tmp_path, **how)
+    settings = by_reward_model(tmp_path / "model")
+    table = score_quality(prompts, responses, tmp_path, settings)
     ids = build_tokenizer(None)("<bos>Question:\none\n\nAnswer:\nfirst<eos>", return_tensors="pt")
     with torch.no_grad():
         expected = model(ids["input_ids"]).logits.item()
@@ -108,7 +116,7 @@ def test_a_reward_model_scores_the_rendered_conversation_once(tmp_path: Path, mo
     monkeypatch.setattr(
         persyn.quality.reward_model, "_reward_model", lambda *_: pytest.fail("a stored score is not made again")
     )
-    assert score_quality(prompts, responses, tmp_path, **how).equals(table)
+    assert score_quality(prompts, responses, tmp_path, settings).equals(table)
 
 
 def test_a_model_of_the_reward_trainer_scores_alike_alone_and_in_company(base_model: str, tmp_path: Path) -> None:
@@ -126,12 +134,9 @@ def test_a_model_of_the_reward_trainer_scores_alike_alone_and_in_company(base_mo
     trainer.save_model(str(tmp_path / "model"))
     prompts = prompts_table(["Say one.", "Say something long enough to differ from the others, please.", "Go."])
     responses = responses_table(prompts, "t", ["one", "something", "no"])
-    how: dict[str, Any] = {
-        "methods": {"instruction": "reward_model"},
-        "reward_model": {"model": str(tmp_path / "model")},
-    }
-    together = score_quality(prompts, responses, tmp_path / "a", **how)
-    alone = [score_quality(prompts, responses[n : n + 1], tmp_path / f"b{n}", **how) for n in (2, 0, 1)]
+    settings = by_reward_model(tmp_path / "model")
+    together = score_quality(prompts, responses, tmp_path / "a", settings)
+    alone = [score_quality(prompts, responses[n : n + 1], tmp_path / f"b{n}", settings) for n in (2, 0, 1)]
     assert pl.concat(alone).sort("prompt_id").equals(together)
     assert together["quality"].n_unique() == 3
 
@@ -145,7 +150,6 @@ def test_an_error_and_a_score_that_is_no_number_are_left_out(
     responses = failed.vstack(responses_table(prompts[1:], "t", ["second", "third"]))
     scores = iter([float("nan"), 0.5])
     monkeypatch.setattr(persyn.quality.reward_model, "_reward_model", lambda *_: lambda messages: next(scores))
-    how: dict[str, Any] = {"reward_model": {"model": str(tmp_path / "model")}}
-    table = score_quality(prompts, responses, tmp_path, methods={"instruction": "reward_model"}, **how)
+    table = score_quality(prompts, responses, tmp_path, by_reward_model(tmp_path / "model"))
     assert table["quality"].to_list() == [0.5]
     assert "1 scores are not finite and left out" in caplog.text

@@ -10,11 +10,12 @@ import pytest
 from persyn.chat import encode_prompt, user_message
 from persyn.errors import InputError
 from persyn.generation import Sampling, Teacher
-from persyn.generation.transformers import TransformersBackend
-from persyn.learnability import Method, score_learnability
+from persyn.generation.transformers import TransformersBackend, TransformersSpeed
+from persyn.learnability import LearnabilitySettings, score_learnability
 from persyn.models import Student, load_tokenizer
-from persyn.prompts import build_prompts
-from persyn.quality.reward_model import reward_model_scores
+from persyn.project.params import check_params
+from persyn.prompts import PromptSettings, build_prompts
+from persyn.quality.reward_model import RewardModelSettings, reward_model_scores
 from persyn.schemas import PROMPTS, write_table
 from rehearsal.checks import check_contexts
 from rehearsal.data import LocalData, parallel_sources
@@ -74,12 +75,12 @@ def test_every_model_that_the_paper_document_names_is_known() -> None:
 @pytest.mark.parametrize("model", EXAMPLES)
 def test_a_stand_in_of_each_family_answers_and_ends(stand_ins: Path, model: str) -> None:
     folder = build_once(stand_ins, model)
-    teacher = Teacher(model=str(folder), sampling={}, license="", backend="transformers")
-    backend = TransformersBackend(teacher)
+    teacher = Teacher(model=str(folder), sampling=Sampling(max_tokens=6), license="", backend="transformers")
+    backend = TransformersBackend(teacher, TransformersSpeed())
     assert type(backend.model).__name__ == f"{family_of(model).architecture}ForCausalLM"
     prompts = ["Name a colour.", "What is 3 times 4?"]
     answers: dict[int, Any] = {}
-    for batch in backend.generate([user_message(prompt) for prompt in prompts], prompts, Sampling(max_tokens=6)):
+    for batch in backend.generate([user_message(prompt) for prompt in prompts], prompts, teacher.sampling):
         answers |= batch
     assert all(answer.finish_reason == "stop" and answer.response for answer in answers.values())
 
@@ -93,7 +94,7 @@ def test_a_student_of_each_family_scores_responses(stand_ins: Path, tmp_path: Pa
     student = Student(model=str(build_once(stand_ins, model)), license="", max_length=128)
     prompts = prompts_table(["Name a colour.", "Name a tree."])
     responses = responses_table(prompts, "a", ["Red.", "Oak, which is a large one."])
-    scores = score_learnability(prompts, responses, student, Method(), tmp_path)["learnability"].to_list()
+    scores = score_learnability(prompts, responses, student, LearnabilitySettings(), tmp_path)["learnability"].to_list()
     assert len(set(scores)) == 2
     assert all(score < 0 for score in scores)
 
@@ -101,7 +102,7 @@ def test_a_student_of_each_family_scores_responses(stand_ins: Path, tmp_path: Pa
 def test_a_reward_model_gives_one_score(stand_ins: Path, tmp_path: Path) -> None:
     folder = build_once(stand_ins, "Skywork/Skywork-Reward-Llama-3.1-8B", is_reward_model=True)
     rows = prompts_table(["Name a colour.", "Name a tree."]).with_columns(response="prompt")
-    scores = reward_model_scores(rows, tmp_path, model=str(folder))
+    scores = reward_model_scores(rows, tmp_path, RewardModelSettings(model=str(folder)))
     assert len(set(scores)) == 2
 
 
@@ -128,18 +129,20 @@ def test_only_what_makes_it_small_and_local_is_changed(
     data = LocalData(tmp_path / "data", tmp_path)
     small = rehearsed(params, lambda path, model: f"stand-ins/{model}", data.localised)
     small_or_local = (
-        r"teachers\.[\w-]+\.(model|backend|sampling\.max_tokens|answers\..*)|prompts\.(sources|decontaminate|num_parallel)"
+        r"teachers\.[\w-]+\.(model|backend|sampling\.max_tokens|precomputed\..*)|prompts\.(sources|decontaminate|num_parallel)"
         r"|(student|router)\.(model|max_length)|router\.batch_size|quality\.reward_model\.model|sft\.(epochs|batch_size)"
         r"|evaluation\.(limit|max_tokens)|licenses\.allow_forbidden|speed\..*"
     )
     assert [path for path in changed(params, small) if not re.fullmatch(small_or_local, path)] == []
     assert list(small["teachers"]) == list(params["teachers"])
     [source, *_] = small["prompts"]["sources"]
-    read: dict[str, Any] = {"sources": [source], "decontaminate": []}
-    prompts, _ = build_prompts(tmp_path, **read, num_parallel=3)
+    check_params(small, "the rehearsed profile")
+    read = {"sources": [source], "decontaminate": [], "num_parallel": 3}
+    prompts, _ = build_prompts(tmp_path, PromptSettings.parse(read))
     write_table(prompts, tmp_path / "prompts.parquet", PROMPTS)
     select = selected(small, parallel_sources(tmp_path / "prompts.parquet", tmp_path / "data"))
-    again, _ = build_prompts(tmp_path, **select["prompts"] | {"decontaminate": []})
+    check_params(select, "its generate-then-select")
+    again, _ = build_prompts(tmp_path, PromptSettings.parse(select["prompts"] | {"decontaminate": []}))
     same = ["prompt_id", "prompt", "domain", "reference"]
     assert again.sort("prompt_id").select(same).equals(prompts.filter("parallel").sort("prompt_id").select(same))
     assert set(select["strategies"]) == {"persyn", *SELECT}

@@ -3,9 +3,10 @@ from typing import Any
 import polars as pl
 import pytest
 
-from persyn.defects import Policies
+from persyn.defects import Policies, Policy
 from persyn.errors import InputError
-from persyn.pairs import build_pairs
+from persyn.pairs import PairSettings, build_pairs
+from persyn.rewards import RewardSettings
 from persyn.rewards import build_rewards as build
 from persyn.schemas import DEFECTS, LEARNABILITY, QUALITY, REWARDS, check_table
 
@@ -14,7 +15,7 @@ NO_DEFECTS = pl.DataFrame(schema=DEFECTS)
 
 
 def build_rewards(quality: pl.DataFrame, learned: pl.DataFrame, teachers: list[str], **params: Any) -> pl.DataFrame:
-    return build(quality, learned, NO_DEFECTS, teachers, Policies(), **params)[0]
+    return build(quality, learned, NO_DEFECTS, teachers, Policies(), RewardSettings(**params))[0]
 
 
 def tables(quality: dict[str, list[float]], learned: dict[str, list[float]]) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -63,12 +64,12 @@ def test_the_weight_follows_the_ease_of_the_prompt() -> None:
 def test_a_prompt_is_complete_without_an_anchored_teacher() -> None:
     quality, learned = tables(QUALITIES, LEARNED)
     few = (pl.col("teacher") != "c") | (pl.col("prompt_id") == "p")
-    params: dict[str, Any] = {"alpha": 0.4}
-    table = build(quality.filter(few), learned.filter(few), NO_DEFECTS, TEACHERS, Policies(), ["c"], **params)[0]
+    how = Policies(), RewardSettings(alpha=0.4), ["c"]
+    table = build(quality.filter(few), learned.filter(few), NO_DEFECTS, TEACHERS, *how)[0]
     assert rewards(table, "p") == pytest.approx([0.4, 0.3, 0.8])
     assert rewards(table, "q") == pytest.approx([0.4, 0.0])
     missing = few & ((pl.col("teacher") != "a") | (pl.col("prompt_id") != "q"))
-    kept = build(quality.filter(missing), learned.filter(missing), NO_DEFECTS, TEACHERS, Policies(), ["c"], **params)[0]
+    kept = build(quality.filter(missing), learned.filter(missing), NO_DEFECTS, TEACHERS, *how)[0]
     assert kept["prompt_id"].unique().to_list() == ["p"], "the others must still have answered"
 
 
@@ -92,7 +93,7 @@ def test_prompts_without_all_scores_are_left_out_and_counted() -> None:
             for bad in (float("nan"), float("inf"), float("-inf"))
         ),
     ):
-        rewards, counts = build(broken, learned, NO_DEFECTS, TEACHERS, Policies(), alpha=0.4)
+        rewards, counts = build(broken, learned, NO_DEFECTS, TEACHERS, Policies(), RewardSettings(alpha=0.4))
         check_table(rewards, REWARDS, "no NaN gets through")
         assert rewards["prompt_id"].unique().to_list() == ["q"]
         expected = {"prompts": 2, "kept": 1, "dropped": {"incomplete": 1}, "penalised": 0, "ties": 0}
@@ -103,19 +104,23 @@ def test_what_to_know_of_the_rewards() -> None:
     """Tokens grow from a to c; on p and q the rewards by learnability alone are 1, 0, 0.5: Spearman -0.5."""
     quality, learned = tables(QUALITIES, LEARNED)
     longer = learned.with_columns(num_tokens=pl.col("teacher").replace_strict({"a": 5, "b": 6, "c": 7}))
-    _, known = build(quality, longer, NO_DEFECTS, TEACHERS, Policies(), alpha=1)
+    _, known = build(quality, longer, NO_DEFECTS, TEACHERS, Policies(), RewardSettings(alpha=1))
     assert known["length_correlation"] == pytest.approx(-0.5)
     assert known["teachers"]["c"] == {"quality": 5.5, "learnability": -2.5, "reward": 0.5}
-    assert build(quality, learned, NO_DEFECTS, TEACHERS, Policies(), alpha=1)[1]["length_correlation"] is None
+    assert (
+        build(quality, learned, NO_DEFECTS, TEACHERS, Policies(), RewardSettings(alpha=1))[1]["length_correlation"]
+        is None
+    )
 
 
 def test_constant_scores_are_a_tie_that_makes_no_pair() -> None:
     scores = tables({"p": [2.0] * 3}, {"p": [-1.0] * 3})
-    rewards, counts = build(*scores, NO_DEFECTS, TEACHERS, Policies(), alpha=0.4, normalization="z_score")
+    settings = RewardSettings(alpha=0.4, normalization="z_score")
+    rewards, counts = build(*scores, NO_DEFECTS, TEACHERS, Policies(), settings)
     assert rewards["reward"].to_list() == [0.0] * 3
     assert counts["ties"] == 1
     with pytest.raises(InputError, match="no pair has a margin above"):
-        build_pairs(rewards)
+        build_pairs(rewards, PairSettings())
 
 
 def test_one_teacher_has_rewards_but_no_pairs() -> None:
@@ -127,8 +132,10 @@ def test_a_defect_loses_by_policy() -> None:
     """On p, teacher c had the highest reward, 0.8 (test_equation_2_by_hand); with the penalty it has -0.2."""
     defects = pl.DataFrame([("p", "c", False, True, *[False] * 4)], schema=DEFECTS, orient="row")
     scores = tables(QUALITIES, LEARNED)
-    for policy, expected in (("keep", 0.8), ("penalise", -0.2), ("drop", -0.2)):
-        table, counts = build(*scores, defects, TEACHERS, Policies(refusal=policy), alpha=0.4)
+    cases: list[tuple[Policy, float]] = [("keep", 0.8), ("penalise", -0.2), ("drop", -0.2)]
+    for policy, expected in cases:
+        policies, settings = Policies(refusal=policy), RewardSettings(alpha=0.4)
+        table, counts = build(*scores, defects, TEACHERS, policies, settings)
         assert rewards(table, "p") == pytest.approx([0.4, 0.3, expected])
         assert counts["penalised"] == (policy != "keep")
         assert rewards(table, "q") == pytest.approx([0.4, 0.0, 0.2]), "other prompts are as they were"
@@ -137,9 +144,9 @@ def test_a_defect_loses_by_policy() -> None:
 def test_permuting_teachers_or_prompts_permutes_the_rewards_and_nothing_else() -> None:
     rename = {"a": "c", "b": "a", "c": "b", "p": "q", "q": "p"}
     quality, learned = tables(QUALITIES, LEARNED)
-    straight = build_pairs(build_rewards(quality, learned, TEACHERS, alpha=0.4))
+    straight = build_pairs(build_rewards(quality, learned, TEACHERS, alpha=0.4), PairSettings())
     moved = [t.with_columns(pl.col("prompt_id", "teacher").replace(rename)) for t in (quality, learned)]
-    permuted = build_pairs(build_rewards(moved[0], moved[1], TEACHERS, alpha=0.4))
+    permuted = build_pairs(build_rewards(moved[0], moved[1], TEACHERS, alpha=0.4), PairSettings())
     renamed = straight.with_columns(pl.col("prompt_id", "winner", "loser").replace(rename))
     assert renamed.sort("prompt_id", "winner", "loser").equals(permuted)
 
@@ -150,9 +157,16 @@ def test_what_is_wrong_is_named() -> None:
         build_rewards(quality.filter(pl.col("teacher") != "a"), learned, TEACHERS, alpha=0.4)
     with pytest.raises(InputError, match=r"scores of c, which is not among a, b"):
         build_rewards(quality, learned, ["a", "b"], alpha=0.4)
-    with pytest.raises(InputError, match=r"alpha is 1\.5"):
-        build_rewards(quality, learned, TEACHERS, alpha=1.5)
-    with pytest.raises(InputError, match="normalization is 'max'"):
-        build_rewards(quality, learned, TEACHERS, alpha=0.4, normalization="max")
-    with pytest.raises(InputError, match="penalty is -1"):
-        build_rewards(quality, learned, TEACHERS, alpha=0.4, penalty=-1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"alpha": 1.5}, r"rewards\.alpha is 1\.5; .* 0 to 1"),
+        ({"normalization": "max"}, r"rewards\.normalization is 'max'; .*min_max.*z_score.*none"),
+        ({"penalty": -1}, r"rewards\.penalty is -1; .*0 or more"),
+    ],
+)
+def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        RewardSettings.parse({"alpha": 0.4, **changes}, "rewards")

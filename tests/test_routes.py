@@ -6,9 +6,26 @@ import polars as pl
 import pytest
 
 from persyn.errors import InputError
-from persyn.routes import RULES, Pool, allocation, build_routes
+from persyn.project.params import check_params
+from persyn.routes import (
+    BestQuality,
+    BestSingle,
+    Car,
+    FamilyStrong,
+    Grape,
+    Mix,
+    Oracle,
+    Persyn,
+    Pool,
+    Random,
+    Rule,
+    Strong,
+    allocation,
+    build_routes,
+)
 from persyn.schemas import REWARDS, ROUTES, check_table
 from tests.support.tables import prompts_table
+from tests.support.tiny import tiny_params
 
 TEACHERS = ["a", "b", "c"]
 PROMPTS = prompts_table([f"prompt {i}" for i in range(300)])
@@ -38,7 +55,7 @@ def pool(table: pl.DataFrame = ALIKE, predict: Any = never, student_family: str 
     return Pool(TEACHERS, table, predict, FAMILIES, student_family)
 
 
-def chosen(strategy: dict[str, Any], *args: Any, **kwargs: Any) -> list[str]:
+def chosen(strategy: Rule, *args: Any, **kwargs: Any) -> list[str]:
     routes = build_routes(PROMPTS, pool(*args, **kwargs), strategy)
     check_table(routes, ROUTES, "routes")
     assert routes["prompt_id"].to_list() == PROMPTS["prompt_id"].sort().to_list()
@@ -46,7 +63,7 @@ def chosen(strategy: dict[str, Any], *args: Any, **kwargs: Any) -> list[str]:
 
 
 def test_persyn_takes_the_largest_strength_of_each_prompt() -> None:
-    routes = build_routes(PROMPTS, pool(predict=by_number), {"rule": "persyn"})
+    routes = build_routes(PROMPTS, pool(predict=by_number), Persyn(rule="persyn"))
     by_prompt = dict(routes.join(PROMPTS, on="prompt_id").select("prompt", "teacher").rows())
     assert all(by_prompt[f"prompt {i}"] == TEACHERS[i % 3] for i in range(300))
     assert routes["strength"].unique().to_list() == [2.0]
@@ -54,34 +71,34 @@ def test_persyn_takes_the_largest_strength_of_each_prompt() -> None:
 
 
 def test_an_excluded_teachers_prompts_go_to_the_next_best_and_no_others_move() -> None:
-    routes = build_routes(PROMPTS, pool(predict=by_number), {"rule": "persyn", "exclude": ["b"]})
+    routes = build_routes(PROMPTS, pool(predict=by_number), Persyn(rule="persyn", exclude=["b"]))
     by_prompt = dict(routes.join(PROMPTS, on="prompt_id").select("prompt", "teacher").rows())
     for i in range(300):
         ranking = sorted(TEACHERS, key=lambda name: -by_number([f"prompt {i}"])[0][TEACHERS.index(name)])
         assert by_prompt[f"prompt {i}"] == next(name for name in ranking if name != "b")
     with pytest.raises(InputError, match="names all 3 teachers"):
-        build_routes(PROMPTS, pool(predict=by_number), {"rule": "persyn", "exclude": TEACHERS})
+        build_routes(PROMPTS, pool(predict=by_number), Persyn(rule="persyn", exclude=TEACHERS))
 
 
 def test_car_equals_a_hand_computed_case() -> None:
     """Mean quality a 1, b 4, c 5, mean loss 0.5, 1, 3: 1 / 2.5 = 0.4, 4 / 4 = 1, 5 / 10 = 0.5 at beta 3."""
     table = rewards({"a": (1.0, -0.5, 0.0), "b": (4.0, -1.0, 0.0), "c": (5.0, -3.0, 0.0)})
-    assert set(chosen({"rule": "car"}, table)) == {"b"}
-    assert set(chosen({"rule": "car", "beta": 0}, table)) == {"c"}
-    assert set(chosen({"rule": "car", "beta": 100}, table)) == {"b"}, "4 / 101 beats 1 / 51 and 5 / 301"
+    assert set(chosen(Car(rule="car"), table)) == {"b"}
+    assert set(chosen(Car(rule="car", beta=0), table)) == {"c"}
+    assert set(chosen(Car(rule="car", beta=100), table)) == {"b"}, "4 / 101 beats 1 / 51 and 5 / 301"
     # Scores below 0 are shifted by the lowest: a 0, b 3, c 4: 0, 0.75, 0.4. Unshifted, c (-1 / 10) would win.
     negative = rewards({"a": (-5.0, -0.5, 0.0), "b": (-2.0, -1.0, 0.0), "c": (-1.0, -3.0, 0.0)})
-    assert set(chosen({"rule": "car"}, negative)) == {"b"}
+    assert set(chosen(Car(rule="car"), negative)) == {"b"}
 
 
 def test_mix_gives_the_strong_teacher_exactly_its_share() -> None:
     """1:4 of 300 prompts is 60 and 240."""
-    names = chosen({"rule": "mix", "strong": "a", "weak": "c"})
+    names = chosen(Mix(rule="mix", strong="a", weak="c"))
     assert (names.count("a"), names.count("c")) == (60, 240)
-    assert names == chosen({"rule": "mix", "strong": "a", "weak": "c"})
-    assert names != chosen({"rule": "mix", "strong": "a", "weak": "c", "seed": 1})
+    assert names == chosen(Mix(rule="mix", strong="a", weak="c"))
+    assert names != chosen(Mix(rule="mix", strong="a", weak="c", seed=1))
     by_quality = rewards({"a": (0.2, -1.0, 0.0), "b": (0.9, -1.0, 0.0), "c": (0.5, -1.0, 0.0)})
-    unnamed = chosen({"rule": "mix", "strong_share": 0.5}, by_quality)
+    unnamed = chosen(Mix(rule="mix", strong_share=0.5), by_quality)
     assert (unnamed.count("b"), unnamed.count("a")) == (150, 150)
 
 
@@ -94,44 +111,44 @@ def test_generate_then_select_equals_a_hand_computed_case() -> None:
     ]
     rows = [(identity, *row) for identity, part in zip(prompts["prompt_id"], scores, strict=True) for row in part]
     table = pl.DataFrame(rows, schema=REWARDS, orient="row")
-    found = {
-        rule: build_routes(prompts, pool(table), {"rule": rule})["teacher"].to_list()
-        for rule in ("grape", "best_quality", "oracle")
-    }
+    rules = Grape(rule="grape"), BestQuality(rule="best_quality"), Oracle(rule="oracle")
+    found = {rule.rule: build_routes(prompts, pool(table), rule)["teacher"].to_list() for rule in rules}
     assert found == {"grape": ["b", "c"], "best_quality": ["a", "b"], "oracle": ["c", "b"]}
 
 
 def test_equally_good_teachers_are_drawn_by_lot() -> None:
-    names = chosen({"rule": "best_quality"})
+    names = chosen(BestQuality(rule="best_quality"))
     assert min(names.count(name) for name in TEACHERS) > 70
-    assert names == chosen({"rule": "best_quality"}, ALIKE.reverse())
-    assert names != chosen({"rule": "best_quality", "seed": 1})
+    assert names == chosen(BestQuality(rule="best_quality"), ALIKE.reverse())
+    assert names != chosen(BestQuality(rule="best_quality", seed=1))
 
 
 def test_generate_then_select_needs_every_answer() -> None:
     half = PROMPTS.with_columns(parallel=pl.Series([i % 2 == 0 for i in range(300)]))
     with pytest.raises(InputError, match=r"150 of 300 are not parallel; set prompts.num_parallel to null"):
-        build_routes(half, pool(), {"rule": "oracle"})
+        build_routes(half, pool(), Oracle(rule="oracle"))
     scored = rewards({"a": (0.0, -1.0, 0.1), "b": (0.0, -1.0, 0.9), "c": (0.0, -1.0, 0.2)}, PROMPTS[:299])
-    assert set(chosen({"rule": "oracle"}, scored)) == {"b"}, "a prompt without rewards goes to the best single teacher"
+    assert set(chosen(Oracle(rule="oracle"), scored)) == {"b"}, (
+        "a prompt without rewards goes to the best single teacher"
+    )
 
 
 def test_one_teacher_for_everything() -> None:
     table = rewards({"a": (0.7, -9.0, 0.3), "b": (0.9, -9.0, 0.2), "c": (0.8, -9.0, 0.5)})
-    assert set(chosen({"rule": "strong", "teacher": "a"}, table)) == {"a"}
-    assert set(chosen({"rule": "strong"}, table)) == {"b"}, "highest quality"
-    assert set(chosen({"rule": "best_single"}, table)) == {"c"}, "highest reward"
-    assert set(chosen({"rule": "family_strong"}, table)) == {"c"}, "highest quality among a and c"
-    assert set(chosen({"rule": "family_strong"}, table, student_family="llama")) == {"b"}
+    assert set(chosen(Strong(rule="strong", teacher="a"), table)) == {"a"}
+    assert set(chosen(Strong(rule="strong"), table)) == {"b"}, "highest quality"
+    assert set(chosen(BestSingle(rule="best_single"), table)) == {"c"}, "highest reward"
+    assert set(chosen(FamilyStrong(rule="family_strong"), table)) == {"c"}, "highest quality among a and c"
+    assert set(chosen(FamilyStrong(rule="family_strong"), table, student_family="llama")) == {"b"}
     for family in ("gemma", None):
         with pytest.raises(InputError, match=r"the teachers' families are \['llama', 'qwen'\]"):
-            chosen({"rule": "family_strong"}, table, student_family=family)
+            chosen(FamilyStrong(rule="family_strong"), table, student_family=family)
 
 
 def test_random_is_all_of_them() -> None:
-    random = build_routes(PROMPTS, pool(), {"rule": "random", "seed": 0})
-    assert random.equals(build_routes(PROMPTS.reverse(), pool(), {"rule": "random", "seed": 0}))
-    assert not random.equals(build_routes(PROMPTS, pool(), {"rule": "random", "seed": 1}))
+    random = build_routes(PROMPTS, pool(), Random(rule="random", seed=0))
+    assert random.equals(build_routes(PROMPTS.reverse(), pool(), Random(rule="random", seed=0)))
+    assert not random.equals(build_routes(PROMPTS, pool(), Random(rule="random", seed=1)))
     shares = allocation(random, TEACHERS)["share"]
     assert sum(shares.values()) == pytest.approx(1)
     assert min(shares.values()) > 0.25
@@ -139,21 +156,30 @@ def test_random_is_all_of_them() -> None:
 
 
 def test_allocation_names_teachers_without_a_prompt() -> None:
-    strong = build_routes(PROMPTS, pool(), {"rule": "strong", "teacher": "b"})
+    strong = build_routes(PROMPTS, pool(), Strong(rule="strong", teacher="b"))
     assert allocation(strong, TEACHERS) == {"prompts": 300, "entropy": 0.0, "share": {"a": 0.0, "b": 1.0, "c": 0.0}}
 
 
 @pytest.mark.parametrize(
     ("strategy", "message"),
     [
-        ({"rule": "best"}, f"rule 'best' is not one of {', '.join(RULES)}"),
-        ({"rule": "mix", "strong_shar": 1}, "rule mix.strong_shar is not a parameter; did you mean strong_share"),
-        ({"rule": "mix", "strong_share": 2}, "rule mix.strong_share is 2; it must be from 0 to 1"),
-        ({"rule": "strong", "teacher": "z"}, "chose z; known: a, b, c"),
-        ({"rule": "persyn", "exclude": ["z"]}, "chose z; known: a, b, c"),
-        ({"rule": "random", "sed": 1}, "rule random.sed is not a parameter; did you mean seed"),
+        ({"rule": "best"}, "rule is 'best'; it must be one of .*persyn, "),
+        ({"rule": "mix", "strong_shar": 1}, "strong_shar is not a parameter; did you mean strong_share"),
+        ({"rule": "mix", "strong_share": 2}, "strong_share is 2; it must be a number from 0 to 1"),
+        ({"rule": "strong", "teacher": "z"}, "teacher names 'z', which is no teacher; known: smollm2-terse, "),
+        ({"rule": "persyn", "exclude": ["z"]}, "exclude names 'z', which is no teacher; known: smollm2-terse, "),
+        ({"rule": "random", "sed": 1}, "sed is not a parameter; did you mean seed"),
     ],
 )
-def test_bad_strategies_are_named(strategy: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
+def test_bad_strategies_are_named(strategy: dict[str, Any], message: str) -> None:
+    params = tiny_params("model")
+    params["strategies"] = {"mine": strategy}
+    with pytest.raises(InputError, match=rf"^params\.yaml: strategies\.mine\.{message}") as raised:
+        check_params(params)
+    assert len(raised.value.args) == 1
+
+
+@pytest.mark.parametrize("strategy", [Strong(rule="strong", teacher="z"), Persyn(rule="persyn", exclude=["z"])])
+def test_a_teacher_that_the_pool_does_not_have_is_named(strategy: Rule) -> None:
+    with pytest.raises(InputError, match=rf"rule {strategy.rule} chose z; known: a, b, c"):
         build_routes(PROMPTS, pool(), strategy)

@@ -2,19 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from persyn.errors import InputError, check_keys
-from persyn.router.settings import Settings
-from persyn.routes import RULES
+from persyn.errors import InputError
+from persyn.project.params import check_params
 from science import project
 from science.project import lay_out, load_profile, make_project, profile_name, reproduce, seeded, with_changes
 from science.recipes import Recipe, collect, load_recipes, plan_jobs, run_jobs
 from science.report import write_report
 from science.studies import STUDIES
 from tests.support.tiny import build_model, tiny_params
-from tests.test_params import SECTIONS
 
 ROOT = Path(__file__).parent.parent
 MICRO = load_profile(ROOT / "profiles/micro.yaml")
@@ -34,14 +33,9 @@ def test_every_variant_of_every_recipe_binds_to_the_code(name: str) -> None:
     jobs = plan_jobs("micro", MICRO, {name: RECIPES[name]}, [0, 1])
     assert len({job.name for job in jobs}) == len(jobs) == 2 * max(1, len(RECIPES[name].variants))
     for job in jobs:
-        for section, accepts in SECTIONS.items():
-            check_keys(section, job.params[section], accepts)
-        Settings(**job.params["router"])
-        for strategy in job.params["strategies"].values():
-            rule = dict(strategy)
-            check_keys("strategy", rule, RULES[rule.pop("rule")])
-        assert {target.removeprefix("evaluation@") for target in job.targets[1:]} <= set(job.params["strategies"])
-        assert job.params["router"]["seed"] == job.params["sft"]["seed"] == job.seed
+        params = check_params(job.params, job.name)
+        assert {target.removeprefix("evaluation@") for target in job.targets[1:]} <= set(params.strategies)
+        assert params.router.seed == params.sft.seed == params.prompts.seed == job.seed
 
 
 def test_a_project_has_its_parameters_to_the_letter(tmp_path: Path) -> None:
@@ -81,8 +75,8 @@ def test_a_recipe_runs_its_variants_and_ends_in_a_table_and_a_plot(work: Path, t
     params["teachers"] = dict(list(params["teachers"].items())[:2])
     params["strategies"] = {"persyn": {"rule": "persyn"}}
     params["evaluation"]["tasks"] = ["persyn_math"]
-    variants = {"0.5": {"rewards.alpha": 0.5}, "1": {"rewards.alpha": 1.0}}
-    recipe = Recipe("Does alpha matter?", "1", "rewards.alpha", variants)
+    variants: dict[str, dict[str, Any]] = {"0.5": {"rewards.alpha": 0.5}, "1": {"rewards.alpha": 1.0}}
+    recipe = Recipe(question="Does alpha matter?", reference="1", axis="rewards.alpha", variants=variants)
     jobs = plan_jobs("tiny", params, {"alpha": recipe}, [0])
     prepared: list[int] = []
     run_jobs(jobs, 2, prepared.append)

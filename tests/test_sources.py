@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from persyn.errors import InputError
-from persyn.prompts import build_prompts
+from persyn.prompts import PromptSettings, Source, build_prompts
 from persyn.prompts.sources import Rows
 
 NESTED = {
@@ -48,15 +48,15 @@ def test_a_field_is_a_column_or_a_template_over_the_row(tmp_path: Path, template
 def test_prompts_of_a_data_set_as_it_is(tmp_path: Path) -> None:
     rows = [{"q": f"{n} + {n}?", "a": {"text": f"It is\n#### {2 * n}"}, "hard": n % 2 == 0} for n in range(1, 9)]
     write(tmp_path, rows)
-    source = {
-        "path": "r.jsonl",
-        "domain": "math",
-        "prompt": "What is {{ q }}",
-        "reference": "{{ a.text.split('####')[1] | trim }}",
-        "where": "{{ hard }}",
-        "limit": 3,
-    }
-    table, counts = build_prompts(tmp_path, sources=[source], decontaminate=[], num_parallel=1)
+    source = Source(
+        path="r.jsonl",
+        domain="math",
+        prompt="What is {{ q }}",
+        reference="{{ a.text.split('####')[1] | trim }}",
+        where="{{ hard }}",
+        limit=3,
+    )
+    table, counts = build_prompts(tmp_path, PromptSettings(sources=[source], num_parallel=1))
     assert set(table.select("prompt", "reference").rows()) == {
         ("What is 2 + 2?", "4"),
         ("What is 4 + 4?", "8"),

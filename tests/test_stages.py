@@ -13,9 +13,9 @@ from ruamel.yaml import YAML
 from persyn import schemas
 from persyn.errors import InputError
 from persyn.models.packaged import packaged_model
+from persyn.project.params import PARAMS
 from persyn.schemas import read_table
 from persyn.store import count_rows, shelves, store_folder
-from stages import PARAMS
 from tests.support.tiny import build_model, tiny_params, tiny_project
 
 
@@ -160,8 +160,10 @@ def test_unknown_tasks_teachers_and_packages_are_named(project: Path) -> None:
     model = params["student"]["model"]
     with pytest.raises(InputError, match=r"\['persyn_maths'\]"):
         run_stage("evaluation", model, "tasks", "metrics/e.json", "data/e.parquet")
-    with pytest.raises(InputError, match=r"teachers.smollm2-ters is missing.*did you mean smollm2-terse\?"):
+    with pytest.raises(InputError, match=r"'smollm2-ters' .*teachers.*did you mean smollm2-terse\?"):
         run_stage("responses", "smollm2-ters", "data/prompts.parquet", "data/r.parquet")
+    with pytest.raises(InputError, match=r"'persin' .*strategies.*did you mean persyn\?"):
+        run_stage("routes", "persin", *["none"] * 6)
     with pytest.raises(InputError, match="there is no packaged model 'gpt2'"):
         packaged_model("gpt2")
     assert not (project / "metrics").exists()

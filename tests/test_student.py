@@ -1,39 +1,41 @@
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from persyn.chat import with_chat_template
-from persyn.dataset import build_dataset
+from persyn.dataset import DatasetSettings, build_dataset
 from persyn.defects import Policies
 from persyn.generation.terms import Licenses
-from persyn.learnability import Method, score_learnability
-from persyn.models import Student, load_causal_lm, load_tokenizer
-from persyn.student import encode_dataset, train_student
+from persyn.learnability import LearnabilitySettings, score_learnability
+from persyn.models import LoraSettings, Student, load_causal_lm, load_tokenizer
+from persyn.student import SftSettings, encode_dataset, train_student
 from tests.support.tables import prompts_table, responses_table, stub_teachers
 
 PROMPTS = prompts_table([f"Say the word number {i}." for i in range(8)])
 RESPONSES = responses_table(PROMPTS, "t", ["The clock struck twelve."] * 8)
-DATASET, _ = build_dataset(PROMPTS, RESPONSES, Policies(), stub_teachers("t"), Licenses())
-PARAMS: dict[str, Any] = {"learning_rate": 5e-3, "epochs": 5, "batch_size": 4, "warmup": 0.0}
+DATASET, _ = build_dataset(PROMPTS, RESPONSES, Policies(), stub_teachers("t"), Licenses(), DatasetSettings())
+SETTINGS = SftSettings(learning_rate=5e-3, epochs=5, batch_size=4, warmup=0.0)
 
 
-@pytest.mark.parametrize("lora", [None, {"r": 4, "alpha": 8}])
+@pytest.mark.parametrize("lora", [None, LoraSettings(r=4, alpha=8)])
 def test_training_moves_the_weights_and_the_student_has_learned(
-    lora: dict[str, int] | None, base_model: str, tmp_path: Path
+    lora: LoraSettings | None, base_model: str, tmp_path: Path
 ) -> None:
     student = Student(model=base_model, license="x", max_length=256)
-    curve = train_student(DATASET, student, tmp_path / "out", 2, **PARAMS, lora=lora)
+    curve = train_student(DATASET, student, tmp_path / "out", SETTINGS.changed(lora=lora), 2)
     assert curve["loss"][-1] < curve["loss"][0]
-    before, after = load_causal_lm(base_model).state_dict(), load_causal_lm(str(tmp_path / "out")).state_dict()
-    moved = [name for name in before if not torch.equal(before[name], after[name])]
-    assert len(moved) == len(before) if lora is None else moved
+    base, trained = (load_causal_lm(model).state_dict() for model in (base_model, str(tmp_path / "out")))
+    moved = [name for name in base if not torch.equal(base[name], trained[name])]
+    assert len(moved) == len(base) if lora is None else moved
     assert not [path for path in (tmp_path / "out").iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
     tuned = Student(model=str(tmp_path / "out"), license="x")
-    learned = score_learnability(PROMPTS, RESPONSES, tuned, Method(), tmp_path)["learnability"].mean()
-    assert learned > score_learnability(PROMPTS, RESPONSES, student, Method(), tmp_path)["learnability"].mean()  # type: ignore[operator]
+    before, after = (
+        score_learnability(PROMPTS, RESPONSES, model, LearnabilitySettings(), tmp_path)["learnability"].to_list()
+        for model in (student, tuned)
+    )
+    assert sum(after) > sum(before)
 
 
 def test_a_student_stops_where_it_was_taught_to_end_its_turn(chat_model: str, tmp_path: Path) -> None:
@@ -44,9 +46,8 @@ def test_a_student_stops_where_it_was_taught_to_end_its_turn(chat_model: str, tm
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     tokenizer.save_pretrained(tmp_path / "base")
     model.save_pretrained(tmp_path / "base")
-    train_student(
-        DATASET, Student(model=str(tmp_path / "base"), license="x"), tmp_path / "out", 4, **PARAMS | {"epochs": 1}
-    )
+    student = Student(model=str(tmp_path / "base"), license="x")
+    train_student(DATASET, student, tmp_path / "out", SETTINGS.changed(epochs=1))
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert load_tokenizer(str(tmp_path / "out")).eos_token_id == end
     assert end in load_causal_lm(str(tmp_path / "out")).generation_config.eos_token_id
@@ -56,6 +57,8 @@ def test_terms_change_no_token(chat_model: str) -> None:
     tokenizer = with_chat_template(load_tokenizer(chat_model, None, False))
     encoded = encode_dataset(tokenizer, DATASET)
     assert encoded == encode_dataset(tokenizer, DATASET.select("prompt_id", "teacher", "prompt", "completion"))
-    other, _ = build_dataset(PROMPTS, RESPONSES, Policies(), stub_teachers("t", "conditional", "new"), Licenses())
+    other, _ = build_dataset(
+        PROMPTS, RESPONSES, Policies(), stub_teachers("t", "conditional", "new"), Licenses(), DatasetSettings()
+    )
     assert other["training"].unique().to_list() == ["conditional"]
     assert encoded == encode_dataset(tokenizer, other)

@@ -8,16 +8,18 @@ import pytest
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-import stages
 from persyn.cli import app
 from persyn.errors import InputError
 from persyn.generation import Teacher
+from persyn.generation.openai import OpenAISpeed
 from persyn.generation.terms import Licenses, check_terms, refused_teachers
+from persyn.project.params import check_params
 from persyn.routed import build_routed
 from persyn.schemas import PROMPTS, ROUTES, write_table
 from persyn.store import store_folder
 from stages.responses import main as responses
 from tests.support.tables import prompts_table, responses_table, stub_teachers
+from tests.support.tiny import tiny_params
 
 
 def test_a_forbidden_teacher_is_named_with_its_terms_and_what_to_do() -> None:
@@ -26,9 +28,9 @@ def test_a_forbidden_teacher_is_named_with_its_terms_and_what_to_do() -> None:
         check_terms(teachers, Licenses())
     assert "name it in licenses.allow_forbidden" in str(raised.value)
     assert "\n" not in str(raised.value)
-    check_terms(teachers, Licenses(["c"]))
+    check_terms(teachers, Licenses(allow_forbidden=["c"]))
     assert refused_teachers(teachers, Licenses()) == ["c"]
-    assert refused_teachers(teachers, Licenses(["c"])) == []
+    assert refused_teachers(teachers, Licenses(allow_forbidden=["c"])) == []
 
 
 def test_what_nobody_looked_up_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -39,35 +41,37 @@ def test_what_nobody_looked_up_is_one_warning(caplog: pytest.LogCaptureFixture) 
 
 
 def test_mistakes_are_named() -> None:
-    with pytest.raises(InputError, match="training of teacher model-a is 'alowed'; it must be one of allowed, condit"):
-        stub_teachers("a", "alowed")
-    with pytest.raises(InputError, match="allow_forbidden names 'gpt4', which is no teacher; did you mean gpt-4"):
-        Licenses(["gpt4"]).check(["gpt-4", "b"])
-    with pytest.raises(InputError, match="allow_forbidden is 'gpt-4'; it must be a list"):
-        Licenses("gpt-4")
-    assert Teacher(model="m", sampling={}, license="x", backend="openai").training == "unknown"
+    params = tiny_params("m")
+    entry = params["teachers"]["gpt-4"] = {**params["teachers"]["smollm2-terse"], "training": "alowed"}
+    with pytest.raises(InputError, match=r"teachers\.gpt-4\.training is 'alowed'; it must be one of allowed, condit"):
+        check_params(params)
+    del entry["training"]
+    for names, message in (
+        (["gpt4"], "names 'gpt4', which is no teacher; did you mean gpt-4"),
+        ("gpt-4", "is 'gpt-4'; it must be a list"),
+    ):
+        params["licenses"]["allow_forbidden"] = names
+        with pytest.raises(InputError, match=rf"licenses\.allow_forbidden {message}"):
+            check_params(params)
+    assert Teacher.parse(entry, "teachers.gpt-4").training == "unknown"
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """params.yaml with teachers a and b behind a server that is not there; b is forbidden. 4 parallel prompts."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stages, "PARAMS", stages.PARAMS)
     entry = {"model": "m", "license": "x", "backend": "openai", "sampling": {"max_tokens": 4}}
     prompts = [{"prompt": f"Tell story number {number}."} for number in range(4)]
     Path("data/raw").mkdir(parents=True)
     Path("data/raw/p.jsonl").write_text("\n".join(map(json.dumps, prompts)))
     write_table(prompts_table([row["prompt"] for row in prompts]), "data/prompts.parquet", PROMPTS)
-    params: dict[str, Any] = {
+    params = tiny_params("m") | {
         "teachers": {"a": entry | {"training": "allowed"}, "b": entry | {"training": "forbidden", "terms": "2c"}},
         "prompts": {"num_parallel": 4, "sources": [{"path": "p.jsonl"}], "decontaminate": []},
         "strategies": {"persyn": {"rule": "persyn"}},
-        "quality": {"methods": {"instruction": "judge"}},
-        "licenses": {"allow_forbidden": []},
+        "quality": {"methods": {"instruction": "judge"}, "judge": {"model": "j"}},
         "responses": {"max_error_share": 1.0},
-        "budget": {"max_tokens": None},
-        "prices": {},
-        "speed": {"openai": {"base_url": "http://127.0.0.1:9/v1", "patience": 0, "attempts": 1}},
+        "speed": {"openai": {"base_url": "http://127.0.0.1:9/v1", "max_outage": 0, "max_attempts": 1}},
     }
     YAML().dump(params, Path("params.yaml"))
     return params
@@ -98,7 +102,7 @@ def test_routes_to_a_forbidden_teacher_ask_nothing_new(tmp_path: Path) -> None:
     prompts, teachers = prompts_table(["one", "two"]), stub_teachers("a", "forbidden") | stub_teachers("b")
     routes = pl.DataFrame([(name, "a", None, None) for name in prompts["prompt_id"]], schema=ROUTES, orient="row")
     known = responses_table(prompts, "a", ["x", "y"])
-    arguments = teachers, Licenses(), tmp_path, {name: {"base_url": "http://127.0.0.1:9/v1"} for name in teachers}
+    arguments = teachers, Licenses(), tmp_path, dict.fromkeys(teachers, OpenAISpeed(base_url="http://127.0.0.1:9/v1"))
     assert build_routed(prompts, routes, known, *arguments).height == 2, "what is there already asks nobody"
     with pytest.raises(InputError, match=r"^teachers.a "):
         build_routed(prompts, routes, known[:1], *arguments)

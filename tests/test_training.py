@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,11 @@ import torch
 from ruamel.yaml import YAML
 from safetensors.torch import load_file
 
-from persyn.dataset import build_dataset
+from persyn.dataset import DatasetSettings, build_dataset
 from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.generation.terms import Licenses
-from persyn.pairs import build_pairs
+from persyn.pairs import PairSettings, build_pairs
 from persyn.router import load_router
 from persyn.schemas import DATASET, PAIRS, PROMPTS, REWARDS, write_table
 from persyn.training.trainer import checkpoints, split_batch, training_arguments
@@ -33,6 +34,7 @@ ROOT = Path(__file__).parent.parent
 STUDENT = ["dataset.parquet", "out", "curve.csv", "live"]
 ROUTER = ["prompts.parquet", "rewards.parquet", "pairs.parquet", "out", "metrics.json", "bins.csv", "live"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+TEACHER = {"model": "m", "license": "x", "backend": "openai", "sampling": {"max_tokens": 8}}
 WORKER = str(Path(__file__).parent / "support" / "stage_worker.py")
 
 
@@ -43,27 +45,29 @@ def project(tmp_path: Path, base_model: str, monkeypatch: pytest.MonkeyPatch) ->
     prompts = prompts_table([f"Say the word number {i}." for i in range(11)])
     texts = [f"The clock struck twelve{' again' * i}." for i in range(11)]
     dataset, _ = build_dataset(
-        prompts, responses_table(prompts, "t", texts), Policies(), stub_teachers("t"), Licenses()
+        prompts, responses_table(prompts, "t", texts), Policies(), stub_teachers("t"), Licenses(), DatasetSettings()
     )
     write_table(dataset, "dataset.parquet", DATASET)
     prompts, rewards = planted(33)
     write_table(prompts, "prompts.parquet", PROMPTS)
     write_table(rewards, "rewards.parquet", REWARDS)
-    write_table(build_pairs(rewards), "pairs.parquet", PAIRS)
+    write_table(build_pairs(rewards, PairSettings()), "pairs.parquet", PAIRS)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     write_params(
         student={"model": base_model, "license": "x", "max_length": 256},
         sft={"learning_rate": 5.0e-3, "epochs": 3, "batch_size": 4, "lora": {"r": 4, "alpha": 8}},
         router={"model": base_model, "learning_rate": 3.0e-3, "epochs": 4, "batch_size": 8, "holdout": 0.25},
-        teachers={name: {} for name in TEACHERS},
+        teachers=dict.fromkeys(TEACHERS, TEACHER),
+        strategies={"persyn": {"rule": "persyn"}},
         speed={"student": {"device_batch_size": 2}},
     )
     return tmp_path
 
 
 def write_params(**sections: Any) -> None:
-    """Write params.yaml, or sections of it."""
+    """Change sections of params.yaml."""
     path = Path("params.yaml")
-    known = YAML(typ="safe", pure=True).load(path) if path.is_file() else {}
+    known = YAML(typ="safe", pure=True).load(path)
     with path.open("w") as file:
         YAML().dump(known | sections, file)
 
@@ -243,6 +247,7 @@ sys.exit(7)
 def test_a_stage_launches_itself(word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its argv and exit status are the launched stage's, and a signal reaches it."""
     monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", tmp_path)
     write_params(speed={"student": {"launch": "a.yaml"}})
     fake = tmp_path / "accelerate" / "commands"
     fake.mkdir(parents=True)

@@ -13,8 +13,10 @@ import psutil
 import pytest
 
 from persyn.errors import InputError
-from persyn.generation import Backend, Teacher, load_backend
+from persyn.generation import Backend, RaySpeed, Sampling, Teacher, load_backend
 from persyn.generation.requests import answer, prepare_requests
+from persyn.generation.transformers import TransformersSpeed
+from persyn.generation.vllm import VLLMSpeed
 from persyn.responses import generate_responses
 from persyn.store import Store, verify
 from tests.support.tables import prompts_table
@@ -42,7 +44,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def engine(model: str) -> Iterator[Backend]:
-    backend = load_backend(teacher(model, "vllm"), {"max_num_seqs": 4})
+    backend = load_backend(teacher(model, "vllm"), VLLMSpeed(max_num_seqs=4))
     assert engines()
     yield backend
     backend.close()
@@ -50,13 +52,13 @@ def engine(model: str) -> Iterator[Backend]:
 
 
 def teacher(model: str, backend: str, **sampling: Any) -> Teacher:
-    return Teacher(model=model, license="x", backend=backend, sampling={"max_tokens": 12, **sampling})
+    return Teacher(model=model, license="x", backend=backend, sampling=Sampling(max_tokens=12, **sampling))
 
 
 def ask(backend: Backend, who: Teacher, prompts: pl.DataFrame, folder: Path) -> Answers:
     """Ask a loaded engine; a store of its own, so everything is asked."""
-    sampling, requests = prepare_requests(prompts, "t", who)
-    rows = {key: row for each in answer(requests, backend, sampling, Store(folder)) for key, row in each.items()}
+    requests = prepare_requests(prompts, who)
+    rows = {key: row for each in answer(requests, backend, who.sampling, Store(folder)) for key, row in each.items()}
     fields = "response", "finish_reason", "num_prompt_tokens", "num_response_tokens"
     return {key: tuple(row[field] for field in fields) for key, row in rows.items()}
 
@@ -64,7 +66,7 @@ def ask(backend: Backend, who: Teacher, prompts: pl.DataFrame, folder: Path) -> 
 def test_its_answers_are_those_of_transformers(engine: Backend, model: str, tmp_path: Path) -> None:
     """Greedy, in fp32: token for token."""
     plain = teacher(model, "transformers")
-    expected = ask(load_backend(plain, {}), plain, PROMPTS, tmp_path / "1")
+    expected = ask(load_backend(plain, TransformersSpeed()), plain, PROMPTS, tmp_path / "1")
     assert len(expected) == PROMPTS.height
     assert ask(engine, teacher(model, "vllm"), PROMPTS, tmp_path / "2") == expected
 
@@ -86,18 +88,21 @@ def test_too_long_a_prompt_is_refused_before_any_is_answered(engine: Backend, mo
 
 def test_in_a_ray_actor(model: str, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    knobs = {"max_num_seqs": 4, "ray": {"workers": 1, "unit": 4}}
+    knobs = VLLMSpeed(max_num_seqs=4, ray=RaySpeed(workers=1, unit=4))
     table = generate_responses(PROMPTS, "t", teacher(model, "vllm"), tmp_path / "1", knobs)
-    assert table.equals(generate_responses(PROMPTS, "t", teacher(model, "transformers"), tmp_path / "2", {}))
+    plain = teacher(model, "transformers")
+    assert table.equals(generate_responses(PROMPTS, "t", plain, tmp_path / "2", TransformersSpeed()))
 
 
 SCRIPT = """
 import sys
 from pathlib import Path
 import polars as pl
-from persyn.generation import Teacher, load_backend
+from persyn.generation import Sampling, Teacher, load_backend
+from persyn.generation.vllm import VLLMSpeed
 if __name__ == "__main__":
-    engine = load_backend(Teacher(model=sys.argv[1], license="x", backend="vllm", sampling={}), {})
+    teacher = Teacher(model=sys.argv[1], license="x", backend="vllm", sampling=Sampling(max_tokens=12))
+    engine = load_backend(teacher, VLLMSpeed())
     print("ready", flush=True)
     sys.stdin.read()
 """

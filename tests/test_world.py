@@ -4,10 +4,11 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from ruamel.yaml import YAML
 
-from persyn.generation import Teacher
+from persyn.generation import Sampling, Teacher
+from persyn.generation.transformers import TransformersSpeed
 from persyn.models import load_causal_lm, load_model
+from persyn.project.params import read_params
 from persyn.prompts import build_prompts
 from persyn.responses import generate_responses
 from persyn.verifiers import is_right_answer
@@ -58,11 +59,11 @@ def test_the_raw_files_are_those_of_the_seed_and_make_the_profile_s_prompts(tmp_
         path = file.relative_to(tmp_path / "one")
         assert file.read_bytes() == (tmp_path / "again" / path).read_bytes()
         assert file.read_bytes() != (tmp_path / "other" / path).read_bytes()
-    params = YAML(typ="safe", pure=True).load(ROOT / "profiles" / "micro.yaml")
-    prompts, counts = build_prompts(tmp_path / "one", **params["prompts"])
+    params = read_params(ROOT / "profiles" / "micro.yaml")
+    prompts, counts = build_prompts(tmp_path / "one", params.prompts)
     assert prompts["parallel"].all()
     assert counts["dropped"] == {}
-    assert set(params["teachers"]) == set(TEACHERS)
+    assert set(params.teachers) == set(TEACHERS)
 
 
 def test_a_word_is_one_token_and_a_digit_is_one() -> None:
@@ -83,8 +84,9 @@ def test_a_tiny_world_loads_and_its_teacher_answers(tmp_path: Path) -> None:
     names = {folder.name for folder in (world / "models").iterdir()}
     assert names == {"weak-b", "router", "reward", "student-terse", "student-steps"}
     prompts = prompts_table(["rev 482", "max 482"], "math", ["284", "8"])
-    teacher = Teacher(str(world / "models/weak-b"), {"max_tokens": 8}, "Apache-2.0", "transformers")
-    answers = generate_responses(prompts, "weak-b", teacher, tmp_path / "store", {"batch_size": 2})
+    model, sampling = str(world / "models/weak-b"), Sampling(max_tokens=8)
+    teacher = Teacher(model=model, sampling=sampling, license="Apache-2.0", backend="transformers")
+    answers = generate_responses(prompts, "weak-b", teacher, tmp_path / "store", TransformersSpeed(batch_size=2))
     assert (answers["num_response_tokens"] <= 8).all()
     assert load_model(AutoModelForSequenceClassification, str(world / "models/router"), num_labels=3)
     before = (world / "models/weak-b/model.safetensors").read_bytes()

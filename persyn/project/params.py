@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationError, create_model, model_validator
 from pydantic_core import PydanticCustomError
@@ -103,6 +103,17 @@ class Params(Settings):
     def speed_of(self, name: str) -> Any:
         """The knobs of a teacher's backend, or of the judge's: the backend's section, and over it the teacher's own."""
         return _knobs(self.speed, "openai" if name == JUDGE else self.teachers[name].backend, name)
+
+    def named(self, section: Literal["teachers", "strategies"], name: str) -> Any:
+        """A teacher or a strategy.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        entries = getattr(self, section)
+        if name not in entries:
+            raise InputError(f"{name!r} is not in {section} of params.yaml{nearest(name, entries)}")
+        return entries[name]
 
     @model_validator(mode="before")
     @classmethod

@@ -13,10 +13,10 @@ from persyn.settings import describe
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 INTRODUCTION = """# Parameters
 
-Every parameter of `params.yaml`: what it takes, its default and its meaning. A parameter without a default must be given.
-`persyn params` prints the same, `persyn params rewards` one section, and `persyn params --check params.yaml` checks a file and
-says every mistake at once. Editors complete and check by `params.schema.json`, which each params.yaml names in its first line.
-This page is generated from the code: `persyn params --page > docs/params.md`, in the root.
+Every parameter of `params.yaml`: what it takes, its default and its meaning. A parameter without a default must be
+given. `persyn params` prints the same, `persyn params rewards` one section, and `persyn params --check params.yaml`
+checks a file and says every mistake at once. Editors complete and check by `params.schema.json`, which each params.yaml
+names in its first line. This page is generated from the code: `persyn params --page > docs/params.md`, in the root.
 """
 
 

@@ -61,7 +61,7 @@ class QualitySettings(Settings):
     def _has_what_methods_need(self) -> Self:
         for method in ("reward_model", "judge"):
             if method in self.methods.values() and getattr(self, method) is None:
-                raise Misfit(method, f"is null, but methods names it; it must be a mapping, such as {{model: ...}}")
+                raise Misfit(method, "is null, but methods names it; it must be a mapping, such as {model: ...}")
         return self
 
 

@@ -9,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,6 +19,7 @@ import polars as pl
 from persyn.errors import InputError
 from persyn.models import model_identity
 from persyn.router.settings import RouterSettings
+from persyn.training import Session
 
 if TYPE_CHECKING:
     from persyn.training.monitors import Live
@@ -97,8 +99,8 @@ def fit_router(
     with checkpoints(
         *inputs, known, settings.model_dump(), model_identity(settings.model, settings.revision)
     ) as folder:
-        router = train_router(*tables, False, folder / "router", device_batch_size, live)
-        shuffled = train_router(*tables, True, folder / "shuffled", device_batch_size)
+        router = train_router(*tables, False, Session(folder / "router", device_batch_size, live))
+        shuffled = train_router(*tables, True, Session(folder / "shuffled", device_batch_size))
         leave_to_main()
         texts, learnt = held_out["prompt"].to_list(), train["prompt"].to_list()
         seen, unseen = (reward_matrix(rewards, part["prompt_id"].to_list(), known) for part in (train, held_out))
@@ -126,9 +128,7 @@ def train_router(
     settings: RouterSettings,
     validation: pl.DataFrame | None = None,
     shuffled: bool = False,
-    scratch: Path | None = None,
-    device_batch_size: int | None = None,
-    live: "Live | None" = None,
+    session: Session | None = None,
 ) -> Router:
     """Train one router. One forward pass a prompt serves all of the prompt's pairs.
 
@@ -139,9 +139,7 @@ def train_router(
         validation: as `prompts`: training stops early on their regret.
         shuffled: whether each prompt is given another one's pairs: the control. Such a router can learn who wins, not
             where.
-        scratch: a folder of this training's own, in which a killed run leaves what it had; None takes a temporary one.
-        device_batch_size: prompts in one forward pass at most; None takes the whole batch.
-        live: where the training reports to while it runs; the light router has nothing to report.
+        session: where and how it runs; the light router has nothing to report or to resume.
 
     Raises:
         InputError: no pair belongs to a prompt.
@@ -165,8 +163,9 @@ def train_router(
     checked = None
     if validation is not None:
         checked = validation["prompt"].to_list(), reward_matrix(rewards, validation["prompt_id"].to_list(), teachers)
-    with nullcontext(scratch) if scratch else tempfile.TemporaryDirectory() as folder:
-        return finetune_router(texts, labels, teachers, settings, Path(folder), checked, device_batch_size, live)
+    session = session or Session()
+    with nullcontext(session.scratch) if session.scratch else tempfile.TemporaryDirectory() as folder:
+        return finetune_router(texts, labels, teachers, settings, replace(session, scratch=Path(folder)), checked)
 
 
 def load_router(folder: str | Path, teachers: Sequence[str]) -> Router:

@@ -20,7 +20,7 @@ from persyn.models import load_model, load_tokenizer, lora_config
 from persyn.router.losses import ITEMS, LOSSES
 from persyn.router.metrics import routing_metrics
 from persyn.router.settings import RouterSettings
-from persyn.training.monitors import Live
+from persyn.training import Session
 from persyn.training.trainer import SameBatches, is_main, save_trained, train, training_arguments
 
 CLASS_TOKEN = "<|route|>"
@@ -66,22 +66,17 @@ def finetune_router(
     targets: Sequence[np.ndarray],
     teachers: Sequence[str],
     settings: RouterSettings,
-    scratch: Path,
+    session: Session,
     validation: tuple[Sequence[str], np.ndarray] | None = None,
-    device_batch_size: int | None = None,
-    live: Live | None = None,
 ) -> FinetunedRouter:
     """Fine-tune the backbone and its head.
 
     Args:
         targets: one a prompt, as the loss takes them.
         teachers: the order of the M strengths.
-        scratch: a folder for checkpoints and for the trained router; what is there from a run that was killed is gone
-            on from.
+        session: where and how it runs; resumes from what a killed run left in its scratch folder.
         validation: prompts and their rewards (N, M); after each epoch the regret on them is measured, training stops
             once it has not fallen for `patience` epochs, and the best epoch is kept. None trains all epochs.
-        device_batch_size: prompts in one forward pass at most; None takes the whole batch.
-        live: where the training reports to while it runs.
 
     Raises:
         InputError: as training_arguments.
@@ -99,29 +94,17 @@ def finetune_router(
         set_seed(settings.seed)
         return _new_router(settings, teachers, tokenizer)
 
-    tokenizer, trained = _router_tokenizer(settings), scratch / "trained"
+    assert session.scratch is not None
+    tokenizer, trained = _router_tokenizer(settings), session.scratch / "trained"
     if trained.is_dir():
         return FinetunedRouter(FinetunedRouter.load(trained).model, tokenizer)
-    every: dict[str, Any] = {"eval_strategy": "epoch", "save_strategy": "epoch"} if validation else {}
-    device_batch_size = device_batch_size or settings.batch_size
-    args = TrainingArguments(
-        **training_arguments(scratch, settings.batch_size, device_batch_size, settings.seed) | every,
-        learning_rate=settings.learning_rate,
-        num_train_epochs=settings.epochs,
-        per_device_eval_batch_size=device_batch_size,
-        lr_scheduler_type="constant",
-        logging_steps=1,
-        load_best_model_at_end=bool(validation),
-        metric_for_best_model="regret",
-        greater_is_better=False,
-        remove_unused_columns=False,
-    )
+    args = TrainingArguments(**_arguments(settings, session, bool(validation)))
     router = base()  # after TrainingArguments, which makes the processes know each other
     if settings.lora is not None:
         from peft import get_peft_model
 
         router = get_peft_model(router, lora_config("SEQ_CLS", settings.lora, _class_token(tokenizer) or None))
-    watching = live.callbacks() if live else []
+    watching = session.live.callbacks() if session.live else []
     # The regret is taken from the strengths; the loss on the validation prompts is not used, any target will do.
     unused = [targets[0]] * len(validation[0]) if validation else []
     trainer = RouterTrainer(
@@ -135,11 +118,31 @@ def finetune_router(
         callbacks=[*watching, *([EarlyStoppingCallback(settings.patience)] if validation else [])],
     )
     train(trainer, {"input_ids": [0], "labels": np.full_like(targets[0], np.nan).tolist()})
-    save_trained(trainer, base if settings.lora is not None else None, scratch / "saving")
+    save_trained(trainer, base if settings.lora is not None else None, session.scratch / "saving")
     if is_main():
-        (scratch / "saving").rename(trained)
+        (session.scratch / "saving").rename(trained)
     trainer.accelerator.wait_for_everyone()
     return FinetunedRouter(FinetunedRouter.load(trained).model, tokenizer)
+
+
+def _arguments(settings: RouterSettings, session: Session, with_validation: bool) -> dict[str, Any]:
+    """Those of TrainingArguments."""
+    assert session.scratch is not None
+    device_batch_size = session.device_batch_size or settings.batch_size
+    arguments = training_arguments(session.scratch, settings.batch_size, device_batch_size, settings.seed)
+    if with_validation:
+        arguments |= {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    return arguments | {
+        "learning_rate": settings.learning_rate,
+        "num_train_epochs": settings.epochs,
+        "per_device_eval_batch_size": device_batch_size,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "load_best_model_at_end": with_validation,
+        "metric_for_best_model": "regret",
+        "greater_is_better": False,
+        "remove_unused_columns": False,
+    }
 
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:

@@ -1,10 +1,15 @@
 """Training: what fine-tuning the router and fine-tuning the student share. `trainer` trains, `monitors` reports."""
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from persyn.settings import Settings
+
+if TYPE_CHECKING:
+    from persyn.training.monitors import Live
 
 Monitor = Literal["dvclive", "tensorboard", "wandb"]
 
@@ -19,3 +24,15 @@ class TrainingSpeed(Settings):
     report_to: Monitor | list[Monitor] | None = "dvclive"
     """Where the training can be watched while it runs: dvclive (files below metrics/live that `dvc plots` reads),
     tensorboard (event files there), wandb (Weights & Biases, by its own login), or a list of them."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """Where and how one training runs; the result is the same."""
+
+    scratch: Path | None = None
+    """A folder of this training's own, in which a killed run leaves what it had; None takes a temporary one."""
+    device_batch_size: int | None = None
+    """Rows in one forward pass at most; None takes the whole batch."""
+    live: "Live | None" = None
+    """Where it reports to while it runs."""

@@ -8,11 +8,11 @@ import polars as pl
 from persyn.comparison import compare_strategies
 from persyn.cost import build_ledger
 from persyn.defects import Policies, count_defects, find_defects
-from persyn.pairs import build_pairs
+from persyn.pairs import PairSettings, build_pairs
 from persyn.prompts.sources import prompt_id
 from persyn.report import build_report
 from persyn.report.page import Run
-from persyn.rewards import build_rewards
+from persyn.rewards import RewardSettings, build_rewards
 from persyn.router.metrics import health_card, majority_strengths, reliability, reward_matrix
 from persyn.routes import allocation
 from persyn.schemas import (
@@ -47,7 +47,7 @@ def invented(teachers: list[str], strategies: list[str], tasks: list[str], count
     everything = pl.concat(responses.values())
     defects = find_defects(prompts, everything)
     scored = pl.concat(quality.values()), pl.concat(learnability.values()), defects
-    rewards, reward_counts = build_rewards(*scored, teachers, Policies(), alpha=0.4)
+    rewards, reward_counts = build_rewards(*scored, teachers, Policies(), RewardSettings(alpha=0.4))
     matrix = reward_matrix(rewards, asked, teachers)
     strengths = matrix + random.normal(size=matrix.shape) / 3
     chosen = {name: random.choice(teachers, count).tolist() for name in strategies}
@@ -74,7 +74,7 @@ def invented(teachers: list[str], strategies: list[str], tasks: list[str], count
         "rewards": {"alpha": 0.4},
         "evaluation": {"tasks": tasks},
     }
-    made = prompts, responses, quality, learnability, defects, rewards, build_pairs(rewards)
+    made = prompts, responses, quality, learnability, defects, rewards, build_pairs(rewards, PairSettings())
     dataset = {name: pl.DataFrame(schema=DATASET) for name in strategies}
     training = {name: _losses(random) for name in strategies}
     learnt = routes, routed, dataset, samples, training, reliability(strengths, matrix)

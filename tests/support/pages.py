@@ -108,8 +108,9 @@ class Workplace:
         shutil.copytree(
             ROOT / ".dvc", self.root / ".dvc", ignore=shutil.ignore_patterns("cache", "tmp", "config.local")
         )
-        for name in ("params.yaml", "Makefile", "pyproject.toml", "requirements.lock", "requirements-models.txt"):
+        for name in ("params.yaml", "Makefile", "pyproject.toml"):
             shutil.copy(ROOT / name, self.root)
+        shutil.copytree(ROOT / "requirements", self.root / "requirements")
         for name, packaged in PACKAGED.items():
             template = CHATML if "instruct" in name else None
             build_model(cache_folder() / "models" / f"{name}-{packaged.sha256[:12]}", chat_template=template)

@@ -4,7 +4,7 @@ from typing import Any
 
 import polars as pl
 
-from persyn.router.settings import Settings
+from persyn.router.settings import RouterSettings
 from persyn.schemas import REWARDS
 from tests.support.tables import prompts_table
 
@@ -24,6 +24,6 @@ def planted(number: int = 24) -> tuple[pl.DataFrame, pl.DataFrame]:
     return prompts, pl.DataFrame(rows, schema=REWARDS, orient="row")
 
 
-def settings(model: str, **changes: Any) -> Settings:
+def settings(model: str, **changes: Any) -> RouterSettings:
     shape: dict[str, Any] = {"learning_rate": 3e-3, "epochs": 20, "batch_size": 8, "holdout": 0.25, "max_length": 64}
-    return Settings(model=model, **{**shape, **changes})
+    return RouterSettings(model=model, **{**shape, **changes})

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from persyn.generation.openai import OpenAISpeed
+
 FAULTS = {"429": 0.03, "500": 0.02, "cut": 0.01, "hang": 0.005, "empty": 0.005}
 """Share of the calls that go wrong, by how."""
 WORDS = ["a", "clock", "struck", "twelve", "while", "rain", "fell", "on", "the", "old", "town", "and", "nobody", "came"]
@@ -35,6 +37,10 @@ class StubServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def speed(self, **knobs: Any) -> OpenAISpeed:
+        """The knobs by which the backend openai finds this server, and others."""
+        return OpenAISpeed(base_url=self.url, **knobs)
 
     def draw(self) -> str:
         """Which fault the next call gets; `ok` for none."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import polars as pl
 
-from persyn.generation import Teacher
+from persyn.generation import Sampling, Teacher, Training
 from persyn.prompts import prompt_id
 from persyn.schemas import DOMAINS, FINISH_REASONS, PROMPTS, RESPONSES
 
@@ -27,10 +27,11 @@ def prompts_table(
     )
 
 
-def stub_teachers(names: str, training: str = "allowed", terms: str | None = None) -> dict[str, Teacher]:
+def stub_teachers(names: str, training: Training = "allowed", terms: str | None = None) -> dict[str, Teacher]:
     """A Teacher for every letter of `names`, all under these terms."""
-    fields: dict[str, Any] = {"sampling": {"max_tokens": 40}, "backend": "openai", "training": training, "terms": terms}
-    return {name: Teacher(model=f"model-{name}", license="MIT", **fields) for name in names}
+    fields: dict[str, Any] = {"backend": "openai", "training": training, "terms": terms}
+    sampling = Sampling(max_tokens=40)
+    return {name: Teacher(model=f"model-{name}", license="MIT", sampling=sampling, **fields) for name in names}
 
 
 def responses_table(prompts: pl.DataFrame, teacher: str, texts: list[str], finish: str = "stop") -> pl.DataFrame:

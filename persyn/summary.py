@@ -1,0 +1,102 @@
+"""Summary: the few numbers by which two runs are compared."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from persyn.comparison import REFERENCE
+from persyn.errors import InputError
+
+MAIN_METRICS = ("prompt_level_strict_acc", "math_verify", "pass@1", "exact_match", "acc", "score")
+"""A task's main score is the first of these that it has. `math_verify` comes before lm-eval's `exact_match`, which
+misses a right result that is written in another way: in the demo it is 0 for every student."""
+MOST_TASKS = 2
+"""Up to so many tasks are shown one by one; of more tasks, their mean."""
+
+Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""task -> metric -> {value, stderr, n}: a file of metrics/evaluation."""
+
+
+def build_summary(
+    router: Mapping[str, Any],
+    allocation: Mapping[str, Any],
+    evaluations: Mapping[str, Scores],
+    cost: Mapping[str, Any],
+    tasks: Sequence[str],
+) -> dict[str, float]:
+    """At most 12 numbers under short names, to four significant digits.
+
+    Args:
+        router: metrics/router.json.
+        allocation: strategy -> its share of the prompts by teacher; only that of `persyn` is read.
+        evaluations: strategy -> its scores.
+        cost: metrics/cost.json.
+        tasks: the tasks that params.yaml names. Where each has scores, only they count, not the parts of a group.
+
+    Returns:
+        regret: mean reward that the router's choice loses on held-out prompts. gain: mean reward that it wins over one
+        teacher for all of them. hit_at_1: share of them on which it chose the best teacher. share: share of all
+        prompts that goes to the teacher that `persyn` uses most. <task> and <task>_other: the task's main score under
+        `persyn`, and under the best other strategy; of two tasks each goes by the first word in which their names
+        differ. With more than MOST_TASKS tasks score and score_other instead: the means over the tasks, the best other
+        strategy being the one with the highest mean. calls and tokens: the calls and response tokens that `persyn`
+        takes of teachers, parallel set included. fewer: how many times fewer calls that is than all teachers on all
+        prompts. What a run does not have is left out: gain where too few prompts were held out, scores of others where
+        `persyn` is the only strategy.
+
+    Raises:
+        InputError: there is no strategy `persyn`.
+    """
+    if REFERENCE not in evaluations:
+        raise InputError(f"strategies are {', '.join(evaluations)}; the summary needs one called {REFERENCE}")
+    parallel, routed = cost["parallel"].values(), cost["routed"][REFERENCE]["spent"]
+    numbers = {
+        "regret": router.get("regret"),
+        "gain": router.get("over_majority", {}).get("difference"),
+        "hit_at_1": router.get("hit_at_1"),
+        "share": max(allocation[REFERENCE]["share"].values()),
+        **_scores(evaluations, tasks),
+        "calls": sum(use["calls"] for use in parallel) + routed["calls"],
+        "tokens": sum(use["response_tokens"] for use in parallel) + routed["response_tokens"],
+        "fewer": cost["saved"][REFERENCE].get("calls"),
+    }
+    return {name: float(f"{n:.4g}") if isinstance(n, float) else n for name, n in numbers.items() if n is not None}
+
+
+def main_score(metrics: Mapping[str, Mapping[str, Any]]) -> float:
+    """The value of a task's main metric. Of a task that has none of MAIN_METRICS, the first by name. What follows a
+    comma in a metric's name is the filter by which responses were read.
+    """
+    for name in MAIN_METRICS:
+        for metric in sorted(metrics):
+            if metric.partition(",")[0] == name:
+                return float(metrics[metric]["value"])
+    return float(metrics[min(metrics)]["value"])
+
+
+def _scores(evaluations: Mapping[str, Scores], named: Sequence[str]) -> dict[str, float]:
+    """The main scores of `persyn` and of the best other strategy, by task or as means over the tasks."""
+    ours = evaluations[REFERENCE]
+    tasks = list(named) if set(named) <= set(ours) else list(ours)
+    mains = {
+        strategy: {name: main_score(scores[task]) for name, task in zip(_short(tasks), tasks, strict=True)}
+        for strategy, scores in evaluations.items()
+        if set(tasks) <= set(scores)
+    }
+    if len(tasks) > MOST_TASKS:
+        mains = {strategy: {"score": sum(values.values()) / len(values)} for strategy, values in mains.items()}
+    others = [values for strategy, values in mains.items() if strategy != REFERENCE]
+    found = {}
+    for name, value in mains[REFERENCE].items():
+        found[name] = value
+        if others:
+            found[f"{name}_other"] = max(values[name] for values in others)
+    return found
+
+
+def _short(tasks: list[str]) -> list[str]:
+    """Two tasks by the first word in which they differ, such as ifeval and math for persyn_ifeval and persyn_math."""
+    if len(tasks) == 2:
+        for words in zip(*(task.split("_") for task in tasks), strict=False):
+            if words[0] != words[1]:
+                return list(words)
+    return tasks

@@ -1,0 +1,17 @@
+"""What the other stages measured -> the few numbers by which runs are compared."""
+
+from persyn.files import read_json, write_json
+from persyn.project.params import read_params
+from persyn.summary import build_summary
+from stages import run
+
+
+def main(router: str, allocation: str, evaluation: str, cost: str, out: str) -> None:
+    params = read_params()
+    names = list(params.strategies)
+    shares, scores = [{s: read_json(f"{folder}/{s}.json") for s in names} for folder in (allocation, evaluation)]
+    write_json(build_summary(read_json(router), shares, scores, read_json(cost), params.evaluation.tasks), out)
+
+
+if __name__ == "__main__":
+    run(main)
