@@ -68,9 +68,8 @@ class Settings(BaseModel):
         elif found["type"] == "missing":
             text, kind = f"is missing; it must be {needed(cls, place[0])}", "missing key"
         elif found["type"] == "value_error":
-            text = str(found["ctx"]["error"])
-            if isinstance(found["ctx"]["error"], Misfit):
-                place, kind = (*place, found["ctx"]["error"].field), "missing key"  # which it may be
+            text, field = _text(found), _misfit(found)
+            place, kind = (*place, *field), "missing key" if field else kind  # which it may be
         elif found["type"] == "string_type" and found["loc"][-1] == KEY:
             text = f"is a name that must be text; write '{got}' in quotes"
         elif found["loc"][-1:] == (KEY,):
@@ -102,13 +101,19 @@ class Settings(BaseModel):
 
 def problems(error: ValidationError, place: str = "") -> list[str]:
     """A line for every mistake that pydantic found in a section: where, what was got and what is needed."""
-    found = [(".".join([place, *map(str, one["loc"])]).strip("."), _text(one)) for one in error.errors()]
-    return list(dict.fromkeys(f"{where} {text}".strip() for where, text in found))
+    found = [((place, *one["loc"], *_misfit(one)), _text(one)) for one in error.errors()]
+    return list(dict.fromkeys(f"{'.'.join(map(str, parts)).strip('.')} {text}".strip() for parts, text in found))
 
 
 def _text(found: Any) -> str:
     """What a mistake says. The checks that a section ends with (mode `after`) run outside of _in_plain_words."""
     return str(found["ctx"]["error"]) if found["type"] == "value_error" else str(found["msg"])
+
+
+def _misfit(found: Any) -> tuple[str, ...]:
+    """The field that such a check says is to change, if it says one."""
+    error = found.get("ctx", {}).get("error")
+    return (error.field,) if isinstance(error, Misfit) else ()
 
 
 def needed(section: type[BaseModel], field: str) -> str:
@@ -186,11 +191,10 @@ def _exactly(number: float) -> str:
 
 def _deepest(mistakes: Sequence[Any], data: Any) -> list[Any]:
     """Without what pydantic says of a list as a whole because its other choice is no list, where it says which item."""
-    own = [_place(found, data) for found in mistakes if found["type"] not in ("plain", "missing key")]
+    said = ("plain", "missing key")
+    own = [_place(found, data) for found in mistakes if found["type"] not in said]
     above = {place[:end] for place in own for end in range(1, len(place))}
-    return [
-        found for found in mistakes if found["type"] in ("plain", "missing key") or _place(found, data) not in above
-    ]
+    return [found for found in mistakes if found["type"] in said or _place(found, data) not in above]
 
 
 def _place(found: Any, data: Any) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ class TrainingSpeed(Settings):
     launch: str | None = None
     """A config file of accelerate, such as configs/accelerate/ddp.yaml: the stage then runs in several processes."""
     report_to: Monitor | list[Monitor] | None = "dvclive"
-    """Where the training can be watched while it runs: dvclive (files below metrics/live that `dvc plots` reads),
+    """Where the training can be watched while it runs: dvclive (files below metrics/live for `dvc plots show`),
     tensorboard (event files there), wandb (Weights & Biases, by its own login), or a list of them."""
 
 
