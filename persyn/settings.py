@@ -5,6 +5,7 @@ documentation: the reference of all parameters and `params.schema.json` are made
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, Self
@@ -76,6 +77,8 @@ class Settings(BaseModel):
             text = f"is no name that is known here; {found['msg'].replace('Input should', 'it must')}"
         elif len(place) == 1 and place[0] in cls.model_fields:
             text = f"is {shown(got)}; it must be {needed(cls, place[0])}"
+            if found["type"] == "literal_error":
+                text += did_you_mean(got, re.findall(r"'([^']+)'", found["ctx"]["expected"]))
         elif found["type"] in ("model_type", "dict_type", "model_attributes_type"):
             text = f"is {shown(got)}; it must be {TYPES['object']}"
         else:

@@ -1,11 +1,11 @@
 """Licenses: whether a teacher's terms let its outputs train other models, asked before anything is taken from it."""
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from pydantic import Field
 
-from persyn.errors import InputError, nearest
+from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.settings import Settings
 
@@ -17,14 +17,6 @@ class Licenses(Settings):
 
     allow_forbidden: list[str] = Field(default_factory=list)
     """Teachers that are used although their terms forbid it: the user answers for that."""
-
-    def check(self, teachers: Collection[str]) -> None:
-        """Raise InputError if a name is of none of all `teachers`."""
-        for name in self.allow_forbidden:
-            if name not in teachers:
-                raise InputError(
-                    f"licenses.allow_forbidden names {name!r}, which is no teacher{nearest(name, teachers)}"
-                )
 
 
 def refused_teachers(teachers: Mapping[str, Teacher], licenses: Licenses) -> list[str]:

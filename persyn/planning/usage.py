@@ -15,7 +15,16 @@ from persyn.generation import Teacher
 from persyn.generation.budget import MESSAGE_TOKENS
 from persyn.generation.requests import open_store, prepare_requests, stored_answer
 from persyn.models import model_identity
-from persyn.planning.intervals import Interval, Use, count_parameters, gpu_hours, predicted_sum, response_tokens, size_in_name, weight_files
+from persyn.planning.intervals import (
+    Interval,
+    Use,
+    count_parameters,
+    gpu_hours,
+    predicted_sum,
+    response_tokens,
+    size_in_name,
+    weight_files,
+)
 from persyn.store import slug, verify
 
 BYTES_A_TOKEN = (2.0, 6.0)  # of a prompt: digits and markup at one end, plain English at the other

@@ -8,7 +8,18 @@ from persyn.plots import allocation_curve, landscape_curve
 from persyn.project.snapshot import Snapshot
 from persyn.report import bars, charts
 from persyn.report.experiments import by_anchors, by_run, runs_table
-from persyn.report.page import REFERENCE, Chart, Section, Table, count, decimal, interval, listed, percent, teacher_looks
+from persyn.report.page import (
+    REFERENCE,
+    Chart,
+    Section,
+    Table,
+    count,
+    decimal,
+    interval,
+    listed,
+    percent,
+    teacher_looks,
+)
 from persyn.report.svg import Look
 
 

@@ -70,7 +70,14 @@ def fit_router(
         InputError: a parameter is wrong, or no pair belongs to a prompt.
     """
     from persyn.router.linear import embed
-    from persyn.router.metrics import health_card, knn_strengths, majority_strengths, reliability, reward_matrix, source_strengths
+    from persyn.router.metrics import (
+        health_card,
+        knn_strengths,
+        majority_strengths,
+        reliability,
+        reward_matrix,
+        source_strengths,
+    )
     from persyn.router.placement import PlacedRouter, place_teacher
     from persyn.training.trainer import checkpoints, leave_to_main
 
