@@ -97,7 +97,9 @@ def attributes(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Name) and node.slice.id in words
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "params":
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "params.named":
+            yield f"{ast.literal_eval(node.args[0])}.*"
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "params" and node.attr != "named":
             section = DERIVED.get(node.attr, node.attr)
             yield f"{section}.*" if id(node) in entries else section
 
@@ -180,6 +182,7 @@ def test_outputs_have_one_maker() -> None:
     [
         ("params.rewards.alpha", {"rewards"}),
         ("params.teachers[name]", {"teachers.*"}),
+        ('params.named("teachers", name)', {"teachers.*"}),
         ("params.teachers[name], list(params.teachers)", {"teachers"}),
         ("params.anchored", {"teachers"}),
         ("{t: params.teachers[t] for t in order}", {"teachers"}),
