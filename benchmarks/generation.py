@@ -30,7 +30,7 @@ import psutil
 from persyn.chat import encode_prompt, user_message
 from persyn.generation import BackendSpeed, Sampling, Teacher, load_backend
 from persyn.generation.openai import OpenAISpeed
-from persyn.generation.requests import answer, open_store, prepare_requests, unanswered
+from persyn.generation.requests import generate_rows, open_store, prepare_requests, still_open
 from persyn.generation.transformers import TransformersSpeed
 from persyn.generation.vllm import VLLMSpeed
 from persyn.models import load_tokenizer
@@ -194,8 +194,8 @@ def compare_bare(prompts: pl.DataFrame, folder: Path) -> list[Any]:
 def ours(backend: Any, prompts: pl.DataFrame, teacher: Teacher, folder: Path) -> int:
     """The stage, but for the loading of the model: keys, look-ups, generation, the store. Returns response tokens."""
     store = open_store(folder, teacher)
-    left = unanswered(prepare_requests(prompts, teacher), store, teacher.sampling)
-    answered = answer(left, backend, teacher.sampling, store)
+    left = still_open(prepare_requests(prompts, teacher), store, teacher.sampling)
+    answered = generate_rows(left, backend, teacher.sampling, store)
     return sum(row["num_response_tokens"] for rows in answered for row in rows.values())
 
 

@@ -13,7 +13,7 @@ from persyn.errors import InputError
 from persyn.generation import BackendSpeed, Teacher, load_backend
 from persyn.generation.budget import Budget
 from persyn.generation.precomputed import read_precomputed
-from persyn.generation.requests import Request, answer, open_store, prepare_requests, stored_answer, unanswered
+from persyn.generation.requests import Request, generate_rows, open_store, prepare_requests, still_open, stored_response
 from persyn.schemas import RESPONSES
 from persyn.settings import Settings, Share
 from persyn.store import Store, key_range, position
@@ -66,15 +66,13 @@ def generate_responses(
     prompts, requests = prompts[mine], [requests[index] for index in mine]
     store = open_store(folder, teacher)
     failed: dict[str, dict[str, Any]] = {}
-    left = unanswered(requests, store, sampling)
+    left = still_open(requests, store, sampling)
     if left and teacher.precomputed:
-        by_id = dict(zip(prompts["prompt_id"], requests, strict=True))
-        still_open = {request.key for request in left}
-        texts = dict(prompts.select("prompt_id", "prompt").iter_rows())
-        texts = {identity: text for identity, text in texts.items() if by_id[identity].key in still_open}
-        rows = read_precomputed(texts, name, teacher, teacher.precomputed)
+        ids = {request.key: identity for identity, request in zip(prompts["prompt_id"], requests, strict=True)}
+        by_id, texts = {ids[request.key]: request for request in left}, dict(prompts["prompt_id", "prompt"].iter_rows())
+        rows = read_precomputed({identity: texts[identity] for identity in by_id}, name, teacher, teacher.precomputed)
         store.put({by_id[identity].precomputed: row for identity, row in rows.items()})
-        left = unanswered(left, store, sampling)
+        left = still_open(left, store, sampling)
     if left:
         store.check_space(2 * len(left) * (1000 + 8 * sampling.max_tokens))
         bar = tqdm(total=len(requests), initial=len(requests) - len(left), desc=f"responses of {name}", unit="prompt")
@@ -87,7 +85,7 @@ def generate_responses(
             raise
         finally:
             bar.close()
-    answers = [stored_answer(store, request, sampling) or failed[request.key] for request in requests]
+    answers = [stored_response(store, request, sampling) or failed[request.key] for request in requests]
     _check_errors(name, prompts, answers, max_error_share)
     fields = dict(list(RESPONSES.items())[2:])
     table = pl.DataFrame([{field: row[field] for field in fields} for row in answers], schema=fields)
@@ -102,23 +100,23 @@ def _ask(
     budget: Budget | None,
     part: tuple[int, int],
 ) -> Iterator[dict[str, dict[str, Any]]]:
-    """Have what is still unanswered answered: in this process, or by Ray actors."""
+    """Generate what the store still lacks: in this process, or by Ray actors."""
     sampling = teacher.sampling
     if speed.ray is not None:
         try:
-            from persyn.generation.ray import answer_on_ray
+            from persyn.generation.ray import generate_on_ray
         except ModuleNotFoundError as error:
             raise InputError("speed names ray, which is not installed; run `pip install 'persyn[ray]'`") from error
-        yield from answer_on_ray(unanswered(requests, store, sampling), teacher, store, speed, budget)
+        yield from generate_on_ray(still_open(requests, store, sampling), teacher, store, speed, budget)
         store.refresh()
         return
     with store.exclusive(*key_range(*part)):
-        left = unanswered(requests, store, sampling)
+        left = still_open(requests, store, sampling)
         if not left:
             return
         backend = load_backend(teacher, speed)
         try:
-            yield from answer(left, backend, sampling, store, budget)
+            yield from generate_rows(left, backend, sampling, store, budget)
         finally:
             backend.close()
 

@@ -14,7 +14,7 @@ from persyn.chat import encode_prompt, with_chat_template
 from persyn.errors import InputError
 from persyn.generation import Precomputed, Sampling, Teacher
 from persyn.generation.budget import Budget
-from persyn.generation.requests import open_store, prepare_requests, stored_answer
+from persyn.generation.requests import open_store, prepare_requests, stored_response
 from persyn.generation.terms import Licenses
 from persyn.generation.transformers import TransformersSpeed
 from persyn.models import load_tokenizer
@@ -74,7 +74,7 @@ def test_rows_are_marked_and_cost_nothing(tokenizer_only: str, tmp_path: Path) -
     counts = count_rows(shelf)
     assert (counts["taken from elsewhere"], counts["answers"], counts["response tokens"]) == (6, 0, 0)
     [request, *_] = prepare_requests(PROMPTS, who)
-    row = stored_answer(open_store(tmp_path / "store", who), request, who.sampling)
+    row = stored_response(open_store(tmp_path / "store", who), request, who.sampling)
     assert row
     assert row["origin"].startswith(f"{tmp_path}/answers.jsonl@")
     assert len(row["origin"].rpartition("@")[2]) == 64

@@ -14,7 +14,7 @@ import pytest
 
 from persyn.errors import InputError
 from persyn.generation import Backend, RaySpeed, Sampling, Teacher, load_backend
-from persyn.generation.requests import answer, prepare_requests
+from persyn.generation.requests import generate_rows, prepare_requests
 from persyn.generation.transformers import TransformersSpeed
 from persyn.generation.vllm import VLLMSpeed
 from persyn.responses import generate_responses
@@ -58,7 +58,9 @@ def teacher(model: str, backend: str, **sampling: Any) -> Teacher:
 def ask(backend: Backend, who: Teacher, prompts: pl.DataFrame, folder: Path) -> Answers:
     """Ask a loaded engine; a store of its own, so everything is asked."""
     requests = prepare_requests(prompts, who)
-    rows = {key: row for each in answer(requests, backend, who.sampling, Store(folder)) for key, row in each.items()}
+    rows = {
+        key: row for each in generate_rows(requests, backend, who.sampling, Store(folder)) for key, row in each.items()
+    }
     fields = "response", "finish_reason", "num_prompt_tokens", "num_response_tokens"
     return {key: tuple(row[field] for field in fields) for key, row in rows.items()}
 

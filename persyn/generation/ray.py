@@ -19,11 +19,11 @@ import ray.data
 from persyn.errors import InputError
 from persyn.generation import Backend, BackendSpeed, RaySpeed, Teacher, load_backend
 from persyn.generation.budget import Budget
-from persyn.generation.requests import Request, answer, stored_answer, unanswered
+from persyn.generation.requests import Request, generate_rows, still_open, stored_response
 from persyn.store import Store, position
 
 
-def answer_on_ray(
+def generate_on_ray(
     requests: Sequence[Request],
     teacher: Teacher,
     store: Store,
@@ -94,9 +94,9 @@ class Worker:
         self.backend = self.backend or load_backend(self.teacher, self.speed)
         requests = [Request(**request) for request in json.loads(unit)]
         with self.store.exclusive(position(requests[0].key), position(requests[-1].key) + 1):
-            left = unanswered(requests, self.store, self.sampling)
-            rows = {r.key: stored_answer(self.store, r, self.sampling) for r in requests if r not in left}
-            for answered in answer(left, self.backend, self.sampling, self.store):
+            left = still_open(requests, self.store, self.sampling)
+            rows = {r.key: stored_response(self.store, r, self.sampling) for r in requests if r not in left}
+            for answered in generate_rows(left, self.backend, self.sampling, self.store):
                 rows |= answered
         return {key: {**row, "response": ""} for key, row in rows.items() if row}
 

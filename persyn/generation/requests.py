@@ -47,7 +47,7 @@ def open_store(folder: Path, teacher: Teacher) -> Store:
     return Store(folder / slug(model_identity(teacher.model, teacher.revision)))
 
 
-def stored_answer(store: Store, request: Request, sampling: Sampling) -> dict[str, Any] | None:
+def stored_response(store: Store, request: Request, sampling: Sampling) -> dict[str, Any] | None:
     """The stored row for `request` under `sampling`, or None. Generated responses win over precomputed ones."""
     for whole in (store.get(request.key), store.get(request.precomputed)):
         if whole is not None and whole["num_response_tokens"] <= sampling.max_tokens:
@@ -55,18 +55,18 @@ def stored_answer(store: Store, request: Request, sampling: Sampling) -> dict[st
     return store.get(f"{request.key}:{sampling.max_tokens}")
 
 
-def unanswered(requests: Sequence[Request], store: Store, sampling: Sampling) -> list[Request]:
-    """Those of the requests that the store does not answer."""
-    return [request for request in requests if not stored_answer(store, request, sampling)]
+def still_open(requests: Sequence[Request], store: Store, sampling: Sampling) -> list[Request]:
+    """Those of the requests for which the store has no response."""
+    return [request for request in requests if not stored_response(store, request, sampling)]
 
 
-def answer(
+def generate_rows(
     requests: Sequence[Request], backend: Backend, sampling: Sampling, store: Store, budget: Budget | None = None
 ) -> Iterator[dict[str, dict[str, Any]]]:
-    """Have requests answered. What is yielded, rows by the key of their request, is in the store by then.
+    """Generate responses. What is yielded, rows by the key of their request, is in the store by then.
 
     Raises:
-        InputError: the next answer could exceed the budget.
+        InputError: the next response could exceed the budget.
     """
     for wave in (budget or Budget()).waves(store.folder.parent, requests, sampling.max_tokens):
         conversations, keys = [request.conversation for request in wave], [request.key for request in wave]

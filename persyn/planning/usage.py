@@ -13,7 +13,7 @@ import polars as pl
 from persyn.cost import Prices
 from persyn.generation import Teacher
 from persyn.generation.budget import MESSAGE_TOKENS
-from persyn.generation.requests import open_store, prepare_requests, stored_answer
+from persyn.generation.requests import open_store, prepare_requests, stored_response
 from persyn.models import model_identity
 from persyn.planning.intervals import (
     Interval,
@@ -154,7 +154,7 @@ def _find_responses(
         if len(found) == num_rows:
             break
         for identity, request in zip(part["prompt_id"], prepare_requests(part, teacher), strict=True):
-            if row := stored_answer(store, request, teacher.sampling):
+            if row := stored_response(store, request, teacher.sampling):
                 tokens = row["num_prompt_tokens"], row["num_response_tokens"]
                 stored = len(json.dumps(row)) + RECORD_BYTES
                 found.append((identity, (_shown(request.conversation), *tokens, stored)))
