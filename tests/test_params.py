@@ -218,7 +218,10 @@ def test_a_section_alone_is_read_as_strictly() -> None:
 
 
 def test_a_teachers_own_knobs_are_over_those_of_its_backend() -> None:
-    speed = {"transformers": {"batch_size": 3, "dtype": "float32"}, "teachers": {"smollm2-terse": {"batch_size": 5}}}
+    speed: dict[str, Any] = {
+        "transformers": {"batch_size": 3, "dtype": "float32"},
+        "teachers": {"smollm2-terse": {"batch_size": 5}},
+    }
     speed |= {"openai": {"base_url": "https://a/v1", "concurrency": 2}}
     speed["teachers"]["judge"] = {"base_url": "https://b/v1"}
     params = check_params(shipped(speed=speed))
