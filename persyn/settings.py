@@ -5,7 +5,6 @@ documentation: the reference of all parameters and `params.schema.json` are made
 """
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Annotated, Any, Self
@@ -37,7 +36,7 @@ class Settings(BaseModel):
     """A mapping of params.yaml with known keys. It cannot be changed once it is made."""
 
     model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+        frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, defer_build=True
     )
 
     @model_validator(mode="wrap")
@@ -77,8 +76,8 @@ class Settings(BaseModel):
             text = f"is no name that is known here; {found['msg'].replace('Input should', 'it must')}"
         elif len(place) == 1 and place[0] in cls.model_fields:
             text = f"is {shown(got)}; it must be {needed(cls, place[0])}"
-            if found["type"] == "literal_error":
-                text += did_you_mean(got, re.findall(r"'([^']+)'", found["ctx"]["expected"]))
+            if isinstance(got, str):
+                text += did_you_mean(got, _choices(_schema(cls)["properties"].get(place[0], {})))
         elif found["type"] in ("model_type", "dict_type", "model_attributes_type"):
             text = f"is {shown(got)}; it must be {TYPES['object']}"
         else:
@@ -161,6 +160,12 @@ def shown(value: Any, length: int = 60) -> str:
     """A value of params.yaml on one line, cut where it is long."""
     text = json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= length else f"{text[:length]}..."
+
+
+def _choices(schema: Mapping[str, Any]) -> list[str]:
+    """The texts that a schema allows, where it allows only some."""
+    own = [str(choice) for choice in schema.get("enum", ())]
+    return own + [choice for part in schema.get("anyOf", ()) for choice in _choices(part)]
 
 
 def _tags(schema: Any, field: str) -> Iterator[list[str]]:
