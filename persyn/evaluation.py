@@ -3,7 +3,8 @@
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,7 +56,7 @@ def evaluate_student(
         task -> metric -> {value, stderr, n}, and SAMPLES.
 
     Raises:
-        InputError: a task is unknown.
+        InputError: a task is unknown, or its code or the student cannot be loaded.
     """
     prepare_ifeval()
     import torch
@@ -63,13 +64,19 @@ def evaluate_student(
     from lm_eval.models.huggingface import HFLM
 
     on_gpu = torch.cuda.is_available()
-    model = HFLM(
-        pretrained=str(folder),
-        device="cuda" if on_gpu else "cpu",
-        dtype="bfloat16" if on_gpu else "float32",
-        batch_size=batch_size,
-    )
-    with tempfile.TemporaryDirectory() as scratch:
+    try:
+        model = HFLM(
+            pretrained=str(folder),
+            device="cuda" if on_gpu else "cpu",
+            dtype="bfloat16" if on_gpu else "float32",
+            batch_size=batch_size,
+        )
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"the student in {folder} cannot be loaded ({reason}); run `dvc repro student`") from error
+    if not model.tokenizer.chat_template:
+        raise InputError(f"{folder}: the student's tokenizer has no chat template; run `dvc repro student` again")
+    with tempfile.TemporaryDirectory() as scratch, _task_code(task_folder):
         results = simple_evaluate(
             model=model,
             tasks=settings.tasks,
@@ -86,6 +93,17 @@ def evaluate_student(
             bootstrap_iters=1000,
         )
     return _scores(results), _samples(results)
+
+
+@contextmanager
+def _task_code(task_folder: str | Path) -> Iterator[None]:
+    """Say in one line that the code that a task file names cannot be loaded, and why."""
+    try:
+        yield
+    except (ImportError, SyntaxError, AttributeError, IsADirectoryError) as error:
+        if isinstance(error, AttributeError) and "from YAML" not in str(error):
+            raise
+        raise InputError(f"a task of {task_folder} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 def _task_manager(task_folder: Path, tasks: Sequence[str], scratch: Path) -> Any:

@@ -95,11 +95,25 @@ def read_table(path: str | Path, schema: pl.Schema) -> pl.DataFrame:
     """Read a parquet table and check it against `schema`.
 
     Raises:
-        InputError: the file is missing, or a column, a type, a null or a NaN is not what the schema says.
+        InputError: the file is missing or damaged, or a column, a type, a null or a NaN is not what the schema says.
     """
     if not Path(path).is_file():
         raise InputError(f"{path} does not exist; run `dvc repro` (or `dvc pull`) to make it")
-    return check_table(pl.read_parquet(path), schema, str(path))
+    return parse_table(Path(path), schema, str(path))
+
+
+def parse_table(source: Path | bytes, schema: pl.Schema, name: str) -> pl.DataFrame:
+    """The parquet table in a file or in bytes, called `name`, checked against `schema`.
+
+    Raises:
+        InputError: it is damaged, or as check_table.
+    """
+    try:
+        table = pl.read_parquet(source)
+    except (pl.exceptions.PolarsError, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{name} is damaged ({reason}); delete it, then `dvc checkout` or `dvc repro`") from error
+    return check_table(table, schema, name)
 
 
 def read_folder(folder: str | Path, names: Sequence[str], schema: pl.Schema) -> dict[str, pl.DataFrame]:

@@ -152,8 +152,12 @@ def lora_config(task: str, lora: LoraSettings, trained_tokens: list[int] | None 
 @contextmanager
 def _named(model: str) -> Iterator[None]:
     """Say in one line which model could not be loaded and why."""
+    from safetensors import SafetensorError
+
     try:
         yield
-    except OSError as error:
-        reason = " ".join(str(error).split())[:300]
+    except InputError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(f"model {model} cannot be loaded; check its name, files and the network: {reason}") from error

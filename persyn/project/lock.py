@@ -53,6 +53,8 @@ def provenance(snapshot: Snapshot, strategy: str) -> dict[str, str | None]:
 
 def _stages(snapshot: Snapshot) -> dict[str, Any]:
     lock = snapshot.project.yaml("dvc.lock") if snapshot.project else None
+    if not isinstance(lock, Mapping | None):
+        raise InputError(f"dvc.lock of {snapshot.name} holds no stages; take it from git again, or run `dvc repro`")
     return (lock or {}).get("stages") or {}
 
 

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from persyn.errors import InputError, printable
-from persyn.schemas import check_table
+from persyn.schemas import parse_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -102,19 +102,8 @@ class Project:
         Raises:
             InputError: as check_table, or it is damaged.
         """
-        import polars as pl
-
         content = self.read(path)
-        if content is None:
-            return None
-        try:
-            found = pl.read_parquet(content)
-        except pl.exceptions.PolarsError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{path} of {self.name} is damaged ({reason}); delete it, then `dvc checkout` or `dvc repro`"
-            ) from error
-        return check_table(found, schema, f"{path} of {self.name}")
+        return None if content is None else parse_table(content, schema, f"{path} of {self.name}")
 
 
 @contextmanager

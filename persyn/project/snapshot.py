@@ -193,7 +193,10 @@ class Snapshot:
             table: pl.DataFrame | None = self._read(path, lambda project: project.table(path, schema))
             return table
         content = self._read(path, lambda project: project.read(path))
-        return None if content is None else pl.read_csv(io.BytesIO(content))
+        try:
+            return None if content is None else pl.read_csv(io.BytesIO(content))
+        except pl.exceptions.PolarsError as error:
+            raise InputError(f"{path} of {self.name} is no csv ({error}); run `dvc repro` to make it again") from error
 
     def keep(self, name: str, found: Any) -> Any:
         """Answer with this from now on."""
@@ -201,7 +204,10 @@ class Snapshot:
         return found
 
     def _read_json(self, path: str) -> Any:
-        return self._read(path, lambda project: project.json(path))
+        found = self._read(path, lambda project: project.json(path))
+        if not isinstance(found, Mapping | None):
+            raise InputError(f"{path} of {self.name} holds no keys and values; run `dvc repro` to make it again")
+        return found
 
     def _read(self, path: str, read: Callable[[Project], Any]) -> Any:
         if self.project is None:
