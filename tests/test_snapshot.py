@@ -6,12 +6,12 @@ from typing import Any
 
 import polars as pl
 import pytest
-from conftest import prompts_table
 
 from persyn.errors import InputError
 from persyn.files import write_json
 from persyn.project.snapshot import Snapshot, open_snapshot
 from persyn.schemas import PROMPTS, ROUTES, write_table
+from tests.support.tables import prompts_table
 
 PARAMS = {"teachers": {"a": None, "b": {"anchors": 3}}, "strategies": {"persyn": {}, "strong": {}}}
 

@@ -16,6 +16,7 @@ from persyn.models.packaged import packaged_model
 from persyn.project.params import PARAMS
 from persyn.schemas import read_table
 from persyn.store import count_rows, shelves, store_folder
+from tests.support.damage import damaged_inputs
 from tests.support.tiny import build_model, tiny_params, tiny_project
 
 
@@ -119,6 +120,17 @@ def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
     assert pl.read_csv("metrics/live/student/persyn/plots/metrics/loss.tsv", separator="\t").columns == ["step", "loss"]
     assert json.loads(Path("metrics/cost.json").read_text())["generate_then_select"]["calls"] == 36
     assert not list(project.rglob("*.partial"))
+    survived, told = set(), []
+    for damage, call in damaged_inputs(project / "scratch"):
+        try:
+            call()
+            survived.add(damage.split()[1])
+        except InputError as error:
+            told.append(str(error))
+    assert len(told) > 100
+    assert not [message for message in told if "\n" in message]
+    # What was responded to the parallel set is read by a rule that needs lengths alone; sources are those of one file.
+    assert survived <= {"data/responses", "data/raw", "models/student/persyn"}, survived
 
 
 def test_no_answer_is_paid_for_twice(project: Path) -> None:
