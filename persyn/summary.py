@@ -34,7 +34,7 @@ def build_summary(
 
     Returns:
         regret: mean reward lost by the router's choice on held-out prompts. gain: its mean reward there minus that of
-        the best single teacher. hit_at_1: share of them on which it chose the best teacher. share: share of all
+        one teacher for all of them. hit_at_1: share of them on which it chose the best teacher. share: share of all
         prompts routed to the teacher that `persyn` uses most. <task> and <task>_other: the task's main score under
         `persyn`, and under the best other strategy; two tasks are named by the first word in which their names differ.
         With more than MOST_TASKS tasks, score and score_other instead: means over the tasks, the best other strategy

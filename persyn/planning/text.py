@@ -1,4 +1,4 @@
-"""What a run will cost, and what it has cost, as text for the terminal."""
+"""The plan and the ledger as text for the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ HEADER = ["stage, teacher", "calls", "prompt tokens", "response tokens", "H100-h
 
 
 def plan_text(plan: Mapping[str, Any]) -> str:
-    """The plan on a screen: a row a stage and teacher, every number as low - high where it is not certain."""
+    """The plan on one screen: a row for each stage and teacher; uncertain numbers are `low - high`."""
     prompts, select = plan["prompts"], plan["generate_then_select"]
     stages = {"responses (parallel set)": plan["responses"]}
     stages |= {f"routed@{name}": uses for name, uses in plan["routed"].items()}
