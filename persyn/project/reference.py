@@ -14,9 +14,10 @@ SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 INTRODUCTION = """# Parameters
 
 Every parameter of `params.yaml`: the values that it takes, its default and its meaning. A parameter without a default
-must be given. `persyn params` prints the same, `persyn params rewards` one section, and `persyn params --check
-params.yaml` reports all mistakes of a file at once. Editors complete and check with `params.schema.json`, named in the
-first line of each params.yaml. This page is generated from the code: `persyn params --page > docs/params.md`.
+must be given. `persyn params` prints the same, `persyn params rewards` one section, and
+`persyn params --check params.yaml` reports all mistakes of a file at once. Editors complete and check with
+`params.schema.json`, named in the first line of each params.yaml. This page is generated from the code, in the root of
+the project: `persyn params --page > docs/params.md`.
 """
 
 
