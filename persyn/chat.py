@@ -1,12 +1,12 @@
 """Chat: the only place where messages become tokens, so that scoring, training and evaluation see the same ones.
 
-A model with a chat template keeps it. A base model gets BASE_TEMPLATE, a plain question-and-answer form;
-stored on its tokenizer, so that lm-eval, which only knows `tokenizer.chat_template`, renders it too.
+A model with a chat template keeps it. A base model gets BASE_TEMPLATE, a plain question-and-answer form,
+stored on its tokenizer so that lm-eval, which only knows `tokenizer.chat_template`, renders it too.
 
-The text of a prompt or a response is only ever text. Where it spells a control token (`<|im_end|>`, `[/INST]`), a
-tokenizer would read the token: a prompt could end its own turn. Such spellings (`control_text` says which) are encoded
-apart, in two pieces, so that the model sees their characters; a marker that is no token, but mere text in the template
-too, gets an invisible character inside. Other text is encoded exactly as the library does it.
+A prompt or a response must never act as a control token. Where its text spells one (`<|im_end|>`, `[/INST]`), a
+tokenizer would read the token, and a prompt could end its own turn. Such spellings (found by `control_text`) are
+encoded in two pieces, so that the model sees their characters. A marker that is no token but plain text in the
+template gets an invisible character inside. Other text is encoded exactly as the library does it.
 """
 
 import re
@@ -25,11 +25,11 @@ BASE_TEMPLATE = (
     "{% else %}Question:\n{{ message['content'] }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}{{ '\n\nAnswer:\n' }}{% endif %}"
 )
-# A base model shown BASE_TEMPLATE goes on with the next question instead of ending: generation stops there.
+# Under BASE_TEMPLATE a base model continues with the next question instead of ending: generation stops there.
 BASE_STOP = "\n\nQuestion:"
 # What looks like a control token in the source of a chat template.
 CONTROL_SHAPE = re.compile(r"<<?[^\s<>'\"{}()]+>>?|\[/?[A-Z][A-Z_]+\]")
-# The control tokens of the model families there are: what is taken for one where the tokenizer is not known.
+# Control tokens of the known model families, used where the tokenizer is unknown.
 KNOWN_CONTROL = re.compile(
     r"<[|\uff5c][^\s<>]{1,64}[|\uff5c]>|<</?SYS>>|\[/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS)\]"
     r"|</?(?:s|bos|eos|think|tool_call|tool_response|start_of_turn|end_of_turn)>"
@@ -48,9 +48,9 @@ def with_chat_template(tokenizer: Any) -> Any:
 
 
 def end_by_turn(tokenizer: Any) -> Any:
-    """Make the token that ends a turn the tokenizer's own end, which lm-eval and every engine stop at. Returns the
-    tokenizer. A base model that comes with a chat template (Qwen2.5) may name the end of the text instead: its student
-    would end its turn and go on.
+    """Make the end-of-turn token the tokenizer's eos token, at which lm-eval and every engine stop. Returns the
+    tokenizer. A base model with a chat template (Qwen2.5) may have the end of the text as its eos token: its student
+    would end its turn and keep generating.
     """
     whole = encode_conversation(tokenizer, user_message("Name a colour.") + assistant_message("Red."))
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(_end_id(tokenizer, whole))
@@ -58,7 +58,7 @@ def end_by_turn(tokenizer: Any) -> Any:
 
 
 def stop_strings(tokenizer: Any) -> list[str]:
-    """The texts at which generation must stop although the model does not end by itself."""
+    """The texts at which generation must stop if the model does not stop by itself."""
     return [BASE_STOP] if tokenizer.chat_template == BASE_TEMPLATE else []
 
 
@@ -78,7 +78,7 @@ def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
 
 
 def encode_conversation(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a whole conversation, the assistant's turn ended."""
+    """Token ids of a whole conversation, with the end of the assistant's turn."""
     return _ids(tokenizer, list(messages), add_generation_prompt=False)
 
 
@@ -87,7 +87,7 @@ def encode_completion(tokenizer: Any, prompt: str, response: str, finished: bool
 
     Args:
         finished: whether the response ended by itself. If so, the end-of-turn token is its last token;
-            whatever the template writes after that token is no part of the response.
+            whatever the template writes after that token is not part of the response.
 
     Returns:
         Two lists of ids: the prompt (context only) and the response (what is scored).
@@ -109,8 +109,8 @@ def encode_completion(tokenizer: Any, prompt: str, response: str, finished: bool
 
 @lru_cache(maxsize=16)
 def control_text(tokenizer: Any, template: str) -> re.Pattern[str]:
-    """How this tokenizer's control tokens are spelled: its special tokens, every added token that its chat template
-    writes (not all of those are flagged special), and what stands in the template in the shape of one.
+    """A pattern of this tokenizer's control tokens: its special tokens, every added token that its chat template
+    writes (not all of those are flagged special), and whatever in the template looks like one.
     """
     added = {
         token.content for token in tokenizer.added_tokens_decoder.values() if token.special or token.content in template
@@ -121,14 +121,14 @@ def control_text(tokenizer: Any, template: str) -> re.Pattern[str]:
 
 
 def without_control_text(text: str, controls: re.Pattern[str] = KNOWN_CONTROL) -> str:
-    """`text` with an invisible word joiner inside every control token: for a server that renders the chat template
-    itself, with a tokenizer that is not known here.
+    """`text` with an invisible word joiner inside every control token, for a server that renders the chat template
+    itself, with a tokenizer that is unknown here.
     """
     return controls.sub(lambda match: f"{match[0][0]}\u2060{match[0][1:]}", text)
 
 
 def _ids(tokenizer: Any, messages: list[Message], add_generation_prompt: bool) -> list[int]:
-    """Render and tokenise. Control text inside a message is taken out before, and its pieces are put in its place."""
+    """Render and tokenise. Control text in a message is taken out first; its pieces are put back afterwards."""
     spelled = control_text(tokenizer, tokenizer.get_chat_template())
     if not any(spelled.search(message["content"]) for message in messages):
         encoded = tokenizer.apply_chat_template(
@@ -153,7 +153,7 @@ def _ids(tokenizer: Any, messages: list[Message], add_generation_prompt: bool) -
 
 def _pieces(control: str, tokens: Container[str], spelled: re.Pattern[str]) -> list[str]:
     """`control` cut so that no piece spells a control token."""
-    if control not in tokens:  # mere text in the template too: only other text can be told from it
+    if control not in tokens:  # plain text in the template as well: only another spelling can be told from it
         return [without_control_text(control, spelled)]
     rest = control[1:]
     inner = spelled.search(rest)

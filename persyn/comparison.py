@@ -1,4 +1,4 @@
-"""Comparison: every strategy against one of them, item by item, with the uncertainty said out loud.
+"""Comparison: every strategy against one of them, item by item, with its uncertainty.
 
 Legend: N items of one task and metric, S seeds (students trained anew).
 """
@@ -46,19 +46,19 @@ def compare_strategies(samples: Mapping[str, pl.DataFrame], seed: int = 0) -> di
 
 
 def compare_seeds(samples: Seeds, reference: str = REFERENCE, seed: int = 0) -> dict[str, Any]:
-    """Strategies over S seeds: what is claimed holds for students trained anew, not only for those at hand.
+    """Compare strategies over S seeds, so that the conclusion holds for newly trained students too.
 
     Args:
-        samples: strategy -> S SAMPLES; the i-th of every strategy are of the same seed and on the same items, which
-            may be others for the next seed.
+        samples: strategy -> S SAMPLES; the i-th of every strategy have the same seed and the same items; another seed
+            may have other items.
         reference: the strategy that all others are compared with.
         seed: of the permutations.
 
     Returns:
         strategy -> task -> metric -> mean (over seeds, of the means over items), interval (95 % of it, Student's t with
         S - 1 degrees of freedom), seeds (the S means), n_seeds, n_items (over all seeds); for all but the reference
-        also the fields of seed_difference, p_holm and verdict as in compare_strategies. What one seed, or seeds
-        that are all equal, cannot say is None, and the verdict "within noise"; in the correction such a p counts as 1.
+        also the fields of seed_difference, p_holm and verdict as in compare_strategies. With one seed, or equal
+        values for all seeds, the tests are None and the verdict is "within noise"; Holm counts such a p as 1.
 
     Raises:
         InputError: `reference` is missing, strategies have no or unequally many seeds, an item occurs twice, or
@@ -81,7 +81,7 @@ def compare_seeds(samples: Seeds, reference: str = REFERENCE, seed: int = 0) -> 
 
 
 def comparison_table(samples: Mapping[str, pl.DataFrame], comparison: Mapping[str, Any]) -> str:
-    """The comparison as a markdown table: one row a strategy, task and metric; the value is the mean over the items."""
+    """The comparison as a markdown table: a row per strategy, task and metric; the value is the mean over items."""
     means = pl.concat([table.with_columns(strategy=pl.lit(name)) for name, table in samples.items()])
     keys, rows = ["task", "metric", "strategy"], []
     for task, metric, strategy, value in means.group_by(keys).agg(pl.col("value").mean()).sort(keys).rows():
@@ -96,7 +96,7 @@ def comparison_table(samples: Mapping[str, pl.DataFrame], comparison: Mapping[st
 
 
 def seeds_table(comparison: Mapping[str, Any]) -> str:
-    """What compare_seeds returned as a markdown table: on each task and metric, one row a strategy, the best first."""
+    """The result of compare_seeds as a markdown table: a row for each task, metric and strategy, the best first."""
     cells = [
         (task, metric, -fields["mean"], strategy, fields)
         for strategy, tasks in comparison.items()
@@ -127,14 +127,14 @@ def _decide(family: Collection[dict[str, Any]]) -> None:
 def _aligned(samples: Mapping[str, pl.DataFrame], reference: str, where: str = "") -> Values:
     items = samples[reference].select(KEYS).sort(KEYS)
     found: Values = {}
-    for strategy in sorted(samples, key=lambda name: name != reference):  # the reference's own faults first
+    for strategy in sorted(samples, key=lambda name: name != reference):  # errors in the reference come first
         ordered = samples[strategy].sort(KEYS)
         twice = ordered.filter(ordered.select(KEYS).is_duplicated())
         if twice.height:
-            raise InputError(f"{where}{strategy}: {twice.row(0)[:3]} occurs twice; an item has one value a metric")
+            raise InputError(f"{where}{strategy}: {twice.row(0)[:3]} occurs twice; an item has one value per metric")
         if not ordered.select(KEYS).equals(items):
             alone = pl.concat([ordered.select(KEYS), items]).unique(keep="none", maintain_order=True)
-            got = f"evaluated on different items ({alone.height} are in one alone, first {alone.row(0)})"
+            got = f"evaluated on different items ({alone.height} are in only one, first {alone.row(0)})"
             raise InputError(f"{where}{strategy} and {reference} were {got}; run `dvc repro` for both")
         for (task, metric), rows in ordered.group_by("task", "metric", maintain_order=True):
             found.setdefault((str(task), str(metric)), {})[strategy] = rows["value"].to_numpy()
@@ -146,7 +146,7 @@ def _aligned_seeds(samples: Seeds, reference: str) -> list[Values]:
         raise InputError(f"reference {reference!r} is not among the strategies{nearest(reference, samples)}")
     counts = {strategy: len(tables) for strategy, tables in samples.items()}
     if set(counts.values()) != {counts[reference]} or not counts[reference]:
-        raise InputError(f"seeds by strategy are {counts}; evaluate every strategy with the same seeds, one at least")
+        raise InputError(f"seeds by strategy are {counts}; evaluate every strategy with the same seeds, at least one")
     by_seed: list[Values] = []
     for i in range(counts[reference]):
         by_seed.append(_aligned({name: tables[i] for name, tables in samples.items()}, reference, f"seed {i}: "))

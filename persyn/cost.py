@@ -1,4 +1,4 @@
-"""Cost: the ledger of teacher calls and tokens, spent and cached, and what routing first has saved."""
+"""Cost: the ledger of teacher calls and tokens, spent and cached, and what routing before generating saves."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -19,10 +19,10 @@ class TokenPrice(Settings):
 
 
 class Prices(Settings):
-    """The section `prices`. What has no price has no cost here, which is not 0."""
+    """The section `prices`. What has no price has no known cost, which is not 0."""
 
     currency: str = "USD"
-    """What the prices are in."""
+    """The currency of all prices."""
     gpu_hour: Annotated[float, Field(ge=0)] | None = None
     """Of one GPU, for teachers that run on yours."""
     sizes: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
@@ -31,7 +31,7 @@ class Prices(Settings):
     """Teacher -> the price of its tokens."""
 
     def money(self, teacher: str, prompt_tokens: float, response_tokens: float) -> float | None:
-        """The price of so many tokens of a teacher; None where it has no price."""
+        """The price of these tokens of a teacher; None where it has no price."""
         price = self.teachers.get(teacher)
         return None if price is None else (price.input * prompt_tokens + price.output * response_tokens) / 1e6
 
@@ -42,7 +42,7 @@ def build_ledger(
     routed: Mapping[str, pl.DataFrame],
     prices: Prices | None = None,
 ) -> dict[str, Any]:
-    """Count every teacher answer once as spent; each further use of it is cached.
+    """Count every teacher response once as spent; each further use of it is cached.
 
     Args:
         prompts: PROMPTS.
@@ -55,8 +55,7 @@ def build_ledger(
         beside the parallel set. total: {spent, cached} over everything. generate_then_select: all teachers on all
         prompts, tokens by their mean lengths on the parallel set. saved: strategy -> how many times fewer calls and
         response tokens than that. money: None, or where a teacher has a price {currency, spent, generate_then_select,
-        unpriced: teachers without a price, which are not in the sums}. gpu_seconds: None, nobody measures them. A use
-        is {calls, prompt_tokens, response_tokens}.
+        unpriced: teachers without a price, left out of the sums}. A use is {calls, prompt_tokens, response_tokens}.
     """
     teachers = responses["teacher"].unique().sort().to_list()
     keys = ["prompt_id", "teacher"]
@@ -82,13 +81,13 @@ def build_ledger(
     ledger["total"] = {"spent": paid, "cached": {name: used[name] - paid[name] for name in used}}
     ledger["generate_then_select"] = select
     money = _money(_by_teacher(spent), means, prompts.height, prices) if prices and prices.teachers else None
-    return {**ledger, "gpu_seconds": None, "money": money}
+    return {**ledger, "money": money}
 
 
 def _money(
     spent: Mapping[str, Mapping[str, int]], means: pl.DataFrame, num_prompts: int, prices: Prices
 ) -> dict[str, Any]:
-    """What was spent, and what all teachers on all prompts would be, over the teachers that have a price."""
+    """The money spent, and the money for all teachers on all prompts, over the teachers that have a price."""
     paid = [prices.money(name, use["prompt_tokens"], use["response_tokens"]) for name, use in spent.items()]
     each = [prices.money(*row) for row in means.select("teacher", "num_prompt_tokens", "num_response_tokens").rows()]
     return {

@@ -1,4 +1,4 @@
-"""Defects: signs that a response is not what a student should learn from, found in its text alone."""
+"""Defects: signs in a response's text that a student should not learn from it."""
 
 import re
 import unicodedata
@@ -13,9 +13,9 @@ from persyn.schemas import DEFECTS
 from persyn.settings import Settings
 
 TAIL = 1000
-"""Characters at the end of a response in which a loop is looked for."""
+"""A loop is looked for in this many characters at the end of a response."""
 WINDOW = 16
-"""Characters of the windows that are compared; a loop of period p has at most p different ones."""
+"""Characters of the compared windows; a loop of period p has at most p different windows."""
 REFUSAL = re.compile(
     r"\W*(?:(?:(?:i'm|i am) (?:\w+ )?sorry|sorry|i apologi[sz]e|unfortunately)\W+)?(?:but\W+)?"
     r"(?:as an? [\w ]{1,60}\W+)?"
@@ -30,7 +30,7 @@ TOOL_CALL = re.compile(
 
 
 def find_defects(prompts: pl.DataFrame, responses: pl.DataFrame) -> pl.DataFrame:
-    """Look for every kind of defect in every response that there is (finish_reason `error` has none).
+    """Look for every kind of defect in every response (a call that failed, finish_reason `error`, has none).
 
     Args:
         prompts: PROMPTS.
@@ -40,17 +40,17 @@ def find_defects(prompts: pl.DataFrame, responses: pl.DataFrame) -> pl.DataFrame
         DEFECTS, sorted by prompt_id and teacher.
     """
     rows = responses.join(prompts, on="prompt_id", how="left", validate="m:1").sort("prompt_id", "teacher")
-    answered = rows.filter(pl.col("finish_reason") != "error")
+    written = rows.filter(pl.col("finish_reason") != "error")
     found = [
         {"prompt_id": row["prompt_id"], "teacher": row["teacher"]}
         | {kind: detect(row["prompt"], row["response"]) for kind, detect in DETECTORS.items()}
-        for row in tqdm(answered.iter_rows(named=True), total=answered.height, desc="defects", unit="response")
+        for row in tqdm(written.iter_rows(named=True), total=written.height, desc="defects", unit="response")
     ]
     return pl.DataFrame(found, schema=DEFECTS)
 
 
 def count_defects(defects: pl.DataFrame, responses: pl.DataFrame) -> dict[str, dict[str, int]]:
-    """teacher -> {responses, error, length, and each kind of defect: how many}."""
+    """teacher -> counts {responses, error, length, and each kind of defect}."""
     counts = {}
     for (teacher,), rows in responses.sort("teacher").group_by("teacher", maintain_order=True):
         reasons = Counter(rows["finish_reason"].cast(pl.String))
@@ -110,12 +110,12 @@ def repetition(prompt: str, response: str) -> bool:
 
 
 def unclosed_think(prompt: str, response: str) -> bool:
-    """Opens a think-block and never closes it: what follows is no answer."""
+    """Opens a think-block and never closes it: what follows is no response."""
     return response.rfind("<think>") > response.rfind("</think>")
 
 
 def tool_call(prompt: str, response: str) -> bool:
-    """Calls a tool instead of answering."""
+    """Calls a tool instead of responding."""
     return bool(TOOL_CALL.match(response))
 
 

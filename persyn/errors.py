@@ -1,4 +1,4 @@
-"""Errors: what a user gave wrong, said in one line that steers no terminal."""
+"""Errors: a user's mistakes, each told in one line without terminal control characters."""
 
 import difflib
 import os
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class InputError(ValueError):
-    """What a user gave cannot work. Each argument is one mistake: what was got, what is needed and what to do."""
+    """A user's input cannot work. Each argument is one mistake: what was got, what is needed and what to do."""
 
     def __str__(self) -> str:
         return "\n".join(map(str, self.args))
@@ -36,7 +36,7 @@ def ending_in_one_line() -> Iterator[None]:
     except Stopped as stopped:
         number = stopped.args[0]
         name = signal.Signals(number).name
-        print(f"stopped by {name}; what is done is kept, the same command goes on", file=sys.stderr)  # noqa: T201
+        print(f"stopped by {name}; finished work is kept; run the same command to continue", file=sys.stderr)  # noqa: T201
         sys.exit(128 + number)
 
 
@@ -45,19 +45,19 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 
 def nearest(key: object, known: Iterable[object]) -> str:
-    """The end of an error message: what `key` was probably meant to be, or what there is."""
+    """The end of an error message: the most similar known name, or all known names."""
     names = [str(name) for name in known]
     return did_you_mean(key, names) or f"; known: {', '.join(names) or 'nothing'}"
 
 
 def did_you_mean(key: object, known: Iterable[object]) -> str:
-    """The end of an error message that has said what there is: what `key` was probably meant to be, or nothing."""
+    """The end of an error message that has already listed the known names: the most similar one, or nothing."""
     near = difflib.get_close_matches(str(key), [str(name) for name in known], n=1)
     return f"; did you mean {near[0]}?" if near else ""
 
 
 def printable(text: str, keep: str = "") -> str:
-    """`text` on one line, every control character shown as an escape: data cannot steer the terminal.
+    """`text` on one line, every control character escaped, so that data cannot control the terminal.
 
     Args:
         keep: control characters that stay, such as a newline.

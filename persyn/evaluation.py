@@ -1,4 +1,4 @@
-"""Evaluation: a student -> lm-eval's scores and its answer to every item."""
+"""Evaluation: a student -> lm-eval's scores and its response to every item."""
 
 import shutil
 import tempfile
@@ -50,7 +50,7 @@ def evaluate_student(
     Args:
         folder: the student.
         task_folder: yaml task files that lm-eval finds beside its own.
-        batch_size: items answered at once.
+        batch_size: items in one batch.
 
     Returns:
         task -> metric -> {value, stderr, n}, and SAMPLES.
@@ -107,7 +107,7 @@ def _task_code(task_folder: str | Path) -> Iterator[None]:
 
 
 def _task_manager(task_folder: Path, tasks: Sequence[str], scratch: Path) -> Any:
-    """lm-eval's tasks and ours. An `include` is resolved beside its file, so ours are put beside lm-eval's own."""
+    """lm-eval's tasks and ours. An `include` is looked up beside its file, so ours are copied beside lm-eval's own."""
     import lm_eval.tasks
 
     for shipped in Path(lm_eval.tasks.__file__).parent.iterdir():
@@ -115,7 +115,7 @@ def _task_manager(task_folder: Path, tasks: Sequence[str], scratch: Path) -> Any
             (scratch / shipped.name).symlink_to(shipped)
     shutil.copytree(task_folder, scratch / "persyn")
     manager = lm_eval.tasks.TaskManager(include_path=str(scratch / "persyn"), include_defaults=False)
-    if not set(tasks) <= set(manager.all_tasks):  # only then: reading the names of lm-eval's own takes seconds
+    if not set(tasks) <= set(manager.all_tasks):  # only now: listing lm-eval's own tasks takes seconds
         manager = lm_eval.tasks.TaskManager(include_path=str(scratch / "persyn"))
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown or not tasks:
@@ -124,7 +124,7 @@ def _task_manager(task_folder: Path, tasks: Sequence[str], scratch: Path) -> Any
 
 
 def _scores(results: Any) -> dict[str, dict[str, dict[str, Any]]]:
-    """lm-eval keys a value `metric,filter` and its error `metric_stderr,filter`, and has values of groups as well."""
+    """lm-eval's keys are `metric,filter` for a value and `metric_stderr,filter` for its error; groups are included."""
     scores: dict[str, dict[str, dict[str, Any]]] = {}
     for task, values in results["results"].items():
         for key, value in values.items():
@@ -147,7 +147,7 @@ def _items(results: Any, task: str) -> int:
 
 
 def _samples(results: Any) -> pl.DataFrame:
-    """SAMPLES; an item that a data set has twice is told apart by its number."""
+    """SAMPLES; an item that occurs twice in a data set gets a number."""
     rows = []
     for task, samples in results["samples"].items():
         seen: Counter[tuple[str, str]] = Counter()
@@ -163,19 +163,19 @@ def _samples(results: Any) -> pl.DataFrame:
 
 
 def _name(metric: str, kept: str) -> str:
-    """A task that reads its responses in several ways (lm-eval's filters) has each metric once for every way."""
+    """A task with several filters (ways to read a response) has each metric once for every filter."""
     return metric if kept == "none" else f"{metric},{kept}"
 
 
 def _response(sample: Any) -> str:
-    """What was answered, before a filter takes the answer out of it; where given choices are weighed, the likeliest."""
-    answers = [first for first, *_ in sample["resps"]]
-    if isinstance(answers[0], str):
-        return str(answers[0])
-    likeliest = max(range(len(answers)), key=lambda choice: answers[choice][0])
+    """The response before any filter; of a multiple-choice item, the likeliest choice."""
+    responses = [first for first, *_ in sample["resps"]]
+    if isinstance(responses[0], str):
+        return str(responses[0])
+    likeliest = max(range(len(responses)), key=lambda choice: responses[choice][0])
     return str(sample["arguments"][likeliest][1]).strip()
 
 
 def _mean(value: Any) -> float:
-    """A metric of one item; IFEval's instruction-level metrics give one truth value an instruction."""
+    """A metric of one item; IFEval's instruction-level metrics have a truth value for each instruction."""
     return float(sum(value) / len(value)) if isinstance(value, list) else float(value)

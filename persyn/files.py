@@ -1,4 +1,4 @@
-"""Files: text, json and markdown, written whole or not at all; where PerSyn keeps what it may make again."""
+"""Files: text, json and markdown, written whole or not at all; and PerSyn's cache folder."""
 
 import json
 import os
@@ -17,7 +17,7 @@ def read_json(path: str | Path) -> Any:
     """Read a metrics file.
 
     Raises:
-        InputError: it is not there, or is no json.
+        InputError: it is missing, or is not json.
     """
     try:
         return json.loads(Path(path).read_text())
@@ -44,9 +44,9 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, 
     """A table in markdown.
 
     Args:
-        columns: their names, which are markdown already.
-        rows: their cells, shown by markdown_text.
-        aligned: whether columns are padded, for who reads the file itself; cells are then taken as they are.
+        columns: their names, already markdown.
+        rows: their cells, escaped by markdown_text.
+        aligned: whether to pad columns for readers of the raw text; cells are then not escaped.
     """
     shown = str if aligned else markdown_text
     cells = [list(columns), *([shown(value) for value in row] for row in rows)]
@@ -60,7 +60,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, 
 
 
 def markdown_text(value: object) -> str:
-    """As markdown that shows the very text, on one line: it opens no cell, link, tag or emphasis."""
+    """Escape a value so that markdown shows it literally, on one line: no cell, link, tag or emphasis."""
     text = printable(" ".join(("" if value is None else str(value)).split()))
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", escape(text, quote=False))
 

@@ -14,7 +14,7 @@ class PairSettings(Settings):
     """The section `pairs`."""
 
     min_margin: Annotated[float, Field(ge=0)] = 0.0
-    """A gap of two rewards of this size or less makes no pair."""
+    """Two rewards that differ by this much or less make no pair."""
 
 
 def build_pairs(rewards: pl.DataFrame, settings: PairSettings) -> pl.DataFrame:
@@ -24,7 +24,7 @@ def build_pairs(rewards: pl.DataFrame, settings: PairSettings) -> pl.DataFrame:
     give n(n-1)/2 pairs a prompt.
 
     Returns:
-        PAIRS, margin being the difference of the two rewards.
+        PAIRS; margin is the difference of the two rewards.
 
     Raises:
         InputError: no pair is left.

@@ -1,4 +1,4 @@
-"""Plots: the tidy tables behind every picture of a run, which `dvc plots` and the report draw alike."""
+"""Plots: the tidy tables that both `dvc plots` and the report draw."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,11 +13,11 @@ Scores = tuple[
     Mapping[str, pl.DataFrame], Mapping[str, pl.DataFrame], pl.DataFrame, Sequence[str], Policies, Sequence[str]
 ]
 ALPHAS = [tenths / 10 for tenths in range(11)]
-TIE = 1e-9  # rewards nearer than this are equal but for rounding
+TIE = 1e-9  # rewards closer than this differ only by rounding
 
 
 def allocation_curve(allocations: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
-    """Who answers how many prompts under each strategy.
+    """How many prompts each teacher gets under each strategy.
 
     Args:
         allocations: strategy -> metrics/allocation/<strategy>.json.
@@ -41,8 +41,8 @@ def landscape_curve(rewards: pl.DataFrame) -> pl.DataFrame:
         rewards: REWARDS.
 
     Returns:
-        teacher, its mean quality, learnability (nats a token) and reward over the parallel prompts it is scored on, and
-        best: the share of all parallel prompts on which its reward is the highest, a tie shared equally; by teacher.
+        teacher; its mean quality, learnability (nats a token) and reward over the parallel prompts with its scores; and
+        best: the share of all parallel prompts on which its reward is the highest, ties split equally. By teacher.
     """
     best = _best(rewards)
     means = rewards.group_by("teacher").agg(pl.col("quality", "learnability", "reward").mean()).sort("teacher")
@@ -58,15 +58,15 @@ def alpha_curve(
     settings: RewardSettings,
     anchored: Sequence[str] = (),
 ) -> pl.DataFrame:
-    """Who would be the best teacher of how many parallel prompts, were learnability weighed otherwise.
+    """For how many parallel prompts each teacher would be the best under other weights of learnability.
 
     Args:
         quality, learnability, defects, teachers, policies, anchored: as build_rewards takes them.
-        settings: of the rewards; its alpha is passed over.
+        settings: the section `rewards`; its alpha is ignored.
 
     Returns:
-        alpha (0, 0.1 to 1), teacher, share (of the parallel prompts on which its reward is the highest, a tie shared
-        equally; 0 to 1); by alpha, then teacher.
+        alpha (0, 0.1 to 1), teacher, share (of the parallel prompts on which its reward is the highest, ties split
+        equally; 0 to 1); sorted by alpha, then teacher.
 
     Raises:
         InputError: as build_rewards.
@@ -82,7 +82,7 @@ def alpha_curve(
 
 
 def comparison_curve(comparison: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
-    """What every strategy scores, and how far `persyn` is from it.
+    """The scores of every strategy, and their differences from `persyn`.
 
     Args:
         comparison: metrics/comparison.json.
@@ -90,7 +90,7 @@ def comparison_curve(comparison: Mapping[str, Any], evaluations: Mapping[str, Ma
 
     Returns:
         task, metric, strategy, value, difference (persyn minus it), low, high (its 95 % interval), verdict; by task and
-        metric, the strategies in the order given. What the comparison does not tell is null: all of persyn's own.
+        metric, the strategies in the order given. Values missing in the comparison, as all of persyn's own, are null.
     """
     cells = sorted({(task, metric) for tasks in evaluations.values() for task in tasks for metric in tasks[task]})
     rows = []
@@ -109,14 +109,14 @@ def comparison_curve(comparison: Mapping[str, Any], evaluations: Mapping[str, Ma
 
 
 def ledger_curve(cost: Mapping[str, Any]) -> pl.DataFrame:
-    """What the chosen teachers' answers took under each strategy, were it alone beside the parallel set.
+    """Calls and tokens of the chosen teachers' responses under each strategy, as if no other strategy had run.
 
     Args:
         cost: metrics/cost.json.
 
     Returns:
-        strategy, part (spent: answered anew; cached: taken from the parallel set), calls, prompt_tokens,
-        response_tokens; two rows a strategy, in the order given.
+        strategy, part (spent: newly generated; cached: taken from the parallel set), calls, prompt_tokens,
+        response_tokens; two rows for each strategy, in the order given.
     """
     uses = ("calls", "prompt_tokens", "response_tokens")
     rows = [
@@ -137,7 +137,7 @@ def build_plots(
     comparison: Mapping[str, Any],
     cost: Mapping[str, Any],
 ) -> dict[str, pl.DataFrame]:
-    """All curves of a run, as DVC's own templates draw them: what they tell apart by a column has one each.
+    """All curves of a run, in the form that DVC's own templates draw.
 
     Args:
         scores: teacher -> QUALITY, teacher -> LEARNABILITY, DEFECTS, and the last three of alpha_curve.
@@ -146,9 +146,9 @@ def build_plots(
         allocations, evaluations, comparison, cost: as the curves of these names take them.
 
     Returns:
-        name -> table, numbers to six significant digits. allocation, comparison and ledger begin with `bar`, what the
-        bar stands for; comparison has no row of persyn's own. landscape has a column `<teacher> learnability` for
-        each, alpha `<teacher> share`.
+        name -> table, numbers to six significant digits. allocation, comparison and ledger begin with `bar`, the
+        label of a bar; comparison has no rows of persyn itself. landscape has a column `<teacher> learnability` for
+        each teacher, alpha a column `<teacher> share`.
 
     Raises:
         InputError: as build_rewards.
@@ -168,9 +168,9 @@ def build_plots(
 
 
 def plot_entries(teachers: Sequence[str], strategies: Sequence[str]) -> dict[str, Any]:
-    """The plots of a DVC file, for those curves that must name every teacher or strategy; params.yaml alone knows them.
+    """The entries of a DVC plots file for the curves whose columns depend on the teachers or strategies.
 
-    The file is to lie beside the folders of the curves (`plots`) and of the training losses (`training`).
+    The file must be placed beside the folders of the curves (`plots`) and of the training losses (`training`).
     """
     landscape, alpha = ([f"{teacher} {value}" for teacher in teachers] for value in ("learnability", "share"))
     entries: dict[str, dict[str, Any]] = {
@@ -196,7 +196,7 @@ def plot_entries(teachers: Sequence[str], strategies: Sequence[str]) -> dict[str
 
 
 def _best(rewards: pl.DataFrame) -> pl.DataFrame:
-    """teacher, share: of the prompts of REWARDS, on how many its reward is the highest; a tie is shared equally."""
+    """teacher, share of the prompts of REWARDS on which its reward is the highest; ties are split equally."""
     first = pl.col("reward") >= pl.col("reward").max().over("prompt_id") - TIE
     won = first / first.sum().over("prompt_id")
     prompts = rewards["prompt_id"].n_unique()
@@ -208,7 +208,7 @@ def _labelled(curve: pl.DataFrame, *names: str) -> pl.DataFrame:
 
 
 def _spread(curve: pl.DataFrame, index: Sequence[str], value: str) -> pl.DataFrame:
-    """One row a different `index`, and the value of each teacher in a column of its own; NaN where it has none, which
-    is not drawn, while an empty cell is drawn as 0."""
+    """One row for each distinct `index`, and a column for each teacher's value; NaN if it has none: NaN is not drawn,
+    while an empty cell is drawn as 0."""
     series = curve.select(*index, pl.col(value).alias("value"), series=pl.format("{} " + value, "teacher"))
     return series.pivot("series", index=index, values="value").with_columns(cs.float().fill_null(float("nan")))

@@ -1,4 +1,4 @@
-"""Responses: prompts + a teacher -> its responses, through the store. Only what the store does not hold is asked."""
+"""Responses: prompts + a teacher -> its responses. Only those that the store lacks are generated."""
 
 import logging
 from collections import Counter
@@ -39,11 +39,11 @@ def generate_responses(
     *,
     max_error_share: float = 0.0,
 ) -> pl.DataFrame:
-    """Answer every prompt by one teacher; ask its backend only for what the store does not hold.
+    """One teacher's response to every prompt; its backend generates only those that the store lacks.
 
-    The teacher's precomputed responses are used before its backend is loaded; the backend is not asked for those.
-    An answer that ended by itself serves every max_tokens it fits; one that was cut serves only the max_tokens it was
-    cut at, so a larger one asks again for just those. An error is stored as a record of what happened, and asked again.
+    Precomputed responses are read before the backend is loaded; the backend is not asked for those.
+    A response that ended by itself serves every max_tokens that it fits. A cut one serves only the max_tokens that cut
+    it, so a larger max_tokens asks again for just those. An error is stored as a record, and asked again.
 
     Args:
         prompts: columns prompt_id and prompt.
@@ -52,13 +52,13 @@ def generate_responses(
         speed: the knobs of the teacher's backend.
         budget: tokens that may be paid for; None sets no limit.
         part: (i, n): only the i-th of n parts of the prompts, by key. Parts may run at once, in any processes.
-        max_error_share: share of the prompts that may remain without an answer.
+        max_error_share: share of the prompts that may remain without a response.
 
     Returns:
-        RESPONSES, one row a prompt of the part.
+        RESPONSES, one row for each prompt of the part.
 
     Raises:
-        InputError: more than `max_error_share` failed, or the budget is spent. All answers are in the store by then.
+        InputError: more than `max_error_share` failed, or the budget is spent. All responses are stored by then.
     """
     sampling, requests = teacher.sampling, prepare_requests(prompts, teacher)
     low, high = key_range(*part)
@@ -85,10 +85,10 @@ def generate_responses(
             raise
         finally:
             bar.close()
-    answers = [stored_response(store, request, sampling) or failed[request.key] for request in requests]
-    _check_errors(name, prompts, answers, max_error_share)
+    rows = [stored_response(store, request, sampling) or failed[request.key] for request in requests]
+    _check_errors(name, prompts, rows, max_error_share)
     fields = dict(list(RESPONSES.items())[2:])
-    table = pl.DataFrame([{field: row[field] for field in fields} for row in answers], schema=fields)
+    table = pl.DataFrame([{field: row[field] for field in fields} for row in rows], schema=fields)
     return prompts.select("prompt_id", teacher=pl.lit(name)).hstack(table).select(RESPONSES.names())
 
 
@@ -133,7 +133,7 @@ def _check_errors(name: str, prompts: pl.DataFrame, rows: list[dict[str, Any]], 
         return
     kinds = dict(Counter(reason.partition(":")[0] for reason in reasons.values()))
     first, reason = next(iter(reasons.items()))
-    message = f"{len(reasons)} of {len(rows)} prompts of {name} have no answer ({kinds}); first {first}: {reason}"
+    message = f"{len(reasons)} of {len(rows)} prompts of {name} have no response ({kinds}); first {first}: {reason}"
     if len(reasons) > max_error_share * len(rows):
         raise InputError(
             f"{message}. That is more than responses.max_error_share {max_error_share}; run again to ask only those "

@@ -21,13 +21,13 @@ class RewardSettings(Settings):
     alpha: Share
     """Weight of learnability, from 0 (quality alone) to 1 (learnability alone)."""
     alpha_slope: float = 0.0
-    """How much the weight follows the prompt (ours, not the paper's): it is alpha + alpha_slope * (e - 1/2), clipped to
-    0 to 1, e being the rank of the prompt's mean quality among all prompts, 0 to 1. Above 0, prompts that most teachers
-    answer well are decided by learnability, hard ones by quality."""
+    """How much the weight depends on the prompt (ours, not the paper's). It is alpha + alpha_slope * (e - 1/2), clipped
+    to 0 to 1; e is the rank of the prompt's mean quality among all prompts, 0 to 1. Above 0, learnability decides
+    prompts on which most teachers do well, quality decides hard ones."""
     normalization: Literal["min_max", "z_score", "none"] = "min_max"
-    """Within a prompt: min_max to 0 to 1; z_score; none. Scores that are all equal normalise to 0."""
+    """Over the responses to a prompt: min_max to 0 to 1; z_score; none. Equal scores normalise to 0."""
     penalty: Annotated[float, Field(ge=0)] = 1.0
-    """What a response with a defect loses; from 1 on, with min_max, it loses to every other."""
+    """Subtracted from the reward of a response with a defect; with min_max, 1 or more ranks it below all others."""
 
 
 def build_rewards(
@@ -45,18 +45,18 @@ def build_rewards(
         quality: QUALITY of every teacher.
         learnability: LEARNABILITY of every teacher.
         defects: DEFECTS of every teacher.
-        teachers: who answered every prompt. A prompt that lacks a teacher's score (its call failed, or a score was
-            not finite) is left out and counted: no comparison on it would be fair.
+        teachers: names of all teachers. A prompt that lacks a teacher's score (its call failed, or a score was not
+            finite) is left out and counted: no comparison on it would be fair.
         policies: which defects cost settings.penalty.
-        anchored: those of the teachers that answered some prompts only: a prompt is complete without them.
+        anchored: the teachers that got only some prompts: a prompt is complete without them.
 
     Returns:
-        REWARDS and what to know of them: {prompts, kept, dropped: {incomplete}, penalised, ties (prompts on which all
-        rewards are equal), length_correlation (Spearman, of reward and response tokens: near 1 or -1, the reward is
-        length in disguise; None where either is constant), teachers: {name: {quality, learnability, reward: mean}}}.
+        REWARDS and their metrics: {prompts, kept, dropped: {incomplete}, penalised, ties (prompts on which all rewards
+        are equal), length_correlation (Spearman, of reward and response tokens: near 1 or -1, the reward mostly
+        measures length; None where either is constant), teachers: {name: {quality, learnability, reward: mean}}}.
 
     Raises:
-        InputError: a score is of an unknown teacher, or no prompt is left.
+        InputError: a score belongs to an unknown teacher, or no prompt is left.
     """
     alpha, alpha_slope, penalty = settings.alpha, settings.alpha_slope, settings.penalty
     scores = quality.join(learnability, on=KEYS, how="full", coalesce=True, validate="1:1").sort(KEYS)
@@ -111,13 +111,13 @@ def _correlation(rewards: pl.DataFrame) -> float | None:
 
 
 def _complete(scores: pl.DataFrame, teachers: Sequence[str], anchored: Sequence[str]) -> pl.DataFrame:
-    """The scores of those prompts on which every teacher has both, finite; anchored ones may lack."""
+    """The scores of prompts on which every teacher but the anchored ones has both, finite."""
     unknown = set(scores["teacher"]) - set(teachers)
     if unknown:
-        raise InputError(f"scores of {', '.join(sorted(unknown))}, which is not among {', '.join(teachers)}")
+        raise InputError(f"scores belong to {', '.join(sorted(unknown))}, not among the teachers {', '.join(teachers)}")
     finite = scores.filter(pl.col("quality").is_finite() & pl.col("learnability").is_finite())
-    answering = ~pl.col("teacher").is_in(anchored)
-    complete = finite.filter(answering.sum().over("prompt_id") == len(teachers) - len(anchored))
+    required = ~pl.col("teacher").is_in(anchored)
+    complete = finite.filter(required.sum().over("prompt_id") == len(teachers) - len(anchored))
     if complete.is_empty():
         have = ", ".join(f"{teacher} {finite.filter(teacher=teacher).height}" for teacher in teachers)
         raise InputError(

@@ -1,4 +1,4 @@
-"""Routed: what the chosen teachers wrote. The parallel set is already answered; only the rest is generated."""
+"""Routed: the responses of the chosen teachers. Those on the parallel set exist already; the rest is generated."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,20 +22,20 @@ def build_routed(
     speed: Mapping[str, BackendSpeed],
     **limits: Any,
 ) -> pl.DataFrame:
-    """Collect one response a route, from its teacher.
+    """Collect one response for each route, from its teacher.
 
     Args:
         prompts: PROMPTS.
         routes: ROUTES.
-        responses: RESPONSES of all teachers to the parallel set: taken, not asked again.
+        responses: RESPONSES of all teachers to the parallel set, reused here.
         teachers: name -> Teacher.
-        licenses: what the gate lets pass; it is asked for those teachers only that something is left to ask of.
+        licenses: checked only for teachers that still have prompts to respond to.
         folder: the response store.
         speed: teacher -> the speed knobs of its backend.
         limits: the keyword arguments of generate_responses.
 
     Returns:
-        RESPONSES, one row a route.
+        RESPONSES, one row for each route.
 
     Raises:
         InputError: as check_terms and generate_responses.

@@ -1,4 +1,4 @@
-"""Every table's columns and types. `read_table` and `write_table` check them; they never change a value."""
+"""The columns and types of every table. `read_table` and `write_table` check them and never change a value."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ PROMPTS = pl.Schema(
         "reference": pl.String,  # nullable; math: the final answer; instruction: the constraints as json
         "source": pl.String,
         "license": pl.String,
-        "parallel": pl.Boolean,  # every teacher answers this prompt
+        "parallel": pl.Boolean,  # every teacher responds to this prompt
     }
 )
 RESPONSES = pl.Schema(
@@ -38,7 +38,7 @@ LEARNABILITY = pl.Schema(
     {
         "prompt_id": pl.String,
         "teacher": pl.String,
-        "learnability": pl.Float64,  # mean log-probability a response token, nats
+        "learnability": pl.Float64,  # mean log-probability per response token, nats
         "num_tokens": pl.Int64,
         "truncated": pl.Boolean,
     }
@@ -65,7 +65,7 @@ ROUTES = pl.Schema(
         "prompt_id": pl.String,
         "teacher": pl.String,
         "strength": pl.Float64,  # nullable: only a router gives strengths
-        "margin": pl.Float64,  # nullable: strength over the best other teacher
+        "margin": pl.Float64,  # nullable: strength minus that of the best other teacher
     }
 )
 DATASET = pl.Schema(
@@ -82,7 +82,7 @@ DATASET = pl.Schema(
 SAMPLES = pl.Schema(
     {
         "task": pl.String,
-        "sample_id": pl.String,  # content hash of the evaluation item: the pairing key between students
+        "sample_id": pl.String,  # content hash of the evaluation item: pairs the same item across students
         "metric": pl.String,
         "value": pl.Float64,
         "response": pl.String,
@@ -117,10 +117,9 @@ def parse_table(source: Path | bytes, schema: pl.Schema, name: str) -> pl.DataFr
 
 
 def read_folder(folder: str | Path, names: Sequence[str], schema: pl.Schema) -> dict[str, pl.DataFrame]:
-    """Read `<folder>/<name>.parquet` for every name, as name -> table, and refuse a file that no name accounts for.
+    """Read `<folder>/<name>.parquet` for every name, as name -> table; refuse files of other names.
 
-    The names come from params.yaml, never from a glob: a removed teacher's file stays behind in the folder
-    and would otherwise be read as if it were still wanted.
+    The names come from params.yaml, never from a glob, which would also read the left-over file of a removed teacher.
     """
     left_over = sorted({file.stem for file in Path(folder).glob("*.parquet")} - set(names))
     if left_over:
@@ -132,10 +131,10 @@ def read_folder(folder: str | Path, names: Sequence[str], schema: pl.Schema) -> 
 
 
 def write_table(table: pl.DataFrame, path: str | Path, schema: pl.Schema) -> None:
-    """Check `table`, sort it by its key and write it whole: the file appears complete or not at all.
+    """Check `table`, sort it by its key and write it: the file appears complete or not at all.
 
-    The key is every leading String column that names a row (prompt_id, teacher, ...), so equal content gives
-    equal bytes and an unchanged output stops DVC from running what comes after it.
+    The key is every leading String column that names a row (prompt_id, teacher, ...). Equal content thus gives equal
+    bytes, and DVC does not rerun the stages after an unchanged output.
     """
     check_table(table, schema, str(path))
     keys = [

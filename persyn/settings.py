@@ -1,7 +1,7 @@
-"""Settings: what a section of params.yaml is checked by. Strict types, bounds, and every mistake in a line of its own.
+"""Settings: the checks of a section of params.yaml: strict types, bounds, and one line for every mistake.
 
-A section is a subclass of Settings that stands beside the code that uses it. The text under a field is its
-documentation: the reference of all parameters and `params.schema.json` are made of it.
+A section is a subclass of Settings, kept beside the code that uses it. The text under a field is its documentation:
+the reference of all parameters and `params.schema.json` are generated from it.
 """
 
 import json
@@ -19,13 +19,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", json_schema_extra={"x-needed": "a commit of 40 hex digits"})]
 """The 40-hex commit of a hub id."""
 KEY = "[key]"
-"""The last part of a place that is a name in a mapping, as pydantic says it."""
+"""How pydantic marks, in the place of a mistake, that it is about the key of a mapping."""
 TYPES = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}
 TYPES |= {"object": "a mapping (keys and their values)", "array": "a list", "null": "null"}
 
 
 class Misfit(ValueError):
-    """What a field holds does not fit another field: raised by a model's validator to say which field is to change."""
+    """A field contradicts another one: raised by a model's validator to say which field must change."""
 
     def __init__(self, field: str, text: str) -> None:
         super().__init__(text)
@@ -33,7 +33,7 @@ class Misfit(ValueError):
 
 
 class Settings(BaseModel):
-    """A mapping of params.yaml with known keys. It cannot be changed once it is made."""
+    """A mapping of params.yaml with known keys. It is immutable."""
 
     model_config = ConfigDict(
         frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, defer_build=True
@@ -42,7 +42,7 @@ class Settings(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _in_plain_words(cls, data: Any, handler: Any) -> Self:
-        """Say what was got and what is needed, in place of pydantic's own words."""
+        """Replace pydantic's messages by ours, which say what was got and what is needed."""
         try:
             return handler(data)
         except ValidationError as error:
@@ -71,7 +71,7 @@ class Settings(BaseModel):
             text, field = _text(found), _misfit(found)
             place, kind = (*place, *field), "missing key" if field else kind  # which it may be
         elif found["type"] == "string_type" and found["loc"][-1] == KEY:
-            text = f"is a name that must be text; write '{got}' in quotes"
+            text = f"is a key that must be text; write '{got}' in quotes"
         elif found["loc"][-1:] == (KEY,):
             text = f"is no name that is known here; {found['msg'].replace('Input should', 'it must')}"
         elif len(place) == 1 and place[0] in cls.model_fields:
@@ -86,10 +86,10 @@ class Settings(BaseModel):
 
     @classmethod
     def parse(cls, data: Any, place: str = "") -> Self:
-        """Check `data`, what stands at `place` of params.yaml; null stands for no keys.
+        """Check `data`, the content of `place` in params.yaml; null means no keys.
 
         Raises:
-            InputError: a line for every mistake.
+            InputError: with a line for every mistake.
         """
         try:
             return cls.model_validate({} if data is None else data)
@@ -97,7 +97,7 @@ class Settings(BaseModel):
             raise InputError(*problems(error, place)) from None
 
     def changed(self, **changes: Any) -> Self:
-        """A copy with other values, which are checked."""
+        """A copy with other values; they are checked."""
         return type(self).model_validate({**dict(self), **changes})
 
 
@@ -108,18 +108,18 @@ def problems(error: ValidationError, place: str = "") -> list[str]:
 
 
 def _text(found: Any) -> str:
-    """What a mistake says. The checks that a section ends with (mode `after`) run outside of _in_plain_words."""
+    """The message of a mistake. Checks of mode `after` run outside of _in_plain_words, so they are handled here."""
     return str(found["ctx"]["error"]) if found["type"] == "value_error" else str(found["msg"])
 
 
 def _misfit(found: Any) -> tuple[str, ...]:
-    """The field that such a check says is to change, if it says one."""
+    """The field that such a check names, if any."""
     error = found.get("ctx", {}).get("error")
     return (error.field,) if isinstance(error, Misfit) else ()
 
 
 def needed(section: type[BaseModel], field: str) -> str:
-    """What a field takes, in words, such as `a number from 0 to 1`; of its schema."""
+    """The values that a field takes, in words, such as `a number from 0 to 1`; from its schema."""
     schema = _schema(section)
     return describe(schema["properties"].get(field, {}), schema.get("$defs", {}))
 
@@ -133,7 +133,7 @@ def describe(schema: Mapping[str, Any], named: Mapping[str, Any]) -> str:
     """A JSON schema in words.
 
     Args:
-        named: the schemas that `$ref` means.
+        named: the schemas that `$ref` refers to.
     """
     if "$ref" in schema:
         schema = named[schema["$ref"].rpartition("/")[2]]
@@ -163,13 +163,13 @@ def shown(value: Any, length: int = 60) -> str:
 
 
 def _choices(schema: Mapping[str, Any]) -> list[str]:
-    """The texts that a schema allows, where it allows only some."""
+    """The texts that a schema allows, if it allows only some."""
     own = [str(choice) for choice in schema.get("enum", ())]
     return own + [choice for part in schema.get("anyOf", ()) for choice in _choices(part)]
 
 
 def _tags(schema: Any, field: str) -> Iterator[list[str]]:
-    """What a union within a JSON schema is told apart by."""
+    """The values that tell the members of a union in a JSON schema apart."""
     if isinstance(schema, Mapping):
         if schema.get("discriminator", {}).get("propertyName") == field:
             yield list(schema["discriminator"]["mapping"])
@@ -198,7 +198,7 @@ def _exactly(number: float) -> str:
 
 
 def _deepest(mistakes: Sequence[Any], data: Any) -> list[Any]:
-    """Without what pydantic says of a list as a whole because its other choice is no list, where it says which item."""
+    """Drop a mistake about a whole list (its alternative is no list) where another one names the wrong item."""
     said = ("plain", "missing key")
     own = [_place(found, data) for found in mistakes if found["type"] not in said]
     above = {place[:end] for place in own for end in range(1, len(place))}
@@ -206,7 +206,7 @@ def _deepest(mistakes: Sequence[Any], data: Any) -> list[Any]:
 
 
 def _place(found: Any, data: Any) -> tuple[Any, ...]:
-    """Where in `data` a mistake is, without the names of a union's members, which pydantic puts between."""
+    """Where in `data` a mistake is, without the names of a union's members, which pydantic inserts."""
     place: list[Any] = []
     node, parts = data, found["loc"]
     for number, part in enumerate(parts, start=1):

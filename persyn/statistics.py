@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import optimize, stats
 
-LEVEL = 0.05  # of every test; intervals are of 1 - LEVEL
+LEVEL = 0.05  # significance level of every test; intervals cover 1 - LEVEL
 
 POWER = 0.8
 
@@ -19,8 +19,8 @@ def paired_difference(reference: np.ndarray, other: np.ndarray, seed: int = 0) -
 
     Returns:
         difference: mean of the paired differences; interval: its 95 % percentile bootstrap interval;
-        p: exact McNemar where all values are 0 or 1, else a paired sign-flip permutation test; mde: the smallest true
-        difference found with 80 % power at 5 %; n. Where no item differs, or there is one only, interval and mde are
+        p: exact McNemar if all values are 0 or 1, else a paired sign-flip permutation test; mde: the smallest true
+        difference found with 80 % power at 5 %; n. If no item differs, or there is only one, interval and mde are
         None: such a sample says nothing about their size.
     """
     gaps = reference - other
@@ -38,8 +38,8 @@ def seed_difference(reference: Sequence[np.ndarray], other: Sequence[np.ndarray]
 
     Returns:
         difference: mean over seeds of the mean paired differences; difference_interval (95 %), p (two-sided), mde: of
-        the paired t test over the S of them; p_items: the test of paired_difference over the items of all seeds.
-        It knows no noise of training and takes an item met in two seeds for two, so it may be far too small.
+        the paired t test over these S means; p_items: the test of paired_difference over the items of all seeds. It
+        ignores training noise and counts an item in two seeds as two items, so it may be far too small.
     """
     gaps = np.array([(one - two).mean() for one, two in zip(reference, other, strict=True)])
     interval, p, mde = _t_test(gaps)
@@ -50,8 +50,8 @@ def seed_difference(reference: Sequence[np.ndarray], other: Sequence[np.ndarray]
 def holm(p_values: Sequence[float]) -> list[float]:
     """P values corrected for their number M, in the order given (Holm 1979, step-down).
 
-    The k-th smallest (k from 0) becomes the largest of (M - j) * p_j over j <= k, 1 at most. If nothing differs, one or
-    more of the M are below 0.05 with a probability of 5 % at most, however the tests depend on each other.
+    The k-th smallest (k from 0) becomes the largest of (M - j) * p_j over j <= k, 1 at most. If nothing differs, the
+    probability that any of the M is below 0.05 is 5 % at most, however the tests depend on each other.
     """
     p, order = np.asarray(p_values, dtype=float), np.argsort(p_values, kind="stable")
     corrected = np.empty_like(p)
@@ -72,8 +72,8 @@ def detectable_shift(n: int) -> float:
 def _t_test(values: np.ndarray) -> tuple[list[float] | None, float | None, float | None]:
     """Interval, p and mde of the mean of (S,) values against 0; all None where t is not defined.
 
-    That is with one value, and where all are equal but for rounding. Their deviation is 0, and t infinite or 0/0; yet
-    scores of few items coincide by chance, and a seed that changes nothing is no repetition: no noise was measured.
+    That is the case with one value, and if all are equal up to rounding: their deviation is 0, so t is infinite or 0/0.
+    Scores of few items can be equal by chance, and a seed that changes nothing measures no noise.
     """
     if len(values) < 2 or np.ptp(values) <= max(1e-9 * np.abs(values).max(), 1e-12):
         return None, None, None

@@ -20,20 +20,20 @@ class SftSettings(Settings):
     """The section `sft`: how the student is fine-tuned."""
 
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-    """Its peak: it rises over `warmup` and falls by a cosine after that."""
+    """Peak learning rate: it rises over `warmup`, then falls by a cosine."""
     epochs: Annotated[float, Field(gt=0)] = 2
     """Passes over the dataset."""
     batch_size: Annotated[int, Field(ge=1)] = 32
-    """Rows an update over all processes, reached by accumulation."""
+    """Rows per update over all processes, reached by gradient accumulation."""
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the updates over which the learning rate rises."""
     packing: bool = False
-    """Whether short rows share a sequence of up to the student's `max_length` tokens. Rows do not see each other, so
-    the loss stays the same, but `batch_size` then counts sequences."""
+    """Whether short rows are packed into sequences of up to the student's `max_length` tokens. Rows do not see each
+    other, so the loss stays the same, but `batch_size` then counts sequences."""
     lora: LoraSettings | None = None
-    """Trains a LoRA adapter, which is merged in; null trains every weight."""
+    """Trains a LoRA adapter and merges it into the model; null trains every weight."""
     seed: Seed = 0
-    """Of the order of rows and of LoRA's first weights."""
+    """Seed of the order of rows and of LoRA's first weights."""
 
 
 def train_student(
@@ -46,15 +46,15 @@ def train_student(
 ) -> pl.DataFrame:
     """Train and write a complete model (LoRA merged in) and its tokenizer to `folder`, as safetensors.
 
-    A run that was killed and is started again with the same inputs goes on from its last checkpoint. Where several
-    processes train together, only the main one returns; the others end.
+    Resumes from the last checkpoint of a killed run with the same inputs. If several processes train together, only
+    the main one returns; the others end.
 
-    The loss is TRL's: log-likelihoods are computed in chunks, no logits of a whole batch are ever held.
+    The loss is TRL's: log-likelihoods are computed in chunks, so the logits of a whole batch never exist at once.
 
     Args:
         dataset: DATASET.
         device_batch_size: rows in one forward pass at most; None takes the whole batch.
-        live: where the training reports to while it runs.
+        live: receives the training's curves while it runs.
 
     Returns:
         The loss curve: columns step and loss.
@@ -91,7 +91,7 @@ def train_student(
             warmup_steps=settings.warmup,
             logging_steps=1,
         )
-        model = load_base()  # after SFTConfig, which makes the processes know each other
+        model = load_base()  # after SFTConfig, which connects the processes
         if packing and shared.is_main():
             _check_rows_stay_apart(model, rows)
         trainer: Any = StudentTrainer(
@@ -110,8 +110,8 @@ def train_student(
 
 
 def encode_dataset(tokenizer: Any, dataset: pl.DataFrame) -> list[dict[str, list[int]]]:
-    """DATASET as the token ids and labels that TRL trains on: the very tokens that learnability scores. The label of
-    a prompt token is -100, which the loss ignores.
+    """DATASET as the token ids and labels that TRL trains on: exactly the tokens that learnability scores. The label
+    of a prompt token is -100, which the loss ignores.
     """
     encoded = [
         encode_completion(tokenizer, prompt[0]["content"], completion[0]["content"], finished=True)
@@ -121,8 +121,8 @@ def encode_dataset(tokenizer: Any, dataset: pl.DataFrame) -> list[dict[str, list
 
 
 def _check_rows_stay_apart(model: Any, rows: list[dict[str, list[int]]]) -> None:
-    """Refuse a model in which a packed row sees the row before it: attention that goes by no positions, or a state that
-    is carried on."""
+    """Refuse a model in which a packed row sees the row before it, because its attention ignores positions or it
+    carries a state across rows."""
     import torch
 
     first, second = (torch.tensor([row["input_ids"][-16:]]) for row in (rows[0], rows[-1]))

@@ -1,4 +1,4 @@
-"""Summary: the few numbers by which two runs are compared."""
+"""Summary: a few numbers for comparing two runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,9 +8,9 @@ from persyn.errors import InputError
 
 MAIN_METRICS = ("prompt_level_strict_acc", "math_verify", "pass@1", "exact_match", "acc", "score")
 """A task's main score is the first of these that it has. `math_verify` comes before lm-eval's `exact_match`, which
-misses a right result that is written in another way: in the demo it is 0 for every student."""
+misses a right result in another notation: in the demo it is 0 for every student."""
 MOST_TASKS = 2
-"""Up to so many tasks are shown one by one; of more tasks, their mean."""
+"""Up to this many tasks are shown one by one; if there are more, only their mean."""
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """task -> metric -> {value, stderr, n}: a file of metrics/evaluation."""
@@ -30,18 +30,17 @@ def build_summary(
         allocation: strategy -> its share of the prompts by teacher; only that of `persyn` is read.
         evaluations: strategy -> its scores.
         cost: metrics/cost.json.
-        tasks: the tasks that params.yaml names. Where each has scores, only they count, not the parts of a group.
+        tasks: the tasks named in params.yaml. If each has scores, only they count, not the parts of a group.
 
     Returns:
-        regret: mean reward that the router's choice loses on held-out prompts. gain: mean reward that it wins over one
-        teacher for all of them. hit_at_1: share of them on which it chose the best teacher. share: share of all
-        prompts that goes to the teacher that `persyn` uses most. <task> and <task>_other: the task's main score under
-        `persyn`, and under the best other strategy; of two tasks each goes by the first word in which their names
-        differ. With more than MOST_TASKS tasks score and score_other instead: the means over the tasks, the best other
-        strategy being the one with the highest mean. calls and tokens: the calls and response tokens that `persyn`
-        takes of teachers, parallel set included. fewer: how many times fewer calls that is than all teachers on all
-        prompts. What a run does not have is left out: gain where too few prompts were held out, scores of others where
-        `persyn` is the only strategy.
+        regret: mean reward lost by the router's choice on held-out prompts. gain: its mean reward there minus that of
+        one teacher for all of them. hit_at_1: share of them on which it chose the best teacher. share: share of all
+        prompts routed to the teacher that `persyn` uses most. <task> and <task>_other: the task's main score under
+        `persyn`, and under the best other strategy; two tasks are named by the first word in which their names differ.
+        With more than MOST_TASKS tasks, score and score_other instead: means over the tasks, the best other strategy
+        having the highest mean. calls and tokens: calls to teachers and response tokens of `persyn`, parallel set
+        included. fewer: how many times fewer calls than all teachers on all prompts. A number that a run lacks is left
+        out: gain if too few prompts were held out, scores of others if `persyn` is the only strategy.
 
     Raises:
         InputError: there is no strategy `persyn`.
@@ -63,8 +62,8 @@ def build_summary(
 
 
 def main_score(metrics: Mapping[str, Mapping[str, Any]]) -> float:
-    """The value of a task's main metric. Of a task that has none of MAIN_METRICS, the first by name. What follows a
-    comma in a metric's name is the filter by which responses were read.
+    """The value of a task's main metric; if it has none of MAIN_METRICS, of the first by name. A metric's name may end
+    in a comma and the filter that read the responses.
     """
     for name in MAIN_METRICS:
         for metric in sorted(metrics):
@@ -94,7 +93,7 @@ def _scores(evaluations: Mapping[str, Scores], named: Sequence[str]) -> dict[str
 
 
 def _short(tasks: list[str]) -> list[str]:
-    """Two tasks by the first word in which they differ, such as ifeval and math for persyn_ifeval and persyn_math."""
+    """Two tasks named by the first word in which they differ: ifeval, math for persyn_ifeval, persyn_math."""
     if len(tasks) == 2:
         for words in zip(*(task.split("_") for task in tasks), strict=False):
             if words[0] != words[1]:

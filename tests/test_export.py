@@ -37,7 +37,13 @@ HOSTILE = [
 ]
 PARAMS: dict[str, Any] = {
     "teachers": {
-        name: {"model": f"model-{name}", "license": "MIT", "backend": "openai", "training": "allowed", "sampling": {"max_tokens": 9}}
+        name: {
+            "model": f"model-{name}",
+            "license": "MIT",
+            "backend": "openai",
+            "training": "allowed",
+            "sampling": {"max_tokens": 9},
+        }
         for name in "ab"
     },
     "prompts": {"num_parallel": 2, "sources": [], "decontaminate": [{"path": "evaluation/x.jsonl"}]},

@@ -13,7 +13,7 @@ from persyn.cli.store import store
 from persyn.errors import ending_in_one_line
 
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, help="PerSyn: what DVC cannot show. `dvc repro` runs it."
+    no_args_is_help=True, pretty_exceptions_enable=False, help="PerSyn: what DVC cannot show. `dvc repro` runs all."
 )
 for command in (params, plan, generate, ledger, report, show, diff, export):
     app.command()(command)

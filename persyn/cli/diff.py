@@ -1,4 +1,4 @@
-"""`persyn diff`: how prompts, allocation, scores and evaluation moved between two revisions."""
+"""`persyn diff`: how prompts, allocation, scores and evaluation differ between two revisions."""
 
 from typing import Annotated
 
@@ -10,14 +10,14 @@ def diff(
         str, typer.Argument(help="A commit, a branch, a tag, an experiment's name, or workspace.")
     ] = "HEAD",
     rev_b: Annotated[str, typer.Argument(help="The same.")] = "workspace",
-    strategy: Annotated[str | None, typer.Option(help="Of allocation and evaluation only this one's.")] = None,
-    limit: Annotated[int, typer.Option(min=0, help="How many moved prompts to list a strategy.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="All of it as json, with every moved prompt.")] = False,
+    strategy: Annotated[str | None, typer.Option(help="Compare allocation and evaluation of this one only.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="How many moved prompts to list for each strategy.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as json, with every moved prompt.")] = False,
 ) -> None:
-    """What changed from A to B: prompts, who answers them, scores, evaluation item by item.
+    """What changed from A to B: prompts, their teachers, scores, evaluation item by item.
 
-    Without arguments: the data as it lies against the last commit, as `dvc diff` does. Parameters and metrics are
-    compared by `dvc params diff` and `dvc metrics diff`.
+    Without arguments, the workspace is compared with the last commit, as `dvc diff` does. `dvc params diff` and
+    `dvc metrics diff` compare parameters and metrics.
     """
     import json
     from functools import partial

@@ -1,4 +1,4 @@
-"""`persyn export`: a strategy's dataset as a folder that the Hugging Face hub, `datasets` and trainers take."""
+"""`persyn export`: a strategy's dataset as a folder that the Hugging Face hub, `datasets` and trainers can read."""
 
 from functools import partial
 from pathlib import Path
@@ -18,19 +18,17 @@ if TYPE_CHECKING:
 def export(
     strategy: Annotated[str, typer.Option(help="Its name in params.yaml.")] = "persyn",
     out: Annotated[Path | None, typer.Option(help="The folder. Default: exports/<strategy>.")] = None,
-    rev: Annotated[
-        str | None, typer.Option(help="A commit, tag or experiment. Default: the files as they lie.")
-    ] = None,
+    rev: Annotated[str | None, typer.Option(help="A commit, tag or experiment. Default: the workspace.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export in the folder.")] = False,
-    push: Annotated[str | None, typer.Option(help="Upload it to this dataset of the hub, owner/name.")] = None,
+    push: Annotated[str | None, typer.Option(help="Upload it to this dataset on the hub, owner/name.")] = None,
     public: Annotated[bool, typer.Option("--public/--private", help="Who sees what is pushed.")] = False,
     accept_terms: Annotated[
-        bool, typer.Option("--accept-terms", help="Push publicly what terms forbid or leave open: you have leave.")
+        bool, typer.Option("--accept-terms", help="Push publicly what terms forbid or leave open: you have permission.")
     ] = False,
 ) -> None:
-    """Write a strategy's dataset with its card as a Hugging Face dataset: data of the pipeline, out of the project.
+    """Write a strategy's dataset and its card as a folder in the form of a Hugging Face dataset.
 
-    `datasets.load_dataset(FOLDER)` and TRL's SFTTrainer take it as it is. Nothing leaves this machine without --push.
+    `datasets.load_dataset(FOLDER)` and TRL's SFTTrainer read it. Nothing leaves this machine without --push.
     """
     from persyn.errors import InputError
     from persyn.export import against_publishing
@@ -48,8 +46,8 @@ def export(
     reasons = against_publishing(rows)
     if push and public and reasons and not accept_terms:
         raise InputError(
-            f"not pushed publicly: {'; '.join(reasons)}; push it privately, leave them out, or say by --accept-terms "
-            f"that you have leave to publish"
+            f"not pushed publicly: {'; '.join(reasons)}; push it privately, leave them out, or give --accept-terms "
+            f"if you have permission to publish"
         )
     shards, teachers = write_export(rows, card, folder, force), rows["teacher_id"].n_unique()
     typer.echo(
@@ -61,7 +59,7 @@ def export(
 
 
 def _make(snapshot: "Snapshot", strategy: str) -> "tuple[pl.DataFrame, Callable[[dict[str, Any]], str]]":
-    """EXPORT of a strategy, and what writes its card, as write_export takes it."""
+    """EXPORT of a strategy, and the function that writes its card for write_export."""
     from persyn.dataset.card import build_card
     from persyn.export import build_export, describe_export
     from persyn.project.lock import check_lock, provenance
@@ -94,7 +92,7 @@ def _teachers(params: "Mapping[str, Any]", strategy: str) -> "dict[str, Teacher]
 
 
 def _tables(snapshot: "Snapshot", strategy: str) -> "dict[str, pl.DataFrame]":
-    """The tables of build_export, by their names there."""
+    """The tables that build_export takes, by the names of its arguments."""
     import polars as pl
 
     return {
@@ -114,6 +112,6 @@ def _gate(params: "Mapping[str, Any]", teachers: "dict[str, Teacher]", dataset: 
     unknown = [name for name in names if name not in teachers]
     if unknown:
         raise InputError(
-            f"the dataset holds answers of {', '.join(unknown)}, no teacher of params.yaml; run `dvc repro`"
+            f"the dataset holds responses of {', '.join(unknown)}, which params.yaml does not name; run `dvc repro`"
         )
     check_terms({name: teachers[name] for name in names}, licenses)

@@ -1,4 +1,4 @@
-"""`persyn generate`: a teacher's share of its prompts, into the store."""
+"""`persyn generate`: fill the store with a teacher's responses to one share of its prompts."""
 
 import logging
 from pathlib import Path
@@ -11,11 +11,12 @@ def generate(
     teacher: Annotated[str, typer.Option(help="Its name in params.yaml.")],
     shard: Annotated[str, typer.Option(help="i/n: the i-th of n shares, counted from 0.")] = "0/1",
     prompts: Annotated[Path, typer.Option(help="The table of prompts.")] = Path("data/prompts.parquet"),
-    routes: Annotated[Path, typer.Option(help="The folder of routes; those there are are read.")] = Path("data/routes"),
+    routes: Annotated[Path, typer.Option(help="The folder of routes; missing ones are skipped.")] = Path("data/routes"),
 ) -> None:
-    """Have a teacher answer its share of what it is still to answer, into the store: `dvc repro` then asks nothing.
+    """Generate one share of the responses that a teacher still owes; `dvc repro` then finds them in the store.
 
-    The parallel set, and what any strategy has routed to it. Shares may run at once on any machines that see the store.
+    Its prompts are the parallel set and those that any strategy routes to it. Shares may run at the same time, on any
+    machines that see the store.
     """
     from persyn.errors import InputError, nearest
     from persyn.generation.terms import check_terms
@@ -43,5 +44,5 @@ def generate(
     allowed, speed = params.responses.max_error_share, params.speed_of(teacher)
     responses = generate_responses(wanted, teacher, entry, store_folder(), speed, budget, part, max_error_share=allowed)
     typer.echo(
-        f"{teacher}: {responses.height} of {wanted.height} prompts are in shard {shard}; all of them are in the store"
+        f"{teacher}: shard {shard} has {responses.height} of {wanted.height} prompts; all its responses are stored"
     )

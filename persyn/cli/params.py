@@ -7,14 +7,14 @@ import typer
 
 
 def params(
-    section: Annotated[str | None, typer.Argument(help="Of the reference only this section, such as rewards.")] = None,
+    section: Annotated[str | None, typer.Argument(help="Print only this section, such as rewards.")] = None,
     check: Annotated[
-        list[Path] | None, typer.Option(help="Check this file instead, and say every mistake in it. May be repeated.")
+        list[Path] | None, typer.Option(help="Check this file instead and report every mistake in it. May be repeated.")
     ] = None,
     page: Annotated[bool, typer.Option("--page", help="The reference as docs/params.md.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="The schema for editors, params.schema.json.")] = False,
 ) -> None:
-    """Every parameter of params.yaml: what it takes, its default, its meaning; or whether a file is right."""
+    """Print every parameter of params.yaml with its type, default and meaning; or check files."""
     from persyn.errors import InputError
     from persyn.project.params import read_params
     from persyn.project.reference import reference_page, reference_text, schema_text

@@ -1,4 +1,4 @@
-"""`persyn plan` and `persyn ledger`: the bill before and after a run."""
+"""`persyn plan` and `persyn ledger`: what a run costs, before and after."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,12 +17,12 @@ PARAMS = Path("params.yaml")
 def plan(
     params: Annotated[Path, typer.Option(help="Of another profile: profiles/paper-instruct/params.yaml.")] = PARAMS,
     probe: Annotated[
-        int, typer.Option(min=0, help="Ask each teacher so many parallel prompts first. They are kept and paid once.")
+        int, typer.Option(min=0, help="Ask each teacher this many parallel prompts first. Their responses are kept.")
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="The same as json.")] = False,
     data: Data = Path("data"),
 ) -> None:
-    """What a run will have to pay for, before it runs: calls, tokens, GPU-hours, disk and money, as intervals."""
+    """Estimate what a run will cost: calls, tokens, GPU-hours, disk and money, as intervals."""
     import json
 
     from persyn.generation.terms import check_terms, refused_teachers
@@ -50,7 +50,7 @@ def plan(
 
 
 def ledger(data: Data = Path("data")) -> None:
-    """What the results needed: spent, cached and saved, and money at the prices that params.yaml gives now."""
+    """What the results cost: calls and tokens spent, cached and saved, and money at the prices now in params.yaml."""
     import polars as pl
 
     from persyn.cost import build_ledger
@@ -66,7 +66,7 @@ def ledger(data: Data = Path("data")) -> None:
 
 
 def _prompts(data: Path, params: "Params") -> tuple["pl.DataFrame", str]:
-    """The prompts that params.yaml means, and where they are from: made, or to be made of local files, or declared."""
+    """The prompts of params.yaml, and their origin: the table, else the raw files, else the declared limits."""
     from persyn.planning.known import declared_prompts
     from persyn.prompts import build_prompts
     from persyn.schemas import PROMPTS, read_table
@@ -89,7 +89,7 @@ def _probe(prompts: "pl.DataFrame", params: "Params", folder: Path, count: int) 
     from persyn.responses import generate_responses
 
     if prompts["prompt"].null_count():
-        raise InputError("--probe needs the prompts, which are not here; run `dvc repro prompts` first")
+        raise InputError("--probe needs the prompts, which are not made yet; run `dvc repro prompts` first")
     allowed = params.responses.max_error_share
     parallel = prompts.filter("parallel")
     for name, teacher in params.teachers.items():

@@ -10,10 +10,10 @@ from persyn.project import REPORT
 
 def report(
     out: Annotated[Path, typer.Option(help="The file to write.")] = REPORT,
-    sample: Annotated[int, typer.Option(min=0, help="Prompts at most that the page lets you browse.")] = 5000,
-    rev: Annotated[str | None, typer.Option(help="As of a commit, a branch, a tag or an experiment.")] = None,
+    sample: Annotated[int, typer.Option(min=0, help="At most so many prompts can be browsed on the page.")] = 5000,
+    rev: Annotated[str | None, typer.Option(help="A commit, branch, tag or experiment.")] = None,
 ) -> None:
-    """Where the prompts went and why, whether it was worth it, and the prompts themselves, as one html file."""
+    """Write one html file: where the prompts went and why, whether it was worth it, and the prompts themselves."""
     from rich.console import Console
 
     from persyn.errors import InputError

@@ -10,16 +10,16 @@ if TYPE_CHECKING:
 
 def show(
     prompt_id: Annotated[
-        str | None, typer.Argument(help="A prompt's id, or as much of its beginning as is its own.")
+        str | None, typer.Argument(help="A prompt's id, or enough of its beginning to be unique.")
     ] = None,
     search: Annotated[str | None, typer.Option(help="List the prompts that contain this text.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many prompts --search lists.")] = 20,
-    rev: Annotated[str | None, typer.Option(help="As of a commit, a branch, a tag or an experiment.")] = None,
+    rev: Annotated[str | None, typer.Option(help="A commit, branch, tag or experiment.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as json.")] = False,
 ) -> None:
     """One prompt through the whole pipeline: every teacher's response and its scores, pairs, routes, datasets.
 
-    `persyn show --search TEXT` finds the id; the ids stand in data/prompts.parquet.
+    `persyn show --search TEXT` finds the id; data/prompts.parquet has all ids.
     """
     import json
 
@@ -32,7 +32,7 @@ def show(
 
     if (prompt_id is None) == (search is None):
         got = "neither" if search is None else "both"
-        raise InputError(f"got {got} of a prompt's id and --search; `persyn show --search TEXT` lists ids to show")
+        raise InputError(f"got {got} of a prompt's id and --search, give one; `persyn show --search TEXT` lists ids")
     console, status = Console(), Console(stderr=True).status("reading")
     with status, open_snapshot(rev) as snapshot:
         prompts = snapshot.need("prompts")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-store = typer.Typer(no_args_is_help=True, help="The response store: every teacher answer and reward score paid for.")
+store = typer.Typer(no_args_is_help=True, help="The response store: every teacher response and every score paid for.")
 
 Folder = Annotated[
     Path | None, typer.Option("--store", help="Its folder. Default: $PERSYN_STORE, else in the user's cache.")
@@ -14,7 +14,7 @@ Folder = Annotated[
 
 @store.command()
 def verify(folder: Folder = None) -> None:
-    """Check every record. Exits with 1 if one is damaged: what it held will be asked again."""
+    """Check every record. Exits with 1 if one is damaged; its response will be generated again."""
     from persyn import store as module
 
     damaged: list[str] = []
@@ -28,7 +28,7 @@ def verify(folder: Folder = None) -> None:
     for place in damaged:
         typer.echo(f"damaged: {place}", err=True)
     if damaged:
-        typer.echo("`persyn store gc` clears the damage away; the next run asks again what it held", err=True)
+        typer.echo("`persyn store gc` removes damaged records; the next run generates them again", err=True)
         raise typer.Exit(1)
 
 
@@ -43,7 +43,7 @@ def stats(folder: Folder = None) -> None:
 
 @store.command()
 def gc(folder: Folder = None) -> None:
-    """Merge journals; drop damaged and repeated records. No answer is dropped."""
+    """Merge journals; drop damaged and repeated records. No response is lost."""
     from persyn import store as module
 
     for shelf in _shelves(folder):

@@ -19,7 +19,7 @@ class DatasetSettings(Settings):
     """The section `dataset`."""
 
     keep_length: bool = False
-    """Whether a response cut at max_tokens is trained on. It teaches the student to end in mid-sentence."""
+    """Whether to train on responses cut at max_tokens. They teach the student to end in mid-sentence."""
 
 
 def build_dataset(
@@ -32,16 +32,16 @@ def build_dataset(
     routes: pl.DataFrame | None = None,
     score: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Join prompts with their routed responses, without those that are not fit to train on.
+    """Join prompts with their routed responses; drop responses that are unfit to train on.
 
     Args:
         prompts: PROMPTS.
         routed: RESPONSES, one row a prompt, or two where it had two teachers.
         policies: which defects keep a response out.
-        teachers: all of them, by name. Their terms stand on every row.
-        licenses: what the gate lets pass; it is asked for the teachers in `routed`, before anything is scored.
-        routes: ROUTES that `routed` answers; needed, as `score` is, where a prompt had two teachers.
-        score: RESPONSES -> QUALITY. Of two responses that are fit the better is kept, of equals the stronger teacher's.
+        teachers: all of them, by name. Every row gets its teacher's terms.
+        licenses: checked for the teachers in `routed`, before anything is scored.
+        routes: ROUTES of `routed`; needed, as `score` is, where a prompt had two teachers.
+        score: RESPONSES -> QUALITY. Of two fit responses the better is kept; if equal, the stronger teacher's.
 
     Returns:
         DATASET, and the counts {rows, kept, dropped: {reason: count}, teachers: count_defects}. The reason is that of
@@ -71,9 +71,8 @@ def build_dataset(
 
 
 def drop_reason(policies: Policies, *, keep_length: bool) -> pl.Expr:
-    """Why a response beside its defects (columns finish_reason and the kinds of DEFECTS) is not fit to train on.
-
-    It is the first reason that holds of error, length and the kinds of defect; null where none does.
+    """Why a row (columns finish_reason and the kinds of DEFECTS) is unfit to train on: error, length or a kind of
+    defect, the first that applies; null if none does.
     """
     reasons = [
         pl.when(pl.col("finish_reason") == "error").then(pl.lit("error")),
@@ -84,7 +83,7 @@ def drop_reason(policies: Policies, *, keep_length: bool) -> pl.Expr:
 
 
 def _messages_and_terms(kept: pl.DataFrame, teachers: Mapping[str, Teacher]) -> pl.DataFrame:
-    """DATASET of the responses that are kept."""
+    """DATASET of the kept responses."""
     given = [teachers[name] for name in kept["teacher"]]
     series = [
         pl.Series("prompt", [user_message(text) for text in kept["prompt"]], dtype=DATASET["prompt"]),
@@ -98,7 +97,7 @@ def _messages_and_terms(kept: pl.DataFrame, teachers: Mapping[str, Teacher]) -> 
 def _worse(
     twice: pl.DataFrame, routes: pl.DataFrame | None, score: Callable[[pl.DataFrame], pl.DataFrame] | None
 ) -> pl.DataFrame:
-    """prompt_id and teacher of every response but the best of its prompt. What has no score is worse than any."""
+    """prompt_id and teacher of every response but the best of its prompt. One without a score ranks last."""
     keys = ["prompt_id", "teacher"]
     if routes is None or score is None:
         raise InputError(

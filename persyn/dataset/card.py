@@ -1,4 +1,4 @@
-"""Card: the README of a dataset, which says how it was made, by whom, and what binds who uses it."""
+"""Card: the README of a dataset: how it was made, by whom, and the terms that bind its users."""
 
 from collections.abc import Mapping
 from pathlib import PureWindowsPath
@@ -10,7 +10,7 @@ from persyn.files import markdown_table, markdown_text
 from persyn.generation import Teacher
 
 HUB_LICENSES = {"apache-2.0", "cc-by-4.0", "cc-by-sa-4.0", "cc0-1.0", "gemma", "mit", "odc-by"}
-"""What the Hugging Face hub calls some licences; a card names no other."""
+"""The hub's identifiers of some licences; a card names no other."""
 TERMS = {
     "allowed": "may train other models",
     "conditional": "may train other models on a condition",
@@ -35,8 +35,8 @@ def build_card(
 ) -> str:
     """The data card: the README of a Hugging Face dataset, in markdown below YAML front matter.
 
-    It says how the data was made, by whom, and what binds who uses it. No text of a row is in it; text of params.yaml
-    and of sources is escaped.
+    It says how the data was made, by whom, and the terms that bind its users. It holds no text of any row; text from
+    params.yaml and from sources is escaped.
 
     Args:
         prompts: PROMPTS.
@@ -44,8 +44,8 @@ def build_card(
         counts: as build_dataset returns them.
         teachers: by name, those in `dataset` at least.
         cleaning: the counts of build_prompts.
-        sections: heading -> markdown, what comes after the conditions; None says which columns DATASET has.
-        config: how `datasets` loads the files beside the card: an entry of `configs` in its front matter.
+        sections: heading -> markdown, placed after the conditions; None describes the columns of DATASET.
+        config: the entry of `configs` in the front matter, by which `datasets` loads the files beside the card.
     """
     sources = dataset.join(prompts.select("prompt_id", "source"), on="prompt_id", how="left", validate="m:1")
     origins = sources.group_by("source", "license").len().sort("source", "license").rows()
@@ -77,7 +77,7 @@ def _front_matter(strategy: str, dataset: pl.DataFrame, config: Mapping[str, Any
     from huggingface_hub import DatasetCardData
 
     licenses = {name.lower() for column in ("license", "teacher_license") for name in dataset[column].unique()}
-    free = set(dataset["training"]) <= {"allowed"}  # else the name alone would promise more than the conditions
+    free = set(dataset["training"]) <= {"allowed"}  # otherwise the licence alone would promise more than the conditions
     one = next(iter(licenses)) if len(licenses) == 1 and licenses <= HUB_LICENSES and free else None
     bounds = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
     size = next((name for bound, name in bounds.items() if dataset.height < bound), "n>1M")
@@ -107,7 +107,7 @@ def _teachers_table(dataset: pl.DataFrame, teachers: Mapping[str, Teacher]) -> s
 
 
 def _conditions(dataset: pl.DataFrame, teachers: Mapping[str, Teacher]) -> list[str]:
-    """A line a licence of prompts, and a line for all teachers with the same terms."""
+    """A line for each licence of prompts, and one for all teachers with the same terms."""
     lines = [f"- Prompts under {markdown_text(name)}." for name in sorted(dataset["license"].unique())]
     same: dict[tuple[str, str, str | None], list[str]] = {}
     for name in sorted(dataset["teacher"].unique()):
@@ -121,7 +121,7 @@ def _conditions(dataset: pl.DataFrame, teachers: Mapping[str, Teacher]) -> list[
 
 
 def shown(name: str) -> str:
-    """The name of a model or of a source; of a path somewhere on a machine its last part."""
-    windows = PureWindowsPath(name)  # knows a drive, and both kinds of slash
+    """The name of a model or a source; of a local path, only its last part."""
+    windows = PureWindowsPath(name)  # handles drives and both kinds of slash
     machine = name.startswith(("~", "/", "file:")) or windows.is_absolute() or ".." in windows.parts
     return windows.name if machine else name

@@ -1,4 +1,4 @@
-"""Export: one strategy's dataset as others take it: every row with its teacher, terms and scores, and their card."""
+"""Export: one strategy's dataset for others to use: every row with its teacher, terms and scores, and a card."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -49,23 +49,23 @@ def build_export(
     rewards: pl.DataFrame,
     teachers: Mapping[str, Teacher],
 ) -> pl.DataFrame:
-    """Join the dataset with all that is known of its rows.
+    """Join the dataset with everything known about its rows.
 
     Args:
         prompts: PROMPTS.
         dataset: DATASET.
         routes: ROUTES of the dataset's strategy.
         routed: RESPONSES of its routes.
-        parallel: RESPONSES of all teachers to the parallel set: those that were scored.
-        rewards: REWARDS. A row has scores if the very response in it was scored.
+        parallel: RESPONSES of all teachers to the parallel set; these were scored.
+        rewards: REWARDS. A row has scores if exactly its response was scored.
         teachers: by name, those in `dataset` at least.
 
     Returns:
         EXPORT, sorted by prompt_id and teacher_id; nulls in NULLABLE only. No text is changed.
 
     Raises:
-        InputError: the tables are of different runs: a row has no prompt, route or response, or another response, or
-            other terms than its teacher has now.
+        InputError: the tables are from different runs: a row has no prompt or route, a different response, or terms
+            that its teacher no longer has.
     """
     scored = parallel.select(*KEYS, scored="response")
     scores = rewards.join(scored, on=KEYS, how="left", validate="1:1")
@@ -91,7 +91,7 @@ def build_export(
 
 
 def _check_one_run(rows: pl.DataFrame, teachers: Mapping[str, Teacher]) -> None:
-    """Every row agrees with all that was joined to it."""
+    """Refuse a row that contradicts what was joined to it."""
     terms = [(name, teacher.license, teacher.training) for name, teacher in teachers.items()]
     names = ["teacher", "teacher_license_now", "training_now"]
     rows = rows.join(pl.DataFrame(terms, schema=names, orient="row"), on="teacher", how="left", validate="m:1")
@@ -112,12 +112,12 @@ def _check_one_run(rows: pl.DataFrame, teachers: Mapping[str, Teacher]) -> None:
         if wrong.height:
             raise InputError(
                 f"{wrong.height} of {rows.height} rows of the dataset {what} (first: {wrong['prompt_id'][0]} of "
-                f"{wrong['teacher'][0]}): the tables are of different runs; run `dvc repro`"
+                f"{wrong['teacher'][0]}): the tables are from different runs; run `dvc repro`"
             )
 
 
 def against_publishing(export: pl.DataFrame) -> list[str]:
-    """Why nobody but you may have leave to use these rows: terms that forbid it, or that nobody looked up."""
+    """Reasons not to publish these rows: terms that forbid it, or that nobody looked up."""
     found = export.filter(pl.col("training").is_in(["forbidden", "unknown"])).select("teacher_id", "training").unique()
     reasons = [f"the terms of {name} are {training}" for name, training in sorted(found.rows())]
     return reasons + [
@@ -134,7 +134,7 @@ def describe_export(
     router: Mapping[str, Any],
     provenance: Mapping[str, str | None],
 ) -> dict[str, str]:
-    """What the card of an export says beyond the dataset's own card, as build_card takes it: heading -> markdown.
+    """The sections that an export adds to the dataset's card: heading -> markdown, as build_card takes them.
 
     Args:
         export: EXPORT.

@@ -18,7 +18,7 @@ from persyn.export import MESSAGES
 DATA_FILES = "data/train-*.parquet"
 FILES = re.compile(r"README\.md|data/train-\d{5}-of-\d{5}\.parquet")
 SHARD_BYTES = 500 * 10**6
-"""Of a shard in memory; the file is smaller."""
+"""Size of a shard in memory; the file is smaller."""
 
 
 def write_export(
@@ -28,13 +28,13 @@ def write_export(
     replace: bool,
     shard_bytes: int = SHARD_BYTES,
 ) -> int:
-    """Write README.md and data/train-*.parquet; `datasets.load_dataset(folder)` then reads them. Equal inputs give
-    equal bytes. The folder appears whole or not at all; one that holds the very same is left as it is.
+    """Write README.md and data/train-*.parquet, which `datasets.load_dataset(folder)` reads. Equal inputs give equal
+    bytes. The folder appears whole or not at all; an identical one is left as it is.
 
     Args:
         export: EXPORT.
-        card: the card that holds this entry of `configs`. It names the sha256 of the data: by the entry alone, not by
-            the files, `datasets` goes when it looks into its cache for a folder of this name.
+        card: makes the card with this entry of `configs`. The entry holds the sha256 of the data, because the cache
+            of `datasets` compares only the entry, not the files.
         folder: a new or empty one, or, where `replace` is true, an earlier export.
 
     Returns:
@@ -47,7 +47,7 @@ def write_export(
     place = folder.resolve()
     for lost in place.parent.glob(f".{glob.escape(place.name)}.*.old"):
         if not place.exists():
-            lost.rename(place)  # an export that was being replaced when its process was killed
+            lost.rename(place)  # a process was killed while it replaced this export
     partial, old = (place.with_name(f".{place.name}.{os.getpid()}.{what}") for what in ("partial", "old"))
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -75,36 +75,35 @@ def write_export(
 
 
 def check_folder(folder: Path) -> None:
-    """Raise InputError unless `folder` is not there, is empty or is an earlier export, unchanged, and nothing else."""
+    """Raise InputError unless `folder` is missing, is empty, or holds an unchanged earlier export and nothing else."""
     try:
         if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise InputError(f"{folder} is no folder; name a new one by --out")
+            raise InputError(f"{folder} is not a folder; give --out a new one")
         names = _names(folder)
         other = [name for name in names if not FILES.fullmatch(name)]
         if other or (names and not _is_export(folder)):
             found = f", such as {other[0]}," if other else ""
             raise InputError(
-                f"{folder} holds files{found} that are no export, or one that was changed since; name a new or an "
-                f"empty folder by --out"
+                f"{folder} holds files{found} that are not an unchanged export; give --out a new or an empty folder"
             )
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror or error}; choose another --out") from error
 
 
 def _is_export(folder: Path) -> bool:
-    """Whether its card names the data that lie beside it."""
+    """Whether its card holds the sha256 of the data beside it."""
     card = folder / "README.md"
     return card.is_file() and _identity(folder) in card.read_text(errors="replace")
 
 
 def _identity(folder: Path) -> str:
-    """What a card says of the data of its folder."""
+    """The line of a card that identifies the data of its folder."""
     data = (content for name, content in _digests(folder).items() if name != "README.md")
     return f"sha256 of the data: {hashlib.sha256(b''.join(data)).hexdigest()}"
 
 
 def _names(folder: Path) -> list[str]:
-    """Everything in `folder` but its folders, by relative path, sorted; none if it is not there.
+    """Relative paths of all files in `folder`, sorted; none if it is missing.
 
     Raises:
         OSError: a folder in it cannot be read.
@@ -141,7 +140,7 @@ def _write(export: pl.DataFrame, card: Callable[[dict[str, Any]], str], folder: 
 
 
 def check_push(repo: str) -> None:
-    """Raise InputError unless `repo` can be the name of a dataset on the hub and somebody is logged in. Asks nobody."""
+    """Raise InputError unless `repo` is a possible name on the hub and somebody is logged in. Sends no request."""
     from huggingface_hub import get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -160,14 +159,13 @@ def check_push(repo: str) -> None:
 
 
 def push_export(folder: Path, repo: str, private: bool) -> str:
-    """Upload the files of an export to a dataset on the hub, which is made where it is not there. Shards of an earlier
-    push are deleted.
+    """Upload the files of an export to a dataset on the hub, created if missing. Shards of an earlier push are deleted.
 
     Returns:
         The address of the commit.
 
     Raises:
-        InputError: the dataset is there and is not `private` as asked, or the hub cannot be reached or refuses.
+        InputError: the dataset exists and is not `private` as asked, or the hub cannot be reached or refuses.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.utils import httpx
@@ -178,7 +176,7 @@ def push_export(folder: Path, repo: str, private: bool) -> str:
         if bool(api.dataset_info(repo).private) != private:
             is_now, wanted = ("public", "private") if private else ("private", "public")
             raise InputError(
-                f"{repo} is there and is {is_now}; nothing was uploaded; give --{is_now}, or make it {wanted} in its "
+                f"{repo} exists and is {is_now}; nothing was uploaded; give --{is_now}, or make it {wanted} in its "
                 f"settings on the hub, or name another"
             )
         done = api.upload_folder(
@@ -192,6 +190,6 @@ def push_export(folder: Path, repo: str, private: bool) -> str:
     except (OSError, httpx.HTTPError, RuntimeError) as error:  # the last is what hf_xet raises
         reason = " ".join(str(error).split())[:300]
         raise InputError(
-            f"the hub did not take {repo}: {reason}; {folder} is whole, the same command tries again"
+            f"the hub did not accept {repo}: {reason}; {folder} is complete: run the same command to try again"
         ) from error
     return done.commit_url

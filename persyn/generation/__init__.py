@@ -20,23 +20,23 @@ class Sampling(Settings):
     """How a teacher's tokens are drawn. A whole number stays one: the keys of the response store tell 1 from 1.0."""
 
     max_tokens: Annotated[int, Field(ge=1)]
-    """Response tokens at most; a longer answer is cut and marked `length`."""
+    """Response tokens at most; a longer response is cut and marked `length`."""
     temperature: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)] = 0.0
     """0 is greedy."""
     top_p: Annotated[int, Field(gt=0, le=1)] | Annotated[float, Field(gt=0, le=1)] = 1.0
-    """The tokens drawn from are the likeliest that have this share of the probability."""
+    """Nucleus sampling: draws from the likeliest tokens that together have this probability."""
     seed: Seed = 0
-    """Of the draws, where temperature is above 0."""
+    """Seed of the draws, where temperature is above 0."""
 
     @property
     def drawn(self) -> dict[str, Any]:
-        """What decides the tokens, but for where they are cut."""
+        """The settings that decide the tokens, without max_tokens, which only cuts them."""
         if self.temperature == 0:
             return {"temperature": 0}
         return {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
 
     def drawn_for(self, key: str) -> dict[str, Any]:
-        """`drawn` for an engine that takes a seed a request: 31 bits that depend on what is asked, not on its batch."""
+        """`drawn` for an engine that takes a seed per request: 31 bits of the request's key, whatever its batch."""
         if self.temperature == 0:
             return self.drawn
         seed = int.from_bytes(hashlib.sha256(f"{self.seed}:{key}".encode()).digest()[:4]) >> 1
@@ -47,16 +47,16 @@ class Example(Settings):
     """A worked example."""
 
     prompt: str
-    """What is asked."""
+    """The prompt."""
     response: str
-    """What is answered."""
+    """The response."""
 
 
 class Precomputed(Rows):
     """Responses that a teacher has already given. `path` is relative to the working folder."""
 
     prompt: str = "prompt"
-    """Column or template of the prompt. It must be the prompt's text, but for blanks at the ends of lines."""
+    """Column or template of the prompt. It must equal the prompt's text, except for blanks at the ends of lines."""
     response: str = "response"
     """Column or template of the response."""
 
@@ -75,32 +75,32 @@ class Teacher(Settings):
     sampling: Sampling
     """How its tokens are drawn."""
     license: str
-    """Licence of the model: it stands on every row of the dataset."""
+    """Licence of the model, copied to every row of the dataset."""
     backend: Annotated[
         str, AfterValidator(_known_backend), Field(json_schema_extra=lambda schema: schema.update(enum=[*BACKENDS]))
     ]
-    """The engine that runs it; openai is any server with that API."""
+    """The engine that runs it; openai means any server with that API."""
     training: Training = "unknown"
     """Whether its outputs may train other models."""
     terms: str | None = None
-    """The condition on that and where it stands, in one line."""
+    """The condition on that and where it is written, in one line."""
     revision: Commit | None = None
     """40-hex commit of a hub id."""
     system: str | None = None
     """System prompt."""
     examples: list[Example] = Field(default_factory=list)
-    """Worked examples shown before each prompt: how a base model is told what to do."""
+    """Worked examples shown before each prompt, which tell a base model what to do."""
     trust_remote_code: bool = False
-    """Whether code that the model's repository brings may run."""
+    """Whether code from the model's repository may run."""
     family: str | None = None
-    """Family of models, where the strategy family_strong is used."""
+    """Family of models, for the strategy family_strong."""
     anchors: Annotated[int, Field(ge=1)] | None = None
-    """How many parallel prompts it answers, to be placed beside the trained router by them; null answers all."""
+    """How many parallel prompts it responds to: they place it beside the trained router. null: all of them."""
     precomputed: Precomputed | None = None
-    """A data set of responses it has already given, which are used instead of asking it."""
+    """A data set of responses that it has already given, used instead of asking it."""
 
     def messages(self, prompt: str) -> list[Message]:
-        """What the teacher is shown for `prompt`."""
+        """The conversation that the teacher gets for `prompt`."""
         shown = [{"role": "system", "content": self.system}] if self.system else []
         for example in self.examples:
             shown += user_message(example.prompt) + assistant_message(example.response)
@@ -109,11 +109,11 @@ class Teacher(Settings):
 
 @dataclass(frozen=True)
 class Generation:
-    """One answer, or why there is none."""
+    """One response, or why there is none."""
 
     response: str
     finish_reason: str
-    """stop: ended by itself; length: cut at max_tokens; error: no answer."""
+    """stop: ended by itself; length: cut at max_tokens; error: no response."""
     num_prompt_tokens: int = 0
     num_response_tokens: int = 0
     error: str = ""
@@ -124,7 +124,7 @@ class RaySpeed(Settings):
     """Ray actors that run a teacher's backend, on one machine or a cluster."""
 
     address: str | None = None
-    """A running cluster (`auto` on one of its nodes); null starts one on this machine and ends it after."""
+    """A running cluster (`auto` on one of its nodes); null starts one on this machine and ends it afterwards."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Actors, each with an engine of its own."""
     cpus: Annotated[float, Field(ge=0)] = 1
@@ -146,7 +146,7 @@ class Backend(Protocol):
     """An engine that generates responses to conversations. Its module may be imported without its package."""
 
     Speed: ClassVar[type[BackendSpeed]]
-    """What its section of `speed` takes."""
+    """The model of its section of `speed`."""
 
     def __init__(self, teacher: Teacher, speed: Any) -> None:
         """`speed` is an instance of Speed."""
@@ -154,17 +154,17 @@ class Backend(Protocol):
     def generate(
         self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], sampling: Sampling
     ) -> Iterator[dict[int, Generation]]:
-        """Yield every conversation's Generation once, by position, in batches as they are done.
+        """Yield every conversation's Generation once, by position, in batches as they finish.
 
-        `keys` name the conversations: what is drawn for one must depend on its key and the seed, not on its batch.
-        A conversation that cannot be answered, after as many attempts as make sense, is yielded as an error.
+        `keys` identify the conversations: the draws for one must depend on its key and the seed, not on its batch.
+        A conversation that still fails after a sensible number of attempts is yielded as an error.
 
         Raises:
             InputError: before any generation, if a conversation does not fit the model's context.
         """
 
     def close(self) -> None:
-        """Give back memory, processes and connections. It answers no more."""
+        """Release memory, processes and connections. The backend cannot generate afterwards."""
 
 
 BACKENDS = {
@@ -175,14 +175,14 @@ BACKENDS = {
 
 
 def backend_class(name: str) -> type[Backend]:
-    """The class of a backend. That imports its module, not the packages that it needs."""
+    """The class of a backend. Imports its module, but not the packages that it needs."""
     module, _, attribute = BACKENDS[name].partition(":")
     found: type[Backend] = getattr(importlib.import_module(module), attribute)
     return found
 
 
 def load_backend(teacher: Teacher, speed: BackendSpeed) -> Backend:
-    """The teacher's engine, with these speed knobs; loaded only where something is to be generated.
+    """The teacher's engine, with these speed knobs. Call it only when there is something to generate.
 
     Raises:
         InputError: it is not installed, or cannot start.
@@ -197,12 +197,12 @@ def load_backend(teacher: Teacher, speed: BackendSpeed) -> Backend:
 
 
 def anchored_teachers(teachers: Mapping[str, Teacher]) -> list[str]:
-    """Names of those that answer a few parallel prompts only (`anchors`), to be placed beside the trained router."""
+    """Names of the teachers with `anchors`: they respond to a few parallel prompts and join the trained router."""
     return [name for name, teacher in teachers.items() if teacher.anchors is not None]
 
 
 def check_context(prompts: Sequence[Sequence[int]], max_tokens: int, context: int | None, model: str) -> None:
-    """Raise InputError if one of the prompts, with `max_tokens` more, exceeds the model's context of so many tokens."""
+    """Raise InputError if the longest prompt plus `max_tokens` exceeds the model's context, in tokens."""
     too_long = [len(prompt) for prompt in prompts if context and len(prompt) + max_tokens > context]
     if too_long:
         raise InputError(
@@ -212,7 +212,7 @@ def check_context(prompts: Sequence[Sequence[int]], max_tokens: int, context: in
 
 
 def read_text(tokenizer: Any, ids: Sequence[int]) -> tuple[str, bool]:
-    """The text of a response's token ids, cut where a stop string begins, and whether there was one."""
+    """The text of a response's token ids, cut at the first stop string, and whether there was one."""
     text = tokenizer.decode(ids, skip_special_tokens=True)
     found = False
     for stop in stop_strings(tokenizer):

@@ -1,4 +1,4 @@
-"""Budget: how many teacher tokens may be paid for, so that a run stops before it overspends."""
+"""Budget: a limit on paid tokens, so that a run stops before it overspends."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from persyn.settings import Settings
 from persyn.store import shelves, verify
 
 MESSAGE_TOKENS = 16
-"""At most so many tokens does a chat template add to a message."""
+"""A chat template adds at most this many tokens to a message."""
 
 
 def _as_text(value: Any) -> Any:
@@ -31,7 +31,7 @@ Tokens = Annotated[Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)], 
 
 
 class Budget(Settings):
-    """The section `budget`. What is spent is what the response store holds, of all teachers."""
+    """The section `budget`. All tokens in the response store, of all teachers, count as spent."""
 
     max_tokens: Tokens | None = None
     """Prompt and response tokens that may be paid for; null sets no limit."""
@@ -39,13 +39,13 @@ class Budget(Settings):
     """ISO date or time (UTC): responses made before it do not count."""
 
     def spent(self, folder: Path) -> int:
-        """Prompt and response tokens of every answer in the response store at `folder` that was asked for."""
+        """Prompt and response tokens of all generated responses in the response store at `folder`."""
         rows = (json.loads(payload)["row"] for shelf in shelves(folder) for payload in verify(shelf)[1].values())
         counted = (row for row in rows if "origin" not in row and row.get("created", "") >= self.since)
         return sum(row.get("num_prompt_tokens", 0) + row.get("num_response_tokens", 0) for row in counted)
 
     def waves(self, folder: Path, requests: Sequence[Any], max_tokens: int) -> Iterator[list[Any]]:
-        """The requests, in shares that are sure to fit what is left when each is taken.
+        """The requests in groups, each sure to fit the tokens left when it is taken.
 
         Raises:
             InputError: as affords.
@@ -57,10 +57,9 @@ class Budget(Settings):
             left = left[sure:]
 
     def affords(self, folder: Path, conversations: Sequence[Sequence[Message]], max_tokens: int) -> int:
-        """How many of the conversations, from the first on, are sure to fit what is left.
+        """How many of the conversations, from the first on, are sure to fit the tokens left.
 
-        A prompt counts as many tokens as it has bytes: a tokenizer makes no more of them, whichever the teacher's is.
-        Once their true number is known, more may fit.
+        A prompt counts as one token per byte, which no tokenizer exceeds. Once the true counts are known, more may fit.
 
         Raises:
             InputError: not even the first fits.
@@ -76,14 +75,14 @@ class Budget(Settings):
             sure += 1
         if not sure:
             raise InputError(
-                f"{spent:,} of {self.max_tokens:,.0f} tokens are spent; the next of {len(conversations):,} answers "
-                f"could take {needed:,} and exceed budget.max_tokens. All answers are kept: raise it, lower a "
+                f"{spent:,} of {self.max_tokens:,.0f} tokens are spent; the next of {len(conversations):,} responses "
+                f"could take {needed:,} and exceed budget.max_tokens. All responses are kept: raise it, lower a "
                 f"teacher's max_tokens, or set budget.since"
             )
         return sure
 
     def divided(self, folder: Path, num_parts: int) -> "Budget":
-        """The same budget for one of several processes at once: each may spend that share of what is left now."""
+        """The budget of one of `num_parts` processes at once: each may spend an equal share of the tokens left now."""
         if self.max_tokens is None:
             return self
         spent = self.spent(folder)

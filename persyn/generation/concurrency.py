@@ -1,8 +1,8 @@
-"""Gate: as many requests as a server bears, and none while it is down.
+"""Concurrency: as many requests as a server can bear, and none while it is down.
 
-The limit grows with every answer and is halved when the server says that it is too much (additive increase,
-multiplicative decrease, as TCP does it; Chiu and Jain 1989). After FAILURES failures in a row the circuit opens: one
-request at a time is tried, after ever longer pauses, until one succeeds (the circuit breaker of Nygard, Release It!).
+The limit grows with every response and is halved when the server reports overload (additive increase, multiplicative
+decrease, as in TCP; Chiu and Jain 1989). After FAILURES failures in a row the circuit breaker opens (Nygard, Release
+It!): one request at a time is tried, after ever longer pauses, until one succeeds.
 """
 
 import asyncio
@@ -15,12 +15,12 @@ import httpx2
 from persyn.errors import InputError
 
 START = 8
-"""The first limit. It doubles with every round of answers until the server first says that it is too much."""
+"""The first limit. It doubles with every round of responses until the server first reports overload."""
 TOO_MUCH = {429, 503, 529}
 FAILED = {500, 502, 503, 504, 529}
 FAILURES = 8
 LONGEST_PAUSE = 30.0
-"""Seconds between two tries of a server that is down."""
+"""Seconds between two attempts at a server that is down."""
 logger = logging.getLogger(__name__)
 
 
@@ -35,7 +35,7 @@ class Gate(httpx2.AsyncHTTPTransport):
         self._shut_until = 0.0
         self._failures, self._down_since, self._pause, self._turn = 0, 0.0, 1.0, asyncio.Lock()
         self.trouble: InputError | None = None
-        """Why the server was given up."""
+        """Why no more requests are sent to the server."""
 
     @property
     def limit(self) -> int:
@@ -43,7 +43,7 @@ class Gate(httpx2.AsyncHTTPTransport):
         return max(1, int(self._limit))
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request once the server is thought to bear it."""
+        """Send a request as soon as the limit allows it."""
         await asyncio.sleep(self._shut_until - time.monotonic())
         while self._failures >= FAILURES:
             async with self._turn:
@@ -75,7 +75,7 @@ class Gate(httpx2.AsyncHTTPTransport):
         return response
 
     def _cut(self, sent: float) -> None:
-        """Halve the limit; a request that was sent before the last cut says nothing about the limit since."""
+        """Halve the limit, unless the request was sent before the last cut: it says nothing about the new limit."""
         if sent > self._last_cut:
             self._limit, self._growing, self._last_cut = max(1.0, self._limit / 2), False, time.monotonic()
 
@@ -91,24 +91,24 @@ class Gate(httpx2.AsyncHTTPTransport):
                 FAILURES,
                 self.max_outage,
             )
-        if self._failures == FAILURES or sent >= self._shut_until:  # not the others that were in flight
+        if self._failures == FAILURES or sent >= self._shut_until:  # ignores the others in flight
             self._shut(self._pause, reason)
             self._pause = min(LONGEST_PAUSE, 2 * self._pause)
 
     def _shut(self, seconds: float, reason: str) -> None:
-        """Send nothing for so long; give the server up if it has been away, or will be, for too long."""
+        """Send nothing for this long; give up on the server if it is down for longer than max_outage."""
         now = time.monotonic()
         self._shut_until = max(self._shut_until, now + seconds)
         down = now - self._down_since if self._failures >= FAILURES else 0.0
         if max(down, seconds) > self.max_outage:
             self.trouble = InputError(
-                f"the server has failed for {down:.0f} s ({reason}) and is to be left alone for {seconds:.0f} s, which "
-                f"is more than max_outage {self.max_outage:.0f} s. All answers are kept; run again once it is back"
+                f"the server has failed for {down:.0f} s ({reason}) and would have to rest for {seconds:.0f} s, which "
+                f"is more than max_outage {self.max_outage:.0f} s. All responses are kept; run again once it is back"
             )
 
 
 def _seconds(retry_after: str | None) -> float:
-    """The Retry-After header in seconds; 0 if there is none or it is a date (the client library obeys those)."""
+    """The Retry-After header in seconds; 0 if it is missing or a date (the client library obeys dates)."""
     try:
         return max(0.0, float(retry_after or 0))
     except ValueError:

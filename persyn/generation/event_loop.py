@@ -1,4 +1,4 @@
-"""Calls: many requests in flight on one event loop, for the engines that answer a request at a time."""
+"""Event loop: many calls in flight at once, for engines that take one request per call."""
 
 import asyncio
 import signal
@@ -10,7 +10,7 @@ from typing import Any
 from persyn.generation import Generation
 
 DRAIN_SECONDS = 30
-"""How long calls in flight may still take once the run is told to stop: they are paid for."""
+"""Seconds that calls in flight may still take once the run is told to stop: they are paid for."""
 
 
 class Calls:
@@ -26,14 +26,14 @@ class Calls:
         limit: Callable[[], int],
         trouble: Callable[[], Exception | None] = lambda: None,
     ) -> Iterator[dict[int, Generation]]:
-        """Yield what `call` returns for every position below `count`, as answers come.
+        """Yield the result of `call` for every position below `count`, as results come.
 
-        Told to stop (SIGINT, SIGTERM), it admits no more, yields what is in flight and then hands the signal on; so it
-        does when a call raises an exception, which means that none can succeed.
+        On SIGINT or SIGTERM it starts no new call, yields those in flight and then passes the signal on. An exception
+        from a call means that none can succeed: it also starts no new call, and raises it in the end.
 
         Args:
             limit: how many calls may be in flight now.
-            trouble: why it is of no use to wait for those in flight, if so: raised once they are cancelled.
+            trouble: an error that makes waiting for calls in flight useless; they are cancelled and it is raised.
         """
         positions = iter(range(count))
         calls: dict[asyncio.Task[Generation], int] = {}
@@ -49,10 +49,10 @@ class Calls:
                     if not calls or stop.expired or trouble():
                         break
                     done, _ = self.runner.run(_wait(calls))
-                    answered = {calls.pop(task): task for task in done}
+                    ended = {calls.pop(task): task for task in done}
                     refused = next(filter(None, (task.exception() for task in done)), refused)
                     if any(not task.exception() for task in done):
-                        yield {position: task.result() for position, task in answered.items() if not task.exception()}
+                        yield {position: task.result() for position, task in ended.items() if not task.exception()}
             finally:
                 for task in calls:
                     task.cancel()
@@ -62,7 +62,7 @@ class Calls:
             raise refused
 
     def close(self, *closing: Coroutine[Any, Any, Any]) -> None:
-        """Run what closes the engine's connections, then close the loop."""
+        """Run the coroutines that close the engine's connections, then close the loop."""
         for coroutine in closing:
             self.runner.run(coroutine)
         self.runner.close()
@@ -77,7 +77,7 @@ async def _settle(calls: dict[asyncio.Task[Generation], int]) -> None:
 
 
 class _Stop:
-    """Turns SIGINT and SIGTERM into a flag while the loop runs calls; afterwards hands the signal on."""
+    """Turns SIGINT and SIGTERM into a flag while the loop runs calls; passes the signal on afterwards."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop, self.signal, self.since = loop, 0, 0.0

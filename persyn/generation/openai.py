@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 
 class OpenAISpeed(BackendSpeed):
-    """Knobs of the backend openai: where the server is, and how many calls it gets."""
+    """Knobs of the backend openai: where the server is, and how it is called."""
 
     base_url: str = ""
-    """Where the API is, ending in /v1 for most servers. A served teacher needs it."""
+    """Address of the API; for most servers it ends in /v1. A served teacher needs it."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the key. No key is sent where none is named."""
+    """Name of the environment variable that holds the key. Without it, no key is sent."""
     concurrency: Annotated[int, Field(ge=1)] = 256
-    """The most calls in flight; it begins with fewer."""
+    """Calls in flight at most; a run begins with fewer."""
     max_attempts: Annotated[int, Field(ge=1)] = 6
-    """Calls a prompt before it counts as failed."""
+    """Calls for one prompt before it counts as failed."""
     timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds a call may take."""
     max_outage: Annotated[float, Field(ge=0)] = 300.0
-    """Seconds to wait for a server that is down, or asks to be left alone."""
+    """Seconds to wait for a server that is down or asks clients to wait."""
 
 
 class OpenAIBackend:
     """Concurrent calls, each retried by the client library (429, 5xx, timeouts, cut connections; Retry-After obeyed).
 
-    How many are in flight adapts to what the server bears, and a server that is down is waited for: see gate.py. An
-    answer that is no answer (empty, or not in the API's form) is asked again too. See the Backend protocol.
+    The number in flight adapts to the server, and a server that is down is waited for: see concurrency.py. An empty
+    response, or one that is not in the API's form, is requested again too. See the Backend protocol.
     """
 
     Speed = OpenAISpeed
@@ -72,12 +72,12 @@ class OpenAIBackend:
     def generate(
         self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], sampling: Sampling
     ) -> Iterator[dict[int, Generation]]:
-        """Yield answers as they come. Told to stop, or where the server refuses every call, it keeps what is in flight:
+        """Yield responses as they come. When stopped, or when the server refuses every call, calls in flight are kept:
         see Calls.run.
         """
         return self.calls.run(
             len(conversations),
-            lambda position: self._answer(conversations[position], keys[position], sampling),
+            lambda position: self._respond(conversations[position], keys[position], sampling),
             lambda: self.gate.limit,
             lambda: self.gate.trouble,
         )
@@ -86,8 +86,8 @@ class OpenAIBackend:
         """Close the connections."""
         self.calls.close(self.client.close())
 
-    async def _answer(self, conversation: Sequence[Message], key: str, sampling: Sampling) -> Generation:
-        """One conversation's response; a failure becomes an error row that says what kind it was."""
+    async def _respond(self, conversation: Sequence[Message], key: str, sampling: Sampling) -> Generation:
+        """The response to one conversation; a failure becomes an error that names its kind."""
         import openai
 
         drawn = sampling.drawn_for(key)
@@ -97,23 +97,23 @@ class OpenAIBackend:
                 completion = await self.client.chat.completions.create(
                     model=self.teacher.model, messages=cast(Any, messages), max_tokens=sampling.max_tokens, **drawn
                 )
-                answer = read_completion(completion)
+                generation = read_completion(completion)
             except (openai.AuthenticationError, openai.NotFoundError) as error:
                 raise InputError(
-                    f"{self.client.base_url} answers with status {error.status_code} to the model "
-                    f"{self.teacher.model}; check that name, base_url, and the key in the variable api_key_env names"
+                    f"{self.client.base_url} responds with status {error.status_code} to the model "
+                    f"{self.teacher.model}; check that name, base_url, and the key in the variable named by api_key_env"
                 ) from None
-            except openai.APIStatusError as error:  # its text may repeat what was sent, so it is not kept
+            except openai.APIStatusError as error:  # its text may repeat the prompt, so it is not kept
                 return _failed(error, f"status {error.status_code}")
             except openai.APIConnectionError as error:
                 return _failed(error, type(error.__cause__ or error).__name__)
             except (openai.APIError, ValueError, AttributeError, TypeError, LookupError):
-                answer = Generation(
+                generation = Generation(
                     "", "error", error="malformed: the body is not a chat completion that counts tokens"
                 )
-            if answer.response or (answer.error and not answer.error.startswith("malformed")):
+            if generation.response or (generation.error and not generation.error.startswith("malformed")):
                 break
-        return answer
+        return generation
 
 
 def _failed(error: "openai.APIError", reason: str) -> Generation:
@@ -131,7 +131,7 @@ def _failed(error: "openai.APIError", reason: str) -> Generation:
 
 
 def read_completion(completion: Any) -> Generation:
-    """An API answer as a Generation.
+    """A completion of the API as a Generation.
 
     Raises:
         AttributeError, TypeError, LookupError: it is not in the API's form, or counts no tokens.
@@ -148,16 +148,16 @@ def read_completion(completion: Any) -> Generation:
 
 
 def check_url(base_url: str) -> None:
-    """Refuse an address that would send prompts or a key in the clear, or that holds a password."""
+    """Refuse an address that would send prompts or a key unencrypted, or that holds a password."""
     url = urlsplit(base_url)
     try:
         loopback = url.hostname == "localhost" or ipaddress.ip_address(url.hostname or "").is_loopback
     except ValueError:
         loopback = False
     if not base_url:
-        raise InputError("a served teacher has no address; give it as speed.openai.base_url, or below speed.teachers")
+        raise InputError("a served teacher has no address; set speed.openai.base_url, or base_url below speed.teachers")
     if url.username or url.password:
-        raise InputError("base_url holds a user name or password; take it out and name api_key_env instead")
+        raise InputError("base_url holds a user name or password; remove it and set api_key_env instead")
     if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and loopback)):
         raise InputError(
             f"base_url is {base_url!r}; it must be https://..., or http:// on this machine (a tunnel, say)"

@@ -1,8 +1,8 @@
 """Precomputed: responses that a teacher has already given, read from a data set instead of asked for.
 
-Whoever made them may have shown the teacher another system prompt, or sampled otherwise, than its entry in params.yaml
-says: nothing checks that. The store keeps them apart from generated responses, under keys that hold a hash of the field
-`precomputed` and of its file: once either is corrected, the rows are read anew.
+They may have been made with another system prompt or sampling than the teacher's entry in params.yaml says: nothing
+checks that. The store keeps them under keys of their own, with a hash of the field `precomputed` and of its file: when
+either changes, the rows are read again.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ HERE = Path()
 
 
 def precomputed_suffix(teacher: Teacher) -> str:
-    """What tells the store's keys of precomputed responses from those of generated ones: a hash of the field
+    """The ending of the store's keys of precomputed responses, which generated ones lack: a hash of the field
     `precomputed` and of the file it names; empty where the teacher has none.
 
     Raises:
-        InputError: the file is not there, or a hub dataset is not pinned.
+        InputError: the file is missing, or a hub dataset is not pinned.
     """
     source = teacher.precomputed
     if source is None:
@@ -42,10 +42,10 @@ def precomputed_suffix(teacher: Teacher) -> str:
 def read_precomputed(
     prompts: Mapping[str, str], name: str, teacher: Teacher, source: Precomputed
 ) -> dict[str, dict[str, Any]]:
-    """The rows of the store, with their `origin`, that the teacher's precomputed responses give to these prompts.
+    """The teacher's precomputed responses to these prompts, as rows of the store with their `origin`.
 
-    Of several rows of a prompt the first that fits is taken. A row that fits no prompt, is empty, or has more than
-    max_tokens is counted in the log and passed over.
+    A prompt gets its first row that fits. A row that matches no prompt, is empty, or has more than max_tokens is
+    skipped and counted in the log.
 
     Args:
         prompts: prompt_id -> text of the prompts that have no response yet.
@@ -56,7 +56,7 @@ def read_precomputed(
         prompt_id -> row.
 
     Raises:
-        InputError: the rows cannot be read, or the teacher has no tokenizer to count their tokens by.
+        InputError: the rows cannot be read, or the teacher has no tokenizer to count their tokens.
     """
     origin, count, max_tokens = source.origin(HERE), Counter[str](), teacher.sampling.max_tokens
     found: dict[str, dict[str, Any]] = {}
@@ -71,7 +71,7 @@ def read_precomputed(
             count["empty"] += 1
             continue
         tokenizer = tokenizer or _tokenizer(name, teacher)
-        # As in generation: the token that ends the response is one of its own.
+        # As in generation, the token that ends the response counts.
         num_tokens = len(tokenizer.encode(response, add_special_tokens=False)) + 1
         if num_tokens > max_tokens:
             count["too long"] += 1
@@ -91,5 +91,5 @@ def _tokenizer(name: str, teacher: Teacher) -> Any:
         return with_chat_template(load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code))
     except InputError as error:
         raise InputError(
-            f"teachers.{name}.precomputed: its model's tokenizer must count their tokens: {error}"
+            f"teachers.{name}.precomputed: the tokenizer of its model is needed to count tokens: {error}"
         ) from error

@@ -1,8 +1,8 @@
 """The ray engine: a teacher's backend in Ray actors, on one machine or a cluster.
 
-Ray only moves work. What counts as done is what stands in the store, which must be a folder that every node sees: an
-actor stores each answer as it comes and returns no more than that it did. An actor takes a unit of keys and holds their
-range of the store while it works, so that whatever a killed run has left behind and a new run never ask the same twice.
+Ray only distributes work. Only responses in the store count as done, so every node must see the store's folder. An
+actor stores each response as it comes and returns only a notice. It takes a unit of keys and locks their range of the
+store while it works, so that actors left behind by a killed run and those of a new run never ask the same twice.
 """
 
 import json
@@ -30,14 +30,14 @@ def generate_on_ray(
     speed: BackendSpeed,
     budget: Budget | None = None,
 ) -> Iterator[dict[str, dict[str, Any]]]:
-    """Have requests answered by actors. What is yielded, rows without their text by key, is in the store by then.
+    """Generate responses by Ray actors. Yields stored rows by key, without their text.
 
     Args:
-        speed: the knobs of the teacher's backend, and of Ray: an actor that dies, or whose node does, is started again
-            elsewhere, and its unit of requests is asked again, but for what is stored.
+        speed: the knobs of the teacher's backend, and of Ray. If an actor or its node dies, the actor is restarted
+            elsewhere and asks the rest of its unit, without what is stored.
 
     Raises:
-        InputError: that of the backend, or the budget is spent.
+        InputError: the backend raised it, or the budget is spent.
     """
     knobs = speed.ray or RaySpeed()
     connect(knobs.address)
@@ -57,9 +57,8 @@ def generate_on_ray(
                 num_gpus=knobs.gpus,
             )
             refused = ""
-            for (
-                returned
-            ) in dataset.iter_rows():  # to its end: a thread of Ray's that outlives it would end this process
+            # Read to the end: one of Ray's threads that outlives the loop would end this process.
+            for returned in dataset.iter_rows():
                 refused = refused or returned["refused"]
                 yield json.loads(returned["rows"])
             if refused:
@@ -69,7 +68,7 @@ def generate_on_ray(
 
 
 class Worker:
-    """An actor: one backend, loaded once, that answers unit after unit."""
+    """An actor: one backend, loaded once, that generates unit after unit."""
 
     def __init__(self, teacher: Teacher, folder: Path, speed: BackendSpeed) -> None:
         self.teacher, self.sampling, self.store, self.speed = teacher, teacher.sampling, Store(folder), speed
@@ -77,34 +76,33 @@ class Worker:
         self.refused = ""
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
-        """Answer a unit (column `requests`, json); returns its rows without their text (column `rows`, json), or why
-        none can be answered (`refused`): as an exception, it would reach the user inside pages of Ray's own. Then no
-        other unit is tried.
+        """Generate a unit (column `requests`, json); returns its rows without their text (column `rows`, json), or an
+        error (`refused`), after which no other unit is tried. As an exception, it would be buried in Ray's traceback.
         """
         [unit] = batch["requests"]
         rows: dict[str, dict[str, Any]] = {}
         if not self.refused:
             try:
-                rows = self._answer(unit)
+                rows = self._generate(unit)
             except InputError as error:
                 self.refused = str(error)
         return {"rows": [json.dumps(rows)], "refused": [self.refused]}
 
-    def _answer(self, unit: str) -> dict[str, dict[str, Any]]:
+    def _generate(self, unit: str) -> dict[str, dict[str, Any]]:
         self.backend = self.backend or load_backend(self.teacher, self.speed)
         requests = [Request(**request) for request in json.loads(unit)]
         with self.store.exclusive(position(requests[0].key), position(requests[-1].key) + 1):
             left = still_open(requests, self.store, self.sampling)
             rows = {r.key: stored_response(self.store, r, self.sampling) for r in requests if r not in left}
-            for answered in generate_rows(left, self.backend, self.sampling, self.store):
-                rows |= answered
+            for new in generate_rows(left, self.backend, self.sampling, self.store):
+                rows |= new
         return {key: {**row, "response": ""} for key, row in rows.items() if row}
 
 
 def connect(address: str | None) -> None:
-    """Join the cluster at `address`, or start one in this machine."""
+    """Join the cluster at `address`, or start one on this machine."""
     configure()
-    # Ray listens on every interface, in this machine too: no dashboard that could be attacked; its tokens stay on.
+    # Ray listens on every interface, even on one machine: no dashboard, which could be attacked; its tokens stay on.
     local: dict[str, Any] = {"include_dashboard": False} if address is None else {}
     ray.init(address=address, logging_level=logging.WARNING, **local)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
@@ -112,8 +110,8 @@ def connect(address: str | None) -> None:
 
 
 def configure() -> None:
-    """Settings for nodes started in this machine, unless the environment has its own: on a busy one their start takes
-    longer than Ray allows for, and its workers are too polite to get a core.
+    """Settings for nodes started on this machine, unless the environment has its own. On a busy machine they start too
+    slowly for Ray's timeout, and the low priority of its workers keeps them from getting a core.
     """
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
     os.environ.setdefault("RAY_worker_niceness", "0")

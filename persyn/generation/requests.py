@@ -1,4 +1,4 @@
-"""Requests: prompts as a teacher is asked them, with the keys under which the store holds their responses."""
+"""Requests: the conversations that a teacher gets, with the keys of their responses in the store."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -18,19 +18,19 @@ from persyn.store import Store, response_key, slug
 
 @dataclass(frozen=True)
 class Request:
-    """A conversation that needs a response, and the key of everything that decides the response."""
+    """A conversation that needs a response, and a key made of everything that decides the response."""
 
     key: str
     conversation: list[Message]
     precomputed: str = ""
-    """The key of the teacher's precomputed response, where it has a data set of them."""
+    """The key of the precomputed response, if the teacher has a data set of them."""
 
 
 def prepare_requests(prompts: pl.DataFrame, teacher: Teacher) -> list[Request]:
-    """A Request a prompt, in the order of `prompts`.
+    """A Request for each prompt, in the order of `prompts`.
 
     Raises:
-        InputError: its model or its precomputed responses are not there.
+        InputError: the teacher's model or its precomputed responses are missing.
     """
     identity = model_identity(teacher.model, teacher.revision)
     conversations = [teacher.messages(prompt) for prompt in prompts["prompt"].to_list()]
@@ -56,14 +56,14 @@ def stored_response(store: Store, request: Request, sampling: Sampling) -> dict[
 
 
 def still_open(requests: Sequence[Request], store: Store, sampling: Sampling) -> list[Request]:
-    """Those of the requests for which the store has no response."""
+    """The requests for which the store has no response."""
     return [request for request in requests if not stored_response(store, request, sampling)]
 
 
 def generate_rows(
     requests: Sequence[Request], backend: Backend, sampling: Sampling, store: Store, budget: Budget | None = None
 ) -> Iterator[dict[str, dict[str, Any]]]:
-    """Generate responses. What is yielded, rows by the key of their request, is in the store by then.
+    """Generate responses. Yields stored rows, by the key of their request.
 
     Raises:
         InputError: the next response could exceed the budget.
@@ -82,7 +82,7 @@ def _row(generation: Generation) -> dict[str, Any]:
 
 
 def _stored_under(store: Store, key: str, row: Mapping[str, Any], sampling: Sampling) -> str:
-    """The key of an answer's row: `key` itself serves any max_tokens the answer fits, `key:<max_tokens>` that one."""
+    """The key of a response's row: `key` serves any max_tokens that the response fits, `key:<max_tokens>` only this."""
     if row["finish_reason"] == "error":
         return f"{key}:error"
     whole = row["finish_reason"] == "stop" and row["num_response_tokens"] <= sampling.max_tokens

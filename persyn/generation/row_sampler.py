@@ -1,4 +1,4 @@
-"""Row sampler: sampling in which what a prompt gets does not depend on the prompts that share its batch."""
+"""Row sampler: sampling in which a prompt's response does not depend on the other prompts in its batch."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ from persyn.generation import Sampling
 
 
 def row_sampler(sampling: Sampling, keys: list[str]) -> LogitsProcessorList:
-    """Temperature, top-p and a draw per row; empty (greedy) at temperature 0."""
+    """Processors for temperature, top-p and a draw per row; empty (greedy) at temperature 0."""
     if sampling.temperature == 0:
         return LogitsProcessorList()
     return LogitsProcessorList(
@@ -23,8 +23,7 @@ def row_sampler(sampling: Sampling, keys: list[str]) -> LogitsProcessorList:
 
 class RowSampler(LogitsProcessor):
     """Turns greedy decoding into sampling, row by row: adding Gumbel noise and taking the maximum is an exact draw
-    from the softmax (the Gumbel-max trick). Each row has a generator of its own, seeded by (seed, key), so what a
-    prompt gets does not depend on which prompts share its batch.
+    from the softmax (the Gumbel-max trick). Each row has its own generator, seeded by (seed, key).
     """
 
     def __init__(self, seed: int, keys: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Licenses: whether a teacher's terms let its outputs train other models, asked before anything is taken from it."""
+"""Terms: whether a teacher's terms let its outputs train other models, checked before it is asked for any."""
 
 import logging
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ class Licenses(Settings):
     """The section `licenses`."""
 
     allow_forbidden: list[str] = Field(default_factory=list)
-    """Teachers that are used although their terms forbid it: the user answers for that."""
+    """Teachers to use although their terms forbid it: the user takes responsibility."""
 
 
 def refused_teachers(teachers: Mapping[str, Teacher], licenses: Licenses) -> list[str]:
-    """Those whose terms forbid training other models, and that the user did not allow all the same."""
+    """Teachers whose terms forbid training other models, and that the user did not allow nevertheless."""
     return [
         name
         for name, teacher in teachers.items()
@@ -29,10 +29,10 @@ def refused_teachers(teachers: Mapping[str, Teacher], licenses: Licenses) -> lis
 
 
 def check_terms(teachers: Mapping[str, Teacher], licenses: Licenses) -> None:
-    """The gate: let pass only teachers whose outputs may train other models, or may as far as anyone said.
+    """Refuse teachers whose terms forbid training other models; warn of those whose terms are unknown.
 
     Args:
-        teachers: those whose answers are about to be asked for or trained on.
+        teachers: those whose responses are about to be requested or trained on.
 
     Raises:
         InputError: a teacher's terms forbid it, and licenses.allow_forbidden does not name it.
@@ -41,8 +41,8 @@ def check_terms(teachers: Mapping[str, Teacher], licenses: Licenses) -> None:
         teacher = teachers[name]
         raise InputError(
             f"teachers.{name} ({teacher.model}): its terms forbid training other models on its outputs "
-            f"({teacher.terms or f'licence {teacher.license}'}); take it out of teachers, or, where you have leave to "
-            f"use it, name it in licenses.allow_forbidden"
+            f"({teacher.terms or f'licence {teacher.license}'}); remove it from teachers, or, if you have permission "
+            f"to use it, name it in licenses.allow_forbidden"
         )
     unknown = [name for name, teacher in teachers.items() if teacher.training == "unknown"]
     if unknown:

@@ -14,10 +14,10 @@ class TransformersSpeed(BackendSpeed):
     """Knobs of the backend transformers."""
 
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Conversations that are generated at once."""
+    """Conversations in one batch."""
     dtype: Literal["bfloat16", "float16", "float32"] | None = None
-    """Of the weights; null is bfloat16 on a GPU, float32 on a CPU. Responses differ by it as they do between machines.
-    A CPU with AMX or AVX-512 BF16 is many times faster in bfloat16."""
+    """Precision of the weights; null is bfloat16 on a GPU, float32 on a CPU. It changes responses slightly, as another
+    machine does. A CPU with AMX or AVX-512 BF16 is many times faster in bfloat16."""
 
 
 class TransformersBackend:
@@ -36,7 +36,7 @@ class TransformersBackend:
     def generate(
         self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], sampling: Sampling
     ) -> Iterator[dict[int, Generation]]:
-        """Yield each batch's answers by position, longest prompts first (memory trouble shows at once)."""
+        """Yield each batch's responses by position, longest prompts first, so that lack of memory shows at once."""
         prompts = [encode_prompt(self.tokenizer, conversation) for conversation in conversations]
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         check_context(prompts, sampling.max_tokens, context, self.tokenizer.name_or_path)
@@ -47,7 +47,7 @@ class TransformersBackend:
             yield {position: self._read(prompts[position], row) for position, row in zip(batch, rows, strict=True)}
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Release the memory."""
         del self.model
 
     def _generate_batch(self, prompts: list[list[int]], keys: list[str], sampling: Sampling) -> list[list[int]]:
@@ -58,8 +58,8 @@ class TransformersBackend:
         output = self.model.generate(
             **batch,
             max_new_tokens=sampling.max_tokens,
-            do_sample=False,  # sampling is a processor: see RowSampler
-            repetition_penalty=1.0,  # whatever the model's own files say, as with every engine
+            do_sample=False,  # a processor samples: see RowSampler
+            repetition_penalty=1.0,  # overrides the model's own files, as with every engine
             logits_processor=row_sampler(sampling, keys),
             stop_strings=stop_strings(self.tokenizer) or None,
             tokenizer=self.tokenizer,
@@ -71,7 +71,7 @@ class TransformersBackend:
         ends = self._end_ids()
         length = next((i for i, token in enumerate(row) if token in ends), None)
         finished, ids = length is not None, row[:length]
-        while ids and ids[-1] == self.tokenizer.pad_token_id:  # a batch mate went on after a stop string
+        while ids and ids[-1] == self.tokenizer.pad_token_id:  # padding, while a longer row of the batch went on
             ids.pop()
         text, found = read_text(self.tokenizer, ids)
         return Generation(

@@ -1,4 +1,4 @@
-"""The vllm backend: vLLM's engine in processes of its own, which end with this one; on GPUs, or its CPU build."""
+"""The vllm backend: vLLM's engine in its own processes, which end with this one; on GPUs, or its CPU build."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -20,19 +20,19 @@ class VLLMSpeed(BackendSpeed):
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
     """GPUs that share one copy of the model."""
     data_parallel: Annotated[int, Field(ge=1)] = 1
-    """Copies of the model. Faster than tensor_parallel wherever the model fits one GPU."""
+    """Copies of the model. Faster than tensor_parallel if the model fits one GPU."""
     gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.9
     """Share of each GPU's memory to use."""
     max_num_seqs: Annotated[int, Field(ge=1)] = 256
-    """Responses that are written at once."""
+    """Responses that are generated at once."""
     max_model_len: Annotated[int, Field(ge=1)] | None = None
-    """Tokens of prompt and response at most, to save memory; null is what the model can do."""
+    """Tokens of prompt and response at most, to save memory; null is the model's context."""
     compile: bool = False
-    """Whether vLLM compiles the model first: minutes, worth it from tens of thousands of responses on."""
+    """Whether vLLM compiles the model first: it takes minutes and pays off from tens of thousands of responses."""
 
 
 class VLLMBackend:
-    """Continuous batching; every response is yielded as soon as it is whole. See the Backend protocol."""
+    """Continuous batching; every response is yielded as soon as it is complete. See the Backend protocol."""
 
     Speed = VLLMSpeed
 
@@ -73,23 +73,23 @@ class VLLMBackend:
     def generate(
         self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], sampling: Sampling
     ) -> Iterator[dict[int, Generation]]:
-        """Yield answers as they come; told to stop, it keeps what is in flight: see Calls.run."""
+        """Yield responses as they come. When stopped, calls in flight are kept: see Calls.run."""
         prompts = [encode_prompt(self.tokenizer, conversation) for conversation in conversations]
         context = self.engine.model_config.max_model_len
         check_context(prompts, sampling.max_tokens, context, self.tokenizer.name_or_path)
         return self.calls.run(
             len(prompts),
-            lambda position: self._answer(prompts[position], keys[position], sampling),
+            lambda position: self._respond(prompts[position], keys[position], sampling),
             lambda: self.max_in_flight,
         )
 
     def close(self) -> None:
         """End the engine's processes."""
         self.engine.shutdown()
-        del self.engine  # or it is shut down once more when Python ends, half gone by then
+        del self.engine  # otherwise it is shut down a second time when Python ends, which fails
         self.calls.close()
 
-    async def _answer(self, prompt: list[int], key: str, sampling: Sampling) -> Generation:
+    async def _respond(self, prompt: list[int], key: str, sampling: Sampling) -> Generation:
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
@@ -107,12 +107,12 @@ class VLLMBackend:
                 whole = output
         except EngineDeadError as error:
             raise InputError(
-                f"vLLM's engine for {self.teacher.model} died; its own messages are above. All answers are kept: put "
-                f"that right (memory: speed.vllm gpu_memory, max_num_seqs, max_model_len) and run again"
+                f"vLLM's engine for {self.teacher.model} died; its own messages are above. All responses are kept: "
+                f"fix the cause (memory: speed.vllm gpu_memory, max_num_seqs, max_model_len) and run again"
             ) from error
         [answer] = whole.outputs
         if answer.finish_reason not in ("stop", "length"):
             return Generation("", "error", error=f"{answer.finish_reason}: vLLM gave no whole answer")
-        # Its own text leaves out a last character that is not whole yet: read as transformers' answers are.
+        # vLLM's text leaves out an incomplete last character; read_text keeps it, as for the transformers backend.
         text, _ = read_text(self.tokenizer, answer.token_ids)
         return Generation(text, answer.finish_reason, len(prompt), len(answer.token_ids))

@@ -1,7 +1,7 @@
-"""A plug-in that vLLM loads into its processes: those that PerSyn started end when PerSyn does.
+"""A plug-in that vLLM loads into its processes: those started by PerSyn end when PerSyn ends.
 
 vLLM's engine outlives a parent that was killed (kill -9, out of memory) and keeps the GPU's memory, so the next run
-could not start. Processes of any other vLLM, `vllm serve` too, are left alone.
+could not start. Processes that PerSyn did not start, such as `vllm serve`, are not affected.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import signal
 import sys
 
 PARENT = "PERSYN_VLLM_PARENT"
-"""Environment variable: the process whose children are to end with it."""
+"""Environment variable: the id of the process whose children end with it."""
 PR_SET_PDEATHSIG = 1
 
 

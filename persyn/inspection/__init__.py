@@ -1,1 +1,1 @@
-"""Inspection: looking into a run: one prompt, two revisions, signs of failure."""
+"""Inspection of a run: one prompt, the difference of two revisions, signs of failure."""

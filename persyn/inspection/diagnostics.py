@@ -1,4 +1,4 @@
-"""Signatures: how a run of this kind goes wrong, and whether this one shows it. All thresholds are ours, no paper's."""
+"""Diagnostics: known ways in which a run fails, and whether this one shows them. The thresholds are our own."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ from persyn.project.snapshot import Snapshot
 
 State = Literal["ok", "watch", "alarm", "unknown"]
 Levels = tuple[float, float]
-LENGTH: Levels = (0.5, 0.8)  # Spearman's rho of reward and response tokens, its size
+LENGTH: Levels = (0.5, 0.8)  # absolute Spearman's rho of reward and response tokens
 CUT: Levels = (0.1, 0.5)  # of a teacher's responses
 DEFECT: Levels = (0.02, 0.2)  # of a teacher's responses
 DROPPED: Levels = (0.05, 0.2)  # of a strategy's rows
-LONGER: Levels = (1.25, 2.0)  # times as many response tokens as the teachers' mean
-TRAIN: Levels = (500, 100)  # parallel prompts; fewer than that
+LONGER: Levels = (1.25, 2.0)  # ratio of response tokens to the teachers' mean
+TRAIN: Levels = (500, 100)  # parallel prompts; fewer is worse
 HELD_OUT: Levels = (200, 50)  # at 50, Hit@1 has a standard error of up to 0.07; at 200, of 0.035
-ENDLESS: Levels = (0.05, 0.2)  # of a student's answers
+ENDLESS: Levels = (0.05, 0.2)  # of a student's responses
 
 
 @dataclass(frozen=True)
 class Signature:
-    """One way to fail: what it is, what was found, and what to do about it. Unknown: not made yet."""
+    """One way to fail: what it is, what was found, and what to do about it. Unknown: its data is not made yet."""
 
     name: str
     what: str
@@ -36,8 +36,8 @@ def find_signatures(run: Snapshot) -> list[Signature]:
     """Look for every signature in the metrics, the responses to the parallel prompts and the samples.
 
     Returns:
-        One Signature each, in the order of the pipeline. A value beyond the first of a pair of thresholds (above) is
-        to watch, beyond the second an alarm.
+        One Signature each, in the order of the pipeline: `watch` from the first of its two thresholds (above) on,
+        `alarm` from the second.
     """
     counts, router = run.metric("defects"), run.metric("router")
     return [
@@ -133,10 +133,8 @@ def _longer(allocation: Mapping[str, Any], responses: Mapping[str, pl.DataFrame]
     name = "persyn routes to the long-winded"
     what = "its teachers write longer than random choice would: what is generated and trained on grows; "
     what += f"watch from {LONGER[0]:g}, alarm from {LONGER[1]:g} times"
-    answered = {teacher: table.filter(pl.col("finish_reason") != "error") for teacher, table in responses.items()}
-    means = {
-        name: table["num_response_tokens"].sum() / table.height for name, table in answered.items() if table.height
-    }
+    written = {teacher: table.filter(pl.col("finish_reason") != "error") for teacher, table in responses.items()}
+    means = {name: table["num_response_tokens"].sum() / table.height for name, table in written.items() if table.height}
     share = {teacher: part for teacher, part in allocation.get("share", {}).items() if teacher in means}
     if not share or not sum(share.values()) or not sum(means.values()):
         return Signature(name, what, "", "unknown", "dvc repro routes@persyn")
@@ -153,7 +151,7 @@ def _dropped(datasets: Mapping[str, Any]) -> Signature:
     name, what = "dataset rows dropped", "routed responses are thrown away, so that strategies train on unequal data"
     found = {}
     for key, of in datasets.items():
-        rows = of["rows"] - of["dropped"].get("second", 0)  # the worse of two good answers is no loss
+        rows = of["rows"] - of["dropped"].get("second", 0)  # dropping the worse of two good responses is no loss
         if rows:
             found[key] = rows - of["kept"], rows
     advice = "see metrics/dataset/ for why; a defect that one teacher often has argues against it"
@@ -167,9 +165,9 @@ def _endless(samples: Mapping[str, pl.DataFrame]) -> Signature:
     )
     found = {}
     for strategy, table in samples.items():
-        answers = table.unique(["task", "sample_id"], keep="first", maintain_order=True)["response"]
-        if answers.len():
-            found[strategy] = sum(repetition("", answer) for answer in answers), answers.len()
+        responses = table.unique(["task", "sample_id"], keep="first", maintain_order=True)["response"]
+        if responses.len():
+            found[strategy] = sum(repetition("", response) for response in responses), responses.len()
     advice = "train longer, drop cut and looping responses (dataset.keep_length, defects.repetition)"
     return _worst(name, what, found, ENDLESS, "dvc repro evaluation", advice)
 
@@ -177,7 +175,7 @@ def _endless(samples: Mapping[str, pl.DataFrame]) -> Signature:
 def _worst(
     name: str, what: str, found: Mapping[str, tuple[int, int]], levels: Levels, make: str, advice: str
 ) -> Signature:
-    """Of counts by strategy, as (how many, of how many)."""
+    """The Signature of the worst strategy; `found` has (how many, of how many) for each."""
     what += f" ({_told(levels)})"
     if not found:
         return Signature(name, what, "", "unknown", make)
@@ -206,5 +204,5 @@ def _first_line(detect: Callable[..., Any]) -> str:
 
 
 def worst_first(signatures: Iterable[Signature]) -> list[Signature]:
-    """Alarms before what is to watch, before the unknown, before what is well; else in their order."""
+    """Sorted by state: alarm, watch, unknown, ok; otherwise in the given order."""
     return sorted(signatures, key=lambda found: ["alarm", "watch", "unknown", "ok"].index(found.state))

@@ -12,19 +12,19 @@ from persyn.statistics import LEVEL, holm, paired_difference
 ROUTED = ["strength", "margin"]
 SCORES = ["quality", "learnability", "reward"]
 SCALE = ("defects", "learnability", "quality", "rewards", "student", "teachers")
-"""Sections of params.yaml that say what a reward is."""
+"""Sections of params.yaml that define the reward."""
 
 
 def build_diff(a: Snapshot, b: Snapshot, strategy: str | None = None) -> dict[str, Any]:
-    """Compare two states, as far as both have a part; of one strategy alone, or (None) of all.
+    """Compare the parts that both states have, of one strategy, or of all (None).
 
-    Parameters and metrics are DVC's to compare (`dvc params diff`, `dvc metrics diff`).
+    Parameters and metrics are compared by DVC itself (`dvc params diff`, `dvc metrics diff`).
 
     Returns:
         a, b: their names; prompts: compare_prompts; allocation: strategy -> compare_routes, or {only: the side that
-        names it}; scores: teacher -> compare_scores, or {only}; scale: the sections of params.yaml that differ of those
-        that say what a reward is; evaluation: compare_evaluations; missing: lines; same: whether nothing of all this
-        differs. A part that one side lacks is None, or not there.
+        names it}; scores: teacher -> compare_scores, or {only}; scale: the sections of params.yaml that define the
+        reward and differ; evaluation: compare_evaluations; missing: lines; same: whether all of this is equal. A part
+        that one side lacks is None or absent.
     """
     changed = {path.partition(".")[0] for path in changed_values(a.params, b.params)}
     found: dict[str, Any] = {
@@ -41,8 +41,8 @@ def build_diff(a: Snapshot, b: Snapshot, strategy: str | None = None) -> dict[st
 
 
 def compare_prompts(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
-    """PROMPTS: same (how many ids are in both), changed (of those, ids of which another column differs), and added and
-    removed (ids)."""
+    """PROMPTS: same (the number of ids in both), changed (those of them with a difference in another column), and added
+    and removed (ids)."""
     both = a.join(b, on="prompt_id", how="inner", suffix="_b", validate="1:1")
     columns = [name for name in a.columns if name != "prompt_id"]
     differs = pl.any_horizontal(pl.col(name).ne_missing(pl.col(f"{name}_b")) for name in columns)
@@ -62,7 +62,7 @@ def compare_routes(a: pl.DataFrame, b: pl.DataFrame, prompts: pl.DataFrame | Non
         prompts: PROMPTS, for their text.
 
     Returns:
-        prompts (routed in both), unlike (how many of them have another teacher, strength or margin), flow ([{from, to,
+        prompts (routed in both), unlike (how many of them differ in teacher, strength or margin), flow ([{from, to,
         prompts}]), moved ([{prompt_id, prompt, from, to, margin_a, margin_b}], the largest margin in B first).
     """
     both = _one_a_prompt(a).join(_one_a_prompt(b), on="prompt_id", how="inner", suffix="_b", validate="1:1")
@@ -82,8 +82,8 @@ def compare_routes(a: pl.DataFrame, b: pl.DataFrame, prompts: pl.DataFrame | Non
 
 
 def compare_scores(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
-    """REWARDS: teacher -> {rows (prompts scored in both), unpaired (in one alone), changed (rows of which a score
-    differs), quality, learnability, reward: {a, b} means over `rows`}, or {only: the side that has it}."""
+    """REWARDS: teacher -> {rows (prompts scored in both), unpaired (scored in one only), changed (rows with a different
+    score), quality, learnability, reward: {a, b} means over `rows`}, or {only: the side that has it}."""
     both = a.join(b, on=["prompt_id", "teacher"], how="inner", suffix="_b", validate="1:1")
     differs = pl.any_horizontal(pl.col(name) != pl.col(f"{name}_b") for name in SCORES)
     means = [pl.col(column).mean() for name in SCORES for column in (name, f"{name}_b")]
@@ -101,13 +101,13 @@ def compare_scores(a: pl.DataFrame, b: pl.DataFrame) -> dict[str, Any]:
 
 
 def compare_evaluations(a: Snapshot, b: Snapshot, strategy: str | None = None) -> dict[str, Any]:
-    """Every strategy that both evaluated, on the items that both have.
+    """Every strategy evaluated on both sides, on the items that both have.
 
     Returns:
-        strategy -> task -> metric -> {a, b: means}, and where both have the samples also the fields of
-        comparison.paired_difference (B minus A), unpaired (items that one side alone has), p_holm (corrected for the
-        strategies compared on this task and metric) and verdict: "differs" where p_holm < 0.05, else "within noise". A
-        strategy of one side is {only}.
+        strategy -> task -> metric -> {a, b: means}. If both have the samples, also the fields of
+        statistics.paired_difference (B minus A), unpaired (items of one side only), p_holm (corrected for the
+        strategies compared on this task and metric) and verdict: "differs" if p_holm < 0.05, else "within noise". A
+        strategy of one side only is {only}.
     """
     found = _by_name(_strategies(a, b, strategy), lambda name: _metrics(a, b, name))
     families: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -123,7 +123,7 @@ def compare_evaluations(a: Snapshot, b: Snapshot, strategy: str | None = None) -
 
 
 def _metrics(a: Snapshot, b: Snapshot, strategy: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """task -> metric -> its fields, but for those of what is corrected for all strategies."""
+    """task -> metric -> its fields, without p_holm and verdict, which need all strategies."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for side, state in (("a", a), ("b", b)):
         for task, metrics in state.metric("evaluation").get(strategy, {}).items():
@@ -172,7 +172,7 @@ def _of_both(compare: Callable[[Any, Any], Any], a: Any, b: Any) -> Any:
 
 
 def _strategies(a: Snapshot, b: Snapshot, only: str | None) -> list[set[str]]:
-    """Those that the parameters of each side name, or of them `only` this one."""
+    """The strategies in the parameters of each side, or `only` this one."""
     return [{name for name in side.section("strategies") if only in (None, name)} for side in (a, b)]
 
 
@@ -189,5 +189,5 @@ def _differs(found: Mapping[str, Any]) -> list[bool]:
 
 
 def is_changed(evaluated: Mapping[str, Any]) -> bool:
-    """Whether a metric of compare_evaluations says anything."""
+    """Whether a metric of compare_evaluations differs between the two sides."""
     return bool(evaluated.get("a") != evaluated.get("b") or evaluated.get("interval") or evaluated.get("unpaired"))

@@ -1,4 +1,4 @@
-"""What build_diff found, for the terminal."""
+"""The result of build_diff as text for the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def diff_text(found: Mapping[str, Any], limit: int) -> RenderableType:
 
     Args:
         found: as build_diff returns it.
-        limit: how many moved prompts to list a strategy.
+        limit: how many moved prompts to list for each strategy.
     """
     header = Text.assemble(
         "A is ", shown(found["a"], "bold"), ", B is ", shown(found["b"], "bold"), "; differences are B minus A"
@@ -37,7 +37,7 @@ def diff_text(found: Mapping[str, Any], limit: int) -> RenderableType:
         parts += _scores(found["scores"])
         if found["scale"]:
             parts.append(
-                Text(f"A and B make rewards by other parameters ({', '.join(found['scale'])}): on another scale.")
+                Text(f"A and B compute rewards by different parameters ({', '.join(found['scale'])}): scales differ.")
             )
         parts += _evaluation(found["evaluation"])
     if found["missing"]:

@@ -1,4 +1,4 @@
-"""Terminal: data as it may be shown there. It is never markup, and no character of it steers the terminal."""
+"""Terminal: shows data safely: it is never read as markup, and its control characters are escaped."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from persyn.errors import printable
 
 
 def shown(value: object, style: str = "") -> Text:
-    """Data as rich text: newlines stay, other control characters are seen as escapes; None is `-`."""
+    """Data as rich text: newlines stay, other control characters are escaped; None is `-`."""
     if isinstance(value, Text):
         return value
     text = "-" if value is None else number(value) if isinstance(value, float) else str(value)
@@ -20,7 +20,7 @@ def shown(value: object, style: str = "") -> Text:
 
 
 def number(value: float, sign: str = "") -> str:
-    """Four significant digits; `sign` is that of format()."""
+    """Four significant digits; `sign` as in format()."""
     return f"{value:{sign}z.4g}" if value or not sign else "0"
 
 
@@ -31,11 +31,11 @@ def first_words(text: str, width: int = 60) -> str:
 
 
 def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], right: Iterable[str] = ()) -> Group:
-    """A table of data below its title, which would be wrapped to its width were it the table's own.
+    """A table of data below its title. (rich would wrap a title of its own to the table's width.)
 
     Args:
         columns: their names.
-        right: those of them that are numbers.
+        right: the columns of numbers, aligned to the right.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
@@ -49,7 +49,7 @@ def rows_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 
 
 def plain(*parts: RenderableType, width: int = 1000) -> str:
-    """As text without colours; no line is broken that fits the width, and none ends in spaces."""
+    """Text without colours; only lines longer than `width` are broken, and none ends in spaces."""
     console = Console(width=width, color_system=None)
     with console.capture() as captured:
         console.print(*parts, sep="\n")

@@ -1,4 +1,4 @@
-"""Show: one prompt through the whole pipeline."""
+"""Trace: one prompt through the whole pipeline."""
 
 import difflib
 from collections.abc import Mapping
@@ -49,20 +49,20 @@ def search_prompts(prompts: pl.DataFrame, text: str) -> pl.DataFrame:
 def trace_prompt(
     made: Snapshot, prompt_id: str, policies: Policies, *, keep_length: bool, role: str | None = None
 ) -> dict[str, Any]:
-    """Everything that the tables say of a prompt.
+    """Everything in the tables about one prompt.
 
     Args:
-        made: what there is, and PROMPTS at least.
+        made: a snapshot with at least PROMPTS.
         policies: which defects keep a response out of the dataset.
-        keep_length: the dataset's.
+        keep_length: as in the section `dataset`.
         role: what the router used the prompt for, if it is known.
 
     Returns:
-        The columns of its row in PROMPTS; router: `role`; responses: the row of each teacher that answered, with
-        quality, learnability, truncated, reward (None: not made, or left out), defects (their names) and best (of the
-        highest reward); pairs: winner, loser, margin; strategies: name -> the rows of its routes, with what was
-        routed, `kept` (whether it is in the dataset; None: not made) and `reason` (why not, as build_dataset counts
-        them; outdated: the dataset was made of other routes or parameters); missing: what was not made yet.
+        The columns of its row in PROMPTS; router: `role`; responses: the row of each teacher that responded, with
+        quality, learnability, truncated, reward (None: not made, or left out), defects (their names) and best (whether
+        its reward is the highest); pairs: winner, loser, margin; strategies: name -> the rows of its routes, with the
+        routed response, `kept` (whether it is in the dataset; None: not made) and `reason` (why not, as build_dataset
+        counts them; outdated: the dataset was made from other routes or parameters); missing: parts not made yet.
     """
     prompt = made.need("prompts").row(by_predicate=pl.col("prompt_id") == prompt_id, named=True)
     responses = _responses(made, prompt)
@@ -76,7 +76,7 @@ def trace_prompt(
 
 
 def router_role(made: Snapshot, settings: "RouterSettings", prompt_id: str) -> str | None:
-    """What fit_router uses a prompt for, by the settings; None where that cannot be told yet.
+    """What fit_router uses a prompt for under these settings; None if that is not known yet.
 
     Raises:
         InputError: as router_split.
@@ -101,7 +101,7 @@ def router_role(made: Snapshot, settings: "RouterSettings", prompt_id: str) -> s
 
 
 def _missing(made: Snapshot) -> list[str]:
-    """Parts that were not made; of one that some teachers or strategies have, the names of the others."""
+    """Parts that are not made yet; if some teachers or strategies have a part, the names of the others."""
     found = []
     for part in MADE:
         tables, names = getattr(made, part), made.teachers if part in MADE[:3] else made.strategies
@@ -136,7 +136,7 @@ def _responses(made: Snapshot, prompt: Mapping[str, Any]) -> list[dict[str, Any]
 
 
 def _defects(made: Snapshot, row: Mapping[str, Any], prompt: Mapping[str, Any]) -> list[str]:
-    """As the stage found them; of a response that is not in its table, as they would be found now."""
+    """The defects in the stage's table; for a response that is not in it, computed now."""
     if row["finish_reason"] == "error":
         return []
     for known in _rows(made.defects, row["prompt_id"]):

@@ -1,4 +1,4 @@
-"""What search_prompts and trace_prompt found, for the terminal."""
+"""The results of search_prompts and trace_prompt as text for the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from persyn.inspection.terminal import first_words, number, rows_table, shown
 
 
 def search_text(found: pl.DataFrame, limit: int) -> RenderableType:
-    """What search_prompts found, `limit` rows of it."""
+    """The first `limit` results of search_prompts."""
     rows = [
         (row["prompt_id"], row["domain"], "yes" if row["parallel"] else "no", first_words(row["prompt"]))
         for row in found.head(limit).to_dicts()
@@ -23,7 +23,7 @@ def search_text(found: pl.DataFrame, limit: int) -> RenderableType:
 
 
 def trace_text(found: Mapping[str, Any]) -> RenderableType:
-    """What trace_prompt found."""
+    """The result of trace_prompt."""
     facts = Text("\n").join(
         Text.assemble((f"{name:<10}", "bold"), shown(value))
         for name, value in {
@@ -31,7 +31,7 @@ def trace_text(found: Mapping[str, Any]) -> RenderableType:
             "source": found["source"],
             "licence": found["license"],
             "reference": found["reference"],
-            "parallel": "yes: every teacher answers" if found["parallel"] else "no: only who it is routed to answers",
+            "parallel": "yes: every teacher responds" if found["parallel"] else "no: only its routed teacher responds",
             "router": found["router"] or "not known",
         }.items()
     )
@@ -52,12 +52,12 @@ def _strategies(found: Mapping[str, Any]) -> list[RenderableType]:
     for strategy, routes in found["strategies"].items():
         for route in routes:
             verdict = {None: "not made", True: "kept", False: f"left out: {route['reason'] or 'no response'}"}
-            answer = route["teacher"], route["response"]
-            written = None if answer[1] is None else f"{route['finish_reason']}, {route['num_response_tokens']}"
+            response = route["teacher"], route["response"]
+            written = None if response[1] is None else f"{route['finish_reason']}, {route['num_response_tokens']}"
             cells = route["strength"], route["margin"], written, verdict[route["kept"]]
             rows.append((strategy, route["teacher"], *cells))
-            if route["response"] is not None and answer not in seen:
-                seen.add(answer)
+            if route["response"] is not None and response not in seen:
+                seen.add(response)
                 others += _panel(route["response"], f"{route['teacher']}, as routed")
     columns = ["strategy", "teacher", "strength", "margin", "finish, tokens", "dataset"]
     return [*others, rows_table("routes", columns, rows, columns[2:4])] if rows else others
@@ -71,6 +71,6 @@ def _scores(row: Mapping[str, Any]) -> str:
 
 
 def _panel(text: str, title: str, facts: str = "") -> list[RenderableType]:
-    """What was written, in a frame; what is known of it stands outside, where no text can forge it."""
+    """A text in a frame. Facts about it are outside the frame, where the text cannot imitate them."""
     about = Text.assemble(shown(title, "bold"), shown(f": {facts}" if facts else ""))
     return [about, Panel(shown(text))]

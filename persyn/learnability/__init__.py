@@ -1,4 +1,4 @@
-"""Learnability: how well a response fits the student before it is tuned. All responses to one prompt share its pass."""
+"""Learnability: how well a response fits the untuned student. All responses to a prompt share one forward pass."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ class LearnabilitySettings(Settings):
     lower); rank_t is 1 for the student's likeliest token. local: mean log p, each step of the response given only the
     `window` tokens before it (after arXiv 2510.03988, which cuts steps at sentences)."""
     max_rank: Annotated[int, Field(ge=1)] = 100
-    """A larger rank counts as this one (rank_surprisal)."""
+    """Larger ranks are clipped to this one (rank_surprisal)."""
     step: Annotated[int, Field(ge=1)] = 32
     """Tokens of a step (local)."""
     window: Annotated[int, Field(ge=1)] = 64
@@ -37,12 +37,12 @@ class LearnabilitySettings(Settings):
 
     @property
     def decides(self) -> dict[str, Any]:
-        """What the score depends on."""
+        """The parameters that the score depends on."""
         knobs = {"mean_logprob": [], "rank_surprisal": ["max_rank"], "local": ["step", "window"]}[self.method]
         return {"method": self.method, **{knob: getattr(self, knob) for knob in knobs}}
 
     def branches(self, prompt: list[int], responses: Sequence[list[int]]) -> "tuple[list[int], list[Branch]]":
-        """What all branches share, and the branches."""
+        """The tokens that all branches share, and the branches."""
         if self.method != "local":
             return prompt[:-1], [(index, prompt[-1:], response) for index, response in enumerate(responses)]
         steps = []
@@ -78,16 +78,16 @@ def score_learnability(
 ) -> pl.DataFrame:
     """Score every response under the student.
 
-    The response tokens are those the student would be trained on (chat.encode_completion). A response that goes
-    past `max_length` is scored on its first tokens and marked `truncated`. An empty one is scored on its end-of-turn
-    token, however it ended: that is all the student could learn from it. An error has no score, nor has a response
-    whose score is not a finite number (which is warned of).
+    The response tokens are those the student would be trained on (chat.encode_completion). A response that exceeds
+    `max_length` is scored on its first tokens and marked `truncated`. An empty one is scored on its end-of-turn token,
+    however it ended: that is all the student could learn from it. Errors have no score. A score that is not finite is
+    left out with a warning.
 
     Args:
         prompts: PROMPTS.
         responses: RESPONSES of any number of teachers.
-        folder: the response store, which keeps every score: a new teacher's responses alone are scored.
-        batch_tokens: as LearnabilitySpeed has it.
+        folder: the response store, which keeps every score, so that only new responses are scored.
+        batch_tokens: as in LearnabilitySpeed.
 
     Returns:
         LEARNABILITY.
@@ -95,8 +95,8 @@ def score_learnability(
     Raises:
         InputError: a prompt alone fills `max_length`.
     """
-    answered = responses.filter(pl.col("finish_reason") != "error")
-    rows = answered.join(prompts, on="prompt_id", how="left", validate="m:1").sort("prompt_id", "teacher").to_dicts()
+    written = responses.filter(pl.col("finish_reason") != "error")
+    rows = written.join(prompts, on="prompt_id", how="left", validate="m:1").sort("prompt_id", "teacher").to_dicts()
     where = (student.model, student.revision, student.trust_remote_code)
     tokenizer = with_chat_template(load_tokenizer(*where))
     encoded = [

@@ -1,8 +1,8 @@
 """Log-probabilities of tokens under a causal LM, for many continuations of one context in one forward pass.
 
-The row is [shared | branch 1 | branch 2 ...]: the attention mask is a tree (each branch sees what is shared and itself)
-and positions restart after what is shared. So a shared prompt is read once, nothing is padded, and only the positions
-that predict a scored token reach the LM head.
+The row is [shared | branch 1 | branch 2 ...]: the attention mask is a tree (each branch sees the shared tokens and
+itself) and positions restart after the shared tokens. So a shared prompt is read once, nothing is padded, and only the
+positions that predict a scored token reach the LM head.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 VOCABULARY_TILE = {"cpu": 8192, "cuda": 65536}
-"""Tokens of the vocabulary whose logits exist at once: on a CPU they stay in its cache, which is worth threefold."""
+"""Tokens of the vocabulary whose logits exist at once: on a CPU they fit its cache, which is three times faster."""
 LOGIT_CHUNK = 2048
 """Positions whose logits exist at once."""
 
 Branch = tuple[int, list[int], list[int]]
-"""Which response, the token ids it is read after (at least one), and those that are scored."""
+"""Index of the response, context token ids after the shared ones (at least one), and the token ids that are scored."""
 
 
 def split_group(shared: int, lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Positions of branches, longest first, in parts of at most `batch_tokens` tokens with what they share."""
+    """Positions of branches, longest first, in parts of at most `batch_tokens` tokens including the shared ones."""
     part: list[int] = []
     size = shared
     for position in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -39,11 +39,11 @@ def token_scores(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """log p and rank of every scored token of every branch, in one forward pass.
 
-    Only the hidden states that predict a scored token reach the LM head, and never are more logits materialised than
-    [LOGIT_CHUNK, VOCABULARY_TILE]; reduced in fp32.
+    Only the hidden states that predict a scored token reach the LM head. At most [LOGIT_CHUNK, VOCABULARY_TILE] logits
+    exist at once; they are reduced in fp32.
 
     Returns:
-        A pair of (R,) tensors a branch, on the CPU: nats, and 1 for the likeliest token (0 without ranks).
+        A pair of (R,) tensors for each branch, on the CPU: nats, and ranks from 1 for the likeliest (0 without ranks).
     """
     inputs = [[*context, *targets[:-1]] for _, context, targets in branches]
     ids = torch.tensor(shared + [token for row in inputs for token in row])  # (T,)
@@ -107,7 +107,7 @@ def _head(
         logits = _capped(model, logits.float())  # (C, tile)
         masses.append(logits.logsumexp(dim=1))
         if with_ranks:
-            inside = (targets >= start) & (targets < start + tile)  # a target does not come before itself
+            inside = (targets >= start) & (targets < start + tile)  # a target does not count for its own rank
             logits[inside, targets[inside] - start] = float("-inf")
             ranks += (logits > chosen[:, None]).sum(dim=1)
     return chosen - torch.stack(masses).logsumexp(dim=0), ranks
@@ -115,4 +115,4 @@ def _head(
 
 def _capped(model: Any, logits: torch.Tensor) -> torch.Tensor:
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-    return logits if not cap else cap * torch.tanh(logits / cap)  # Gemma-2 squashes its logits after the head
+    return logits if not cap else cap * torch.tanh(logits / cap)  # Gemma-2 soft-caps its logits after the head

@@ -14,9 +14,9 @@ from persyn.learnability.logprobs import split_group, token_scores
 from persyn.store import Store
 
 TOLERANCE = {torch.float32: 1e-3}
-"""Nats a token by which the check of a model may find a difference; 0.05 in other precisions than these."""
+"""Nats per token that tree_is_exact tolerates, by precision; 0.05 in others."""
 CHECKED = 64
-"""Tokens of prompt and response that the check of a model reads, so that it needs little memory."""
+"""Tokens of prompt and response that tree_is_exact reads, so that it needs little memory."""
 logger = logging.getLogger(__name__)
 
 
@@ -84,23 +84,23 @@ def score_group(
 
 @torch.inference_mode()
 def tree_is_exact(model: Any, prompt: list[int], responses: Sequence[list[int]]) -> bool:
-    """Whether this model honours the tree mask: its scores of a group equal those of the rows one by one.
+    """Whether this model respects the tree mask: scores of a group equal those of its rows one by one.
 
-    A model whose layers do not attend by mask and position (state-space layers, say) does not; its rows are then
-    scored one by one.
+    A model with layers that ignore mask and position (such as state-space layers) does not; its rows are then scored
+    one by one.
 
     Raises:
-        InputError: not even one by one do the scores equal the model's own: its head is more than a matrix product.
+        InputError: even one by one, the scores differ from the model's own: its head is more than a matrix product.
     """
     logits = model(torch.tensor([prompt + responses[0]], device=model.device)).logits[0, len(prompt) - 1 : -1].float()
     own = -torch.nn.functional.cross_entropy(logits, torch.tensor(responses[0], device=model.device)).item()
     alone = score_group(model, prompt, responses, LearnabilitySettings(), batch_tokens=1)
     together = score_group(model, prompt, responses, LearnabilitySettings(), batch_tokens=1 << 20)
     tolerance = TOLERANCE.get(model.dtype, 0.05)
-    if abs(own - alone[0]) > tolerance:  # false for NaN, which is not this function's concern
+    if abs(own - alone[0]) > tolerance:  # false for NaN, which score_missing handles
         raise InputError(
-            f"{type(model).__name__} scores a response {own:.4f}, its trunk and head apart {alone[0]:.4f}: this kind "
-            f"of model cannot be a student yet"
+            f"{type(model).__name__} scores a response {own:.4f}, but its trunk and head separately {alone[0]:.4f}: "
+            f"this kind of model cannot be a student yet"
         )
     error = max(abs(a - b) for a, b in zip(alone, together, strict=True))
     if error > tolerance:

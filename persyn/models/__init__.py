@@ -29,9 +29,9 @@ class Student(Settings):
     max_length: Annotated[int, Field(ge=2)] = 4096
     """Tokens of prompt and response at most, in scoring and in training."""
     family: str | None = None
-    """Family of models, as the teachers' own: what the strategy family_strong goes by."""
+    """Family of models, compared with the teachers' own by the strategy family_strong."""
     trust_remote_code: bool = False
-    """Whether code that the model's repository brings may run."""
+    """Whether code from the model's repository may run."""
 
 
 class LoraSettings(Settings):
@@ -40,13 +40,13 @@ class LoraSettings(Settings):
     r: Annotated[int, Field(ge=1)] = 16
     """Rank."""
     alpha: Annotated[int, Field(ge=1)] = 32
-    """What is added is scaled by alpha / r."""
+    """The update is scaled by alpha / r."""
     dropout: Share = 0.0
-    """Share of the inputs of LoRA's layers that are dropped while training."""
+    """Dropout of the inputs of LoRA's layers."""
 
 
 def locate_model(model: str, revision: str | None) -> dict[str, Any]:
-    """Turn a params entry into the arguments of `from_pretrained` that say which weights are meant.
+    """Turn a params entry into the arguments of `from_pretrained` that name its weights.
 
     Args:
         model: `packaged:<name>`, a local folder, or a hub id `<owner>/<name>`.
@@ -72,8 +72,8 @@ def locate_model(model: str, revision: str | None) -> dict[str, Any]:
 
 
 def model_identity(model: str, revision: str | None) -> str:
-    """Which weights are meant, whatever they are called: the name and revision of a hub id, the pinned sha256 of a
-    packaged model, the sha256 of a local folder's files. New weights in the same folder are another model.
+    """The identity of the weights: name and revision of a hub id, the pinned sha256 of a packaged model, the sha256 of
+    a local folder's files. New weights in the same folder are another model.
     """
     if model.startswith("packaged:"):
         return f"{model}@{find_packaged(model.removeprefix('packaged:')).sha256}"
@@ -85,7 +85,7 @@ def model_identity(model: str, revision: str | None) -> str:
 
 
 def _content(path: Path) -> str:
-    """sha256 of a file. Kept in the cache for as long as the file's size and time stay: weights are large."""
+    """sha256 of a file, cached until the file's size or time changes, because weights are large."""
     status = path.stat()
     seen = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
     known = cache_folder() / "identities" / hashlib.sha256(seen.encode()).hexdigest()
@@ -107,7 +107,7 @@ def load_tokenizer(model: str, revision: str | None = None, trust_remote_code: b
 
 
 def load_causal_lm(model: str, revision: str | None = None, trust_remote_code: bool = False, **kwargs: Any) -> Any:
-    """The causal LM, as load_model gives it."""
+    """The causal LM, as load_model loads it."""
     from transformers import AutoModelForCausalLM
 
     return load_model(AutoModelForCausalLM, model, revision, trust_remote_code=trust_remote_code, **kwargs)
@@ -118,7 +118,7 @@ def load_model(auto_class: Any, model: str, revision: str | None = None, device:
 
     Args:
         auto_class: which kind of head: one of transformers' AutoModel classes.
-        device: this process's own GPU, where there is one, unless named. A Trainer places what it is given on the CPU.
+        device: this process's own GPU if there is one, unless named; cpu for a Trainer, which places the model itself.
     """
     import torch
 
@@ -130,10 +130,10 @@ def load_model(auto_class: Any, model: str, revision: str | None = None, device:
 
 
 def default_precision(device: str = "") -> str:
-    """The name of torch's dtype that a model is loaded in: bfloat16 on a GPU, float32 on a CPU.
+    """The name of the torch dtype of a loaded model: bfloat16 on a GPU, float32 on a CPU.
 
     Args:
-        device: such as cpu or cuda:0; empty is what this machine has.
+        device: such as cpu or cuda:0; if empty, this machine's GPU if it has one.
     """
     import torch
 
@@ -151,7 +151,7 @@ def lora_config(task: str, lora: LoraSettings, trained_tokens: list[int] | None 
 
 @contextmanager
 def _named(model: str) -> Iterator[None]:
-    """Say in one line which model could not be loaded and why."""
+    """Turn a failure to load this model into an InputError."""
     from safetensors import SafetensorError
 
     try:

@@ -1,7 +1,7 @@
-"""Packaged models: real models that arrive as Python packages.
+"""Packaged models: real models that are installed as Python packages.
 
-One is assembled once from its package's files, checked against a pinned sha256 and converted to safetensors in the
-cache folder. After that it is a local folder like any other.
+A model is assembled once from its package's files, checked against a pinned sha256 and converted to safetensors in the
+cache folder. Then it is a local folder like any other.
 """
 
 import hashlib
@@ -54,7 +54,7 @@ def packaged_model(name: str) -> Path:
     """The folder of a packaged model in safetensors form, converted in the cache on first use.
 
     Raises:
-        InputError: unknown name, package not installed, or bytes that are not the pinned ones.
+        InputError: unknown name, package not installed, or wrong sha256.
     """
     packaged = find_packaged(name)
     folder = cache_folder() / "models" / f"{name}-{packaged.sha256[:12]}"
@@ -78,10 +78,10 @@ def packaged_model(name: str) -> Path:
 
 
 def find_packaged(name: str) -> Packaged:
-    """What is pinned of a packaged model.
+    """The entry of a packaged model.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: the name is unknown.
     """
     if name not in PACKAGED:
         raise InputError(f"there is no packaged model {name!r}; there are {', '.join(PACKAGED)}")
@@ -122,7 +122,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     dequantised = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
     config = dequantised.config
-    # A model loaded from GGUF refuses to be saved as such: give its weights to a plain model of the same config.
+    # transformers refuses to save a model loaded from GGUF: copy its weights to a plain model of the same config.
     del config.quantization_config
     config.name_or_path = ""
     plain = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

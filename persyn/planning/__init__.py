@@ -1,6 +1,6 @@
-"""Plan: what a run will have to pay for, before it runs.
+"""Planning: the calls, tokens and costs of a run, before it runs.
 
-Legend: a pair is a (prompt_id, teacher); it is open while nobody has paid for it.
+Legend: a pair is a (prompt_id, teacher); it is open while the store has no response.
 """
 
 import math
@@ -29,14 +29,14 @@ Uses = dict[str, Use]  # by teacher
 
 @dataclass(frozen=True)
 class Asked:
-    """What one strategy has to have answered beside the parallel set. Frames of prompt_id, size (and teacher)."""
+    """The responses that one strategy needs beside the parallel set. Frames of prompt_id, size (and teacher)."""
 
     pairs: pl.DataFrame | None
-    """Open pairs, where its routes are known; else None."""
+    """Open pairs if its routes are known, else None."""
     must: pl.DataFrame
-    """A row an answer that is needed whoever is chosen."""
+    """One row for each response that is needed whichever teacher is chosen."""
     may: pl.DataFrame
-    """A row an answer that may be needed."""
+    """One row for each response that may be needed."""
     allowed: list[str]
     """The teachers that may be chosen."""
 
@@ -55,17 +55,17 @@ def build_plan(
     budget: Budget,
     methods: Mapping[Any, str],
 ) -> dict[str, Any]:
-    """Count what the store does not answer yet, and estimate what that takes.
+    """Count the responses that the store lacks, and estimate their cost.
 
     Args:
         prompts: PROMPTS, or declared_prompts.
-        routes: strategy -> ROUTES; a strategy that is missing has routes nobody knows yet.
+        routes: strategy -> ROUTES; without those of strategies whose routes are not known yet.
         folder: the response store.
         methods: domain -> the method of quality.
 
     Returns:
         responses, routed: {teacher or strategy -> use, ...}; total; generate_then_select; scores; budget; notes. A use
-        is the fields of Use, each [low, high] or None, and `seen`, how many answers it was estimated from.
+        is the fields of Use, each [low, high] or None, and `seen`, the number of responses it was estimated from.
     """
     size = pl.col("prompt").str.len_bytes().cast(pl.Float64).fill_null(float("nan"))
     sized = prompts.select("prompt_id", size=size)
@@ -95,7 +95,7 @@ def build_plan(
 
 
 def _parallel_pairs(prompts: pl.DataFrame, teachers: Mapping[str, Teacher]) -> pl.DataFrame:
-    """The pairs of the parallel set; a teacher with anchors answers only those."""
+    """The pairs of the parallel set; a teacher with anchors has only those."""
     wanted = {name: wanted_prompts(prompts, name, teacher.anchors) for name, teacher in teachers.items()}
     return pl.concat(own.select("prompt_id", teacher=pl.lit(name)) for name, own in wanted.items())
 
@@ -107,7 +107,7 @@ def _asked(
     routes: pl.DataFrame | None,
     have: pl.DataFrame,
 ) -> Asked:
-    """What the strategy needs beyond the pairs that there are."""
+    """What the strategy needs beyond the given pairs."""
     excluded = strategy.exclude if isinstance(strategy, Persyn) else ()
     allowed = [name for name in teachers if name not in excluded]
     if routes is not None:
@@ -130,7 +130,7 @@ def _by_teacher(pairs: pl.DataFrame, forecasts: Mapping[str, Forecast], loads: M
 
 
 def _uses(asked: Asked, forecasts: Mapping[str, Forecast]) -> Uses:
-    """Of a strategy, by teacher, or of `any teacher` where nobody knows which. Every teacher may have to be loaded."""
+    """The uses of a strategy by teacher, or of `any teacher` if unknown. Every teacher may have to be loaded."""
     if asked.pairs is not None:
         return _by_teacher(asked.pairs, forecasts)
     chosen = [forecasts[name] for name in asked.allowed]
@@ -155,8 +155,8 @@ def _total(
     forecasts: Mapping[str, Forecast],
     have: pl.DataFrame,
 ) -> Uses:
-    """By teacher and in all. A pair that several strategies need is paid for once; those whose routes nobody knows may
-    need only what is paid for by then, or each its own.
+    """By teacher and in total. A pair that several strategies need is paid for once. A strategy with unknown routes
+    may need nothing new (low end), or only pairs that no other needs (high end).
     """
     known = [one.pairs for one in asked.values() if one.pairs is not None]
     together = pl.concat([first, *(pairs.select(first.columns) for pairs in known)]).unique(PAIR)
@@ -187,8 +187,8 @@ def _against(
     parallel: pl.DataFrame,
     forecasts: Mapping[str, Forecast],
 ) -> dict[str, Any]:
-    """What all teachers on all prompts would take, and how many times fewer calls each strategy needs beside the
-    parallel set, whatever the store holds.
+    """The use of all teachers on all prompts, and how many times fewer calls each strategy needs with the parallel set;
+    the store is ignored.
     """
     use = add([one.use(sized["size"].to_numpy()) for one in forecasts.values()])
     fewer = {}
@@ -199,14 +199,14 @@ def _against(
 
 
 def _scores(prompts: pl.DataFrame, parallel: pl.DataFrame, methods: Mapping[Any, str]) -> dict[str, Any]:
-    """How many responses are scored by which method of quality, and for learnability. They are not in the sums."""
+    """Numbers of responses scored by each method of quality, and for learnability; the sums do not include them."""
     domains = parallel.join(prompts.select("prompt_id", "domain"), on="prompt_id", validate="m:1")["domain"]
     counts = Counter(methods.get(domain, "no method") for domain in domains.cast(pl.String))
     return {"quality": dict(sorted(counts.items())), "learnability": parallel.height}
 
 
 def _verdict(total: Use, folder: Path, budget: Budget) -> dict[str, Any] | None:
-    """The plan against budget.max_tokens; None where there is no limit."""
+    """The plan compared with budget.max_tokens; None if there is no limit."""
     if budget.max_tokens is None:
         return None
     left = budget.max_tokens - budget.spent(folder)
@@ -216,7 +216,7 @@ def _verdict(total: Use, folder: Path, budget: Budget) -> dict[str, Any] | None:
 
 
 def _fields(uses: Uses) -> dict[str, Any]:
-    """As json has them: hours and money to four digits, the rest whole."""
+    """Uses for json: hours and money to four digits, the rest whole."""
 
     def plain(field: str, ends: Interval | None) -> list[float] | None:
         if ends is None or field in ("gpu_hours", "money"):

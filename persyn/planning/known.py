@@ -1,4 +1,4 @@
-"""Known: which prompts and routes a plan can count on before anything has run."""
+"""Known: the prompts and routes that a plan can use before anything has run."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,7 +14,7 @@ Strategies = Mapping[str, Rule]
 
 
 def declared_prompts(sources: Sequence[Source], num_parallel: int | None) -> pl.DataFrame:
-    """As many prompts as prompts.sources declares by `limit`, without text, where the sources are not at hand.
+    """Prompts without text, as many as the `limit`s of prompts.sources, for use where the sources are missing.
 
     Raises:
         InputError: a source has no limit.
@@ -23,8 +23,8 @@ def declared_prompts(sources: Sequence[Source], num_parallel: int | None) -> pl.
     for source in sources:
         if source.limit is None:
             raise InputError(
-                f"source {source.name} is not here and has no limit, so nobody knows how many prompts it holds; set "
-                f"its limit in prompts.sources, or run `dvc repro prompts` first"
+                f"source {source.name} is not here and has no limit, so its number of prompts is unknown; set its "
+                f"limit in prompts.sources, or run `dvc repro prompts` first"
             )
         limits.append((source.domain, source.limit))
     domains = [domain for domain, limit in limits for _ in range(limit)]
@@ -39,11 +39,11 @@ def declared_prompts(sources: Sequence[Source], num_parallel: int | None) -> pl.
 def known_routes(
     prompts: pl.DataFrame, teachers: list[str], strategies: Strategies, made: Mapping[str, pl.DataFrame]
 ) -> dict[str, pl.DataFrame]:
-    """The routes that are known before anything runs: of rules that name their teachers, else those already made.
+    """Routes known before anything runs: those of rules that name their teachers, else those already made.
 
     Args:
         prompts: PROMPTS, or declared_prompts.
-        made: strategy -> ROUTES of an earlier run; those of other prompts or teachers are passed over.
+        made: strategy -> ROUTES of an earlier run; those of other prompts or teachers are ignored.
 
     Raises:
         InputError: a strategy is wrong.
@@ -52,7 +52,7 @@ def known_routes(
     pool = Pool(teachers, REWARDS.to_frame(), lambda texts: np.zeros((len(texts), len(teachers))), {})
     known = {}
     for name, strategy in strategies.items():
-        if isinstance(strategy, Persyn):  # its router is not asked, but a wrong name is found
+        if isinstance(strategy, Persyn):  # only checks names: its router is not called
             build_routes(prompts[:1], pool, Persyn(rule="persyn", exclude=strategy.exclude))
         named = (isinstance(strategy, Strong) and strategy.teacher) or (
             here and (isinstance(strategy, Random) or (isinstance(strategy, Mix) and strategy.strong and strategy.weak))

@@ -1,4 +1,4 @@
-"""What a run will cost, and what it has cost, as text for the terminal."""
+"""The plan and the ledger as text for the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,19 +11,19 @@ HEADER = ["stage, teacher", "calls", "prompt tokens", "response tokens", "H100-h
 
 
 def plan_text(plan: Mapping[str, Any]) -> str:
-    """The plan on a screen: a row a stage and teacher, every number as low - high where it is not certain."""
+    """The plan on one screen: a row for each stage and teacher; uncertain numbers are `low - high`."""
     prompts, select = plan["prompts"], plan["generate_then_select"]
     stages = {"responses (parallel set)": plan["responses"]}
     stages |= {f"routed@{name}": uses for name, uses in plan["routed"].items()}
-    # The total of a teacher that is asked in one stage only stands there already.
+    # Without totals of teachers that the parallel set alone asks: its rows show them already.
     total = {name: use for name, use in plan["total"].items() if use != plan["responses"].get(name)}
     rows = []
     for stage, uses in [*stages.items(), ("total, each call paid once", total)]:
         rows.append([stage, *[""] * 6])
         rows += [_row(f"  {name}", use) for name, use in uses.items()] or [["  nothing is left to ask", *[""] * 6]]
     about = (
-        f"{prompts['count']:,} prompts ({prompts['from']}), {prompts['parallel']:,} parallel. What the store answers "
-        f"is not counted. Money in {plan['currency']}."
+        f"{prompts['count']:,} prompts ({prompts['from']}), {prompts['parallel']:,} parallel. Stored responses are "
+        f"not counted. Money in {plan['currency']}."
     )
     fewer = [f"{name} {_span(ratio, '.1f')}" for name, ratio in select["times_fewer_calls"].items()]
     quality = ", ".join(f"{count:,} by {method}" for method, count in plan["scores"]["quality"].items())
@@ -63,10 +63,10 @@ def ledger_text(ledger: Mapping[str, Any]) -> str:
 
 
 def _notes(plan: Mapping[str, Any]) -> list[str]:
-    """What is not certain, or not to be run as it stands."""
+    """Lines about what is uncertain, or prevents the run."""
     lines = []
     if unseen := [name for name, count in plan["seen"].items() if count < 2]:
-        lines.append(f"No answers seen yet of {_names(unseen, plan)}: `persyn plan --probe 8` asks for some first.")
+        lines.append(f"No responses seen yet of {_names(unseen, plan)}: `persyn plan --probe 8` asks for some first.")
     if plan["unsized"]:
         lines.append(f"No H100-hours for {_names(plan['unsized'], plan)}: give its size in prices.sizes.")
     if plan["unpriced"]:

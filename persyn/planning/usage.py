@@ -1,4 +1,4 @@
-"""Forecast: what a teacher's answers will take, from those that the response store holds of it."""
+"""Usage: forecasts of what a teacher's responses will take, from its responses in the store."""
 
 import json
 import math
@@ -28,7 +28,7 @@ from persyn.planning.intervals import (
 from persyn.store import slug, verify
 
 BYTES_A_TOKEN = (2.0, 6.0)  # of a prompt: digits and markup at one end, plain English at the other
-TYPICAL_PROMPT = (60.0, 240.0)  # tokens, where no prompt is at hand: half and twice the 120 of Magpie's instructions
+TYPICAL_PROMPT = (60.0, 240.0)  # tokens, if prompts are unknown: half and twice the 120 of Magpie's instructions
 LOAD_HOURS = (0.5 / 60, 5 / 60)
 GPU_GIGABYTES = 72  # of an H100's 80, for weights of 2 bytes a parameter
 RECORD_BYTES = 120  # of a stored row, beside its json
@@ -36,19 +36,19 @@ RECORD_BYTES = 120  # of a stored row, beside its json
 
 @dataclass(frozen=True)
 class Forecast:
-    """A teacher, and what is known of its answers."""
+    """A teacher, and what is known about its responses."""
 
     name: str
     teacher: Teacher
     prices: Prices
     shown: np.ndarray
-    """(n,), bytes of what it was shown, of the answers seen."""
+    """(n,), bytes of the conversations that it was shown, for the responses seen."""
     asked: np.ndarray
     """(n,), their prompt tokens."""
     lengths: np.ndarray
     """(n,), their response tokens."""
     row_bytes: float | None = None
-    """A stored answer, where some are."""
+    """Mean bytes of a stored response; None if there is none."""
 
     @property
     def runs_here(self) -> bool:
@@ -56,13 +56,13 @@ class Forecast:
 
     @cached_property
     def size(self) -> float | None:
-        """Billions of parameters: as prices.sizes says, as its weights say, or as its name says."""
+        """Billions of parameters: from prices.sizes, else from its weights, else from its name."""
         given = self.prices.sizes.get(self.name)
         return given or count_parameters(self.teacher.model) or size_in_name(self.teacher.model)
 
     @property
     def weights(self) -> float | None:
-        """Bytes of its weights: of the files that are here, else 2 a parameter."""
+        """Bytes of its weights: of its files if they are here, else 2 per parameter."""
         files = weight_files(self.teacher.model)
         if files or not self.runs_here:
             return float(sum(file.stat().st_size for file in files))
@@ -70,14 +70,14 @@ class Forecast:
 
     @property
     def load(self) -> Interval:
-        """GPU-hours of loading it once: half a minute to five, on as many GPUs as its weights need."""
+        """GPU-hours of loading it once: half a minute to five minutes, on as many GPUs as its weights need."""
         if not self.runs_here or self.size is None:
             return 0.0, 0.0
         gpus = math.ceil(2 * self.size / GPU_GIGABYTES)
         return gpus * LOAD_HOURS[0], gpus * LOAD_HOURS[1]
 
     def use(self, sizes: np.ndarray, loads: int = 1) -> Use:
-        """What it takes to answer prompts of these bytes (NaN: not known), in `loads` stages."""
+        """What responses to prompts of these bytes (NaN: unknown) take, in `loads` stages."""
         count = len(sizes)
         if not count:
             return Use()
@@ -119,14 +119,14 @@ class Forecast:
 def look_into_store(
     prompts: pl.DataFrame, teachers: Mapping[str, Teacher], folder: Path, prices: Prices
 ) -> tuple[dict[str, Forecast], pl.DataFrame]:
-    """A Forecast a teacher, from its own answers to these prompts; and what is answered: prompt_id, teacher.
+    """A Forecast for each teacher, from its own responses to these prompts; and the stored pairs: prompt_id, teacher.
 
     Args:
-        prompts: PROMPTS. Where the texts are not here (null), nothing is known to be answered.
+        prompts: PROMPTS. If their texts are null, no stored pair is known.
         folder: the response store.
     """
     forecasts, schema = {}, {"prompt_id": pl.String, "teacher": pl.String}
-    answered = [pl.DataFrame(schema=schema)]
+    stored = [pl.DataFrame(schema=schema)]
     for name, teacher in teachers.items():
         found = [] if prompts["prompt"].null_count() else _find_responses(prompts, teacher, folder)
         numbers = np.array([numbers for _, numbers in found], float).reshape(-1, 4)
@@ -134,20 +134,20 @@ def look_into_store(
         shown, asked, lengths = numbers[:, 0], numbers[:, 1], numbers[:, 2]
         forecasts[name] = Forecast(name, teacher, prices, shown, asked, lengths, row_bytes)
         identities = [identity for identity, _ in found]
-        answered.append(pl.DataFrame({"prompt_id": identities, "teacher": [name] * len(found)}, schema=schema))
-    return forecasts, pl.concat(answered)
+        stored.append(pl.DataFrame({"prompt_id": identities, "teacher": [name] * len(found)}, schema=schema))
+    return forecasts, pl.concat(stored)
 
 
 def _find_responses(
     prompts: pl.DataFrame, teacher: Teacher, folder: Path
 ) -> list[tuple[str, tuple[int, int, int, int]]]:
-    """prompt_id and (bytes shown, prompt tokens, response tokens, bytes stored) of every answer there is. Parallel
-    prompts are looked for first: where the store holds no more than those, the others need not be.
+    """prompt_id and (bytes shown, prompt tokens, response tokens, bytes stored) of every stored response. Parallel
+    prompts are looked up first: if the store holds no more rows than these, the others need no look-up.
     """
     found: list[tuple[str, tuple[int, int, int, int]]] = []
     shelf = folder / slug(model_identity(teacher.model, teacher.revision))
     num_rows = verify(shelf)[0].rows
-    if not num_rows:  # a store that is opened is made
+    if not num_rows:  # opening a store would create it
         return found
     store = open_store(folder, teacher)
     for part in (prompts.filter("parallel"), prompts.filter(~pl.col("parallel"))):
@@ -162,5 +162,5 @@ def _find_responses(
 
 
 def _shown(conversation: list[dict[str, str]]) -> int:
-    """Bytes of what a teacher is shown."""
+    """Bytes of a conversation."""
     return sum(len(message["content"].encode()) for message in conversation)

@@ -1,6 +1,6 @@
-"""Project: where a run keeps its parameters, tables and metrics, and how to read them. No other room knows a path."""
+"""Project: where a run keeps its parameters, tables and metrics, and how to read them. Only this room knows paths."""
 
 from pathlib import Path
 
 REPORT = Path("metrics/reports/report.html")
-"""Where `persyn report` writes, unless told otherwise."""
+"""The default output of `persyn report`."""

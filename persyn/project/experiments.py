@@ -1,4 +1,4 @@
-"""DVC's experiments: their parameters, allocation and evaluation, as git has them."""
+"""DVC's experiments: their parameters, allocation and evaluation, read from git."""
 
 import io
 import json
@@ -13,7 +13,7 @@ KINDS = ("allocation", "evaluation")
 
 
 def read_experiments() -> tuple[list[Snapshot], str]:
-    """The experiments whose parameters or numbers differ from those of their commit; or none, and why not."""
+    """The experiments whose parameters or numbers differ from those of their commit; and a note on those left out."""
     from dvc.repo import Repo
 
     try:
@@ -31,12 +31,12 @@ def read_experiments() -> tuple[list[Snapshot], str]:
         ]
         lost = [name for of in names.values() for rev, name in of.items() if name and not states[rev]["params"]]
         return found, f"Experiments without a legal params.yaml are left out: {', '.join(lost)}." if lost else ""
-    except Exception as error:  # noqa: BLE001 - whatever DVC cannot do, the report does without
+    except Exception as error:  # noqa: BLE001 - the report does without what DVC cannot read
         return [], f"DVC's experiments could not be read: {str(error) or type(error).__name__}"
 
 
 def _read_states(root: Path, folder: str, revisions: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Revision -> params, and allocation and evaluation: strategy -> its file."""
+    """Revision -> its params, allocation and evaluation; the last two by strategy."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 
@@ -67,14 +67,14 @@ def _strategies(params: Mapping[str, Any]) -> list[str]:
 
 
 def _read_files(root: Path, objects: list[str]) -> list[bytes | None]:
-    """The contents of files, named as REVISION:PATH, by one process of git; None for one that is not there."""
+    """The contents of files, named as REVISION:PATH, read by one git process; None for a missing file."""
     asked = "".join(f"{each}\n" for each in objects).encode()
     command = ["git", "-C", str(root), "cat-file", "--batch"]
-    answered = io.BytesIO(subprocess.run(command, input=asked, stdout=subprocess.PIPE, check=True).stdout)
+    output = io.BytesIO(subprocess.run(command, input=asked, stdout=subprocess.PIPE, check=True).stdout)
 
     def next_file() -> bytes | None:
-        """An answer is `<id> <type> <size>`, a newline, the content and a newline; or `<asked> missing`."""
-        last = answered.readline().split()[-1]
-        return None if last == b"missing" else answered.read(int(last) + 1)[:-1]
+        """Git writes `<id> <type> <size>`, a newline, the content and a newline; or `<asked> missing`."""
+        last = output.readline().split()[-1]
+        return None if last == b"missing" else output.read(int(last) + 1)[:-1]
 
     return [next_file() for _ in objects]

@@ -1,4 +1,4 @@
-"""dvc.lock: what a project was made of, and whether what lies in it is still that."""
+"""dvc.lock: the files and parameters that a project was made from, and whether they have changed since."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -10,14 +10,14 @@ from persyn.errors import InputError
 from persyn.project.snapshot import Snapshot, changed_values
 
 UNREAD = ("data/quality/", "data/defects", "data/pairs", "metrics/rewards")
-"""What the stages behind a dataset have that nothing reads of its export, so that a cache may lack it."""
+"""Outputs of the stages behind a dataset that its export does not read, so that a cache may lack them."""
 
 
 def check_lock(snapshot: Snapshot, strategy: str) -> None:
-    """Check that all that a strategy's dataset rests on is what dvc.lock has, as far as it has it.
+    """Check that everything behind a strategy's dataset equals its record in dvc.lock, where there is one.
 
     Raises:
-        InputError: a table, a metric or a parameter is another.
+        InputError: a table, a metric or a parameter differs.
     """
 
     @cache
@@ -34,13 +34,13 @@ def check_lock(snapshot: Snapshot, strategy: str) -> None:
         other += [f"{path} in params.yaml" for path in _changed_params(entry, snapshot.params)]
         if other:
             raise InputError(
-                f"{other[0]} is not what dvc.lock has for the stage {stage}: the tables are of different runs; run "
+                f"{other[0]} is not what dvc.lock has for the stage {stage}: the tables are from different runs; run "
                 f"`dvc repro`, or export a revision (--rev)"
             )
 
 
 def provenance(snapshot: Snapshot, strategy: str) -> dict[str, str | None]:
-    """What made a strategy's dataset: label -> value. Its md5 where dvc.lock has it, which check_lock compares."""
+    """Label -> value: versions that made a strategy's dataset, and its md5 if dvc.lock has it (see check_lock)."""
     path = f"data/dataset/{strategy}.parquet"
     outs = (_stages(snapshot).get(f"dataset@{strategy}") or {}).get("outs") or []
     known = {entry["path"]: entry["md5"] for entry in outs}
@@ -66,7 +66,7 @@ def _read_files(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _changed_params(entry: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str]:
-    """Paths of the parameters of a stage that are not now what they were."""
+    """Paths of a stage's parameters that have changed since it ran."""
     for path, recorded in (entry.get("params") or {}).get("params.yaml", {}).items():
         now: Any = params
         for key in path.split("."):

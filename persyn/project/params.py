@@ -1,4 +1,4 @@
-"""Params: the one reader of params.yaml, for stages and commands. Every mistake of the file is said at once."""
+"""Params: the one reader of params.yaml, for stages and commands. It reports all mistakes of a file at once."""
 
 import difflib
 import re
@@ -54,13 +54,12 @@ Name = Annotated[str, AfterValidator(_file_name)]
 
 
 class Speed(Settings):
-    """The section `speed`: how fast, never what; no stage tracks it, so a change here reruns nothing.
-
-    It also has a section for each backend, with the knobs of all teachers that it runs.
+    """The section `speed`: it changes how fast results come, not the results; no stage tracks it, so a change reruns
+    nothing. It also has a section for each backend, with the knobs of all teachers that the backend runs.
     """
 
     teachers: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Teacher (or `judge`) -> knobs of its backend that are its own, over those of the backend's section."""
+    """Teacher (or `judge`) -> its own knobs, which override those of its backend's section."""
     learnability: LearnabilitySpeed = LearnabilitySpeed()
     """Of the stage learnability."""
     router: TrainingSpeed = TrainingSpeed()
@@ -72,11 +71,11 @@ class Speed(Settings):
 
 
 class Params(Settings):
-    """params.yaml: a section for every noun of the pipeline."""
+    """params.yaml: one section for each noun of the pipeline."""
 
     prompts: PromptSettings
     teachers: Annotated[dict[Name, Teacher], Field(min_length=1)]
-    """Name -> teacher. The name is the name of its files."""
+    """Name -> teacher. Its files have this name."""
     licenses: Licenses
     learnability: LearnabilitySettings
     responses: ResponseSettings
@@ -101,14 +100,14 @@ class Params(Settings):
         return anchored_teachers(self.teachers)
 
     def speed_of(self, name: str) -> Any:
-        """The knobs of a teacher's backend, or of the judge's: the backend's section, and over it the teacher's own."""
+        """The knobs of a teacher's (or the judge's) backend: those of the backend's section, overridden by its own."""
         return _knobs(self.speed, "openai" if name == JUDGE else self.teachers[name].backend, name)
 
     def named(self, section: Literal["teachers", "strategies"], name: str) -> Any:
         """A teacher or a strategy.
 
         Raises:
-            InputError: there is none of that name.
+            InputError: the name is unknown.
         """
         entries = getattr(self, section)
         if name not in entries:
@@ -124,7 +123,7 @@ class Params(Settings):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        """Refuse a name of a teacher or a domain that there is not."""
+        """Refuse unknown names of teachers and domains."""
         named: list[tuple[tuple[Any, ...], str]] = [
             (("licenses", "allow_forbidden", number), name) for number, name in enumerate(self.licenses.allow_forbidden)
         ]
@@ -158,7 +157,7 @@ class Params(Settings):
 def read_params(path: Path | str | None = None) -> Params:
     """Read and check params.yaml.
 
-    It is parsed as DVC parses it (YAML 1.2, safe, duplicate keys refused), so that what is tracked is what is read.
+    It is parsed as by DVC (YAML 1.2, safe, duplicate keys refused), so that DVC tracks exactly what is read.
 
     Raises:
         InputError: it cannot be read, holds a secret, or is wrong: a line for every mistake.
@@ -187,7 +186,7 @@ def check_params(data: Any, name: str = str(PARAMS)) -> Params:
         kind = "nothing" if data is None else shown(data)
         raise InputError(f"{name} holds {kind}; it must hold the sections {', '.join(Params.model_fields)}")
     lines, sections = [], {}
-    for section, content in data.items():  # others than ours may hold YAML's anchors
+    for section, content in data.items():  # sections that are not ours may hold YAML anchors
         if section in Params.model_fields:
             sections[section] = content
         elif near := difflib.get_close_matches(str(section), Params.model_fields, n=1, cutoff=0.75):
@@ -202,7 +201,7 @@ def check_params(data: Any, name: str = str(PARAMS)) -> Params:
 
 
 def params_model() -> type[Params]:
-    """Params, with a section of speed for each backend that there is."""
+    """Params, with a section of speed for each registered backend."""
     return _params_model(tuple(BACKENDS.items()))
 
 
@@ -231,18 +230,18 @@ def _refuse(title: str, wrong: list[tuple[tuple[Any, ...], str]]) -> None:
 
 
 def check_secrets(params: Any, name: str = str(PARAMS)) -> None:
-    """Refuse what looks like a key: params.yaml is shared, and dvc.lock repeats it.
+    """Refuse what looks like a secret key: params.yaml is shared, and dvc.lock repeats it.
 
     Raises:
-        InputError: there is one; its beginning is named.
+        InputError: there is one; the message shows its beginning.
     """
-    seen: set[int] = set()  # aliases make a node stand in many places: each is looked at once
+    seen: set[int] = set()  # aliases put a node in many places: look at each once
     nodes = [params]
     while nodes:
         node = nodes.pop()
         if isinstance(node, str) and SECRET.search(node):
             raise InputError(
-                f"{name} holds what looks like a key ({node[:4]}...); take it out, revoke it, and name the "
+                f"{name} holds what looks like a key ({node[:4]}...); remove it, revoke it, and name the "
                 f"environment variable that holds it in speed.openai.api_key_env"
             )
         if isinstance(node, dict | list) and id(node) not in seen:

@@ -1,4 +1,4 @@
-"""The reference of params.yaml: made of the settings' types and docstrings, as a JSON schema, a page and text."""
+"""The reference of params.yaml, from the types and docstrings of the settings: a JSON schema, a page and text."""
 
 import json
 import re
@@ -13,18 +13,17 @@ from persyn.settings import describe
 SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 INTRODUCTION = """# Parameters
 
-Every parameter of `params.yaml`: what it takes, its default and its meaning. A parameter without a default must be
-given. `persyn params` prints the same, `persyn params rewards` one section, and `persyn params --check params.yaml`
-checks a file and says every mistake at once. Editors complete and check by `params.schema.json`, which each params.yaml
-names in its first line. This page is generated from the code: `persyn params --page > docs/params.md`, in the root.
+Every parameter of `params.yaml`: the values that it takes, its default and its meaning. A parameter without a default
+must be given. `persyn params` prints the same, `persyn params rewards` one section, and
+`persyn params --check params.yaml` reports all mistakes of a file at once. Editors complete and check with
+`params.schema.json`, named in the first line of each params.yaml. This page is generated from the code, in the root of
+the project: `persyn params --page > docs/params.md`.
 """
 
 
 @dataclass(frozen=True)
 class Row:
-    """A parameter: its name below its section, what it takes, its default as YAML (None: it must be given) and its
-    meaning.
-    """
+    """A parameter: its name below its section, the values it takes, its default as YAML (None: required), meaning."""
 
     name: str
     takes: str
@@ -34,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """A section of params.yaml, or a mapping in one that is described apart, such as a teacher or a strategy."""
+    """A section of params.yaml, or a mapping in one with a description of its own, such as a teacher or a strategy."""
 
     name: str
     meaning: str
@@ -42,9 +41,9 @@ class Part:
 
 
 def params_schema() -> dict[str, Any]:
-    """The JSON schema of params.yaml, for editors: it says all but what depends on several parameters."""
+    """The JSON schema of params.yaml, for editors: all rules but those that depend on several parameters."""
     schema = _tidy(params_model().model_json_schema())
-    schema.pop("additionalProperties")  # other sections than ours may hold YAML's anchors
+    schema.pop("additionalProperties")  # sections that are not ours may hold YAML anchors
     return {"$schema": SCHEMA, **schema, "title": "PerSyn's params.yaml"}
 
 
@@ -54,7 +53,7 @@ def schema_text() -> str:
 
 
 def build_reference(section: str | None = None) -> list[Part]:
-    """Every section of params.yaml, or the one of that name, and what is in it.
+    """Every section of params.yaml, or the named one, with its parameters.
 
     Raises:
         InputError: there is no such section.
@@ -73,7 +72,7 @@ def build_reference(section: str | None = None) -> list[Part]:
 
 
 def reference_page() -> str:
-    """docs/params.md: a table a section."""
+    """docs/params.md: a table for each section."""
     texts = [INTRODUCTION]
     for part in build_reference():
         level = "##" if re.fullmatch(r"\w+", part.name) else "###"
@@ -100,14 +99,14 @@ def reference_text(section: str | None = None) -> str:
 
 
 def undocumented() -> list[str]:
-    """Parameters without a meaning; the `rule` that tells strategies apart needs none."""
+    """Parameters without documentation; the `rule` of a strategy needs none."""
     parts = build_reference()
     wanting = [part.name for part in parts if not part.meaning]
     return wanting + [f"{part.name}.{row.name}" for part in parts for row in part.rows if not row.meaning]
 
 
 def _parts(name: str, entry: Mapping[str, Any], named: Mapping[str, Any]) -> Iterator[Part]:
-    """A section or mapping, and after it the mappings in it."""
+    """A section or mapping, followed by the mappings in it."""
     target = _target(entry, named)
     inner = target.get("additionalProperties")
     meaning = target.get("description", "") if "$ref" in entry else entry.get("description", "")
@@ -133,7 +132,7 @@ def _parts(name: str, entry: Mapping[str, Any], named: Mapping[str, Any]) -> Ite
 
 
 def _below(place: str, given: Mapping[str, Any], named: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Mappings with known keys in a parameter: itself, one of its choices, what a list or a mapping by name holds."""
+    """Mappings with known keys in a parameter: itself, one of its choices, items of a list or of a mapping by name."""
     if "$ref" in given:
         return [(place, {"$ref": given["$ref"]})]
     found = [pair for choice in given.get("anyOf", []) for pair in _below(place, choice, named)]
@@ -152,7 +151,7 @@ def _target(entry: Mapping[str, Any], named: Mapping[str, Any]) -> Mapping[str, 
 def _default(given: Mapping[str, Any], field: str, model: Mapping[str, Any], named: Mapping[str, Any]) -> str | None:
     if field in model.get("required", []):
         return None
-    if "default" not in given:  # made anew for each: an empty list or mapping
+    if "default" not in given:  # a default_factory: an empty list or mapping
         return "[]" if given.get("type") == "array" else "{}"
     if "$ref" in given and given["default"] is not None:
         return "that of its parameters"
@@ -161,7 +160,7 @@ def _default(given: Mapping[str, Any], field: str, model: Mapping[str, Any], nam
 
 
 def _tidy(schema: Any) -> Any:
-    """Without the titles that pydantic makes of names, and with docstrings on one line."""
+    """Remove the titles that pydantic makes from names, and put docstrings on one line."""
     if isinstance(schema, list):
         return [_tidy(inner) for inner in schema]
     if not isinstance(schema, dict):

@@ -1,4 +1,4 @@
-"""A project's parameters, tables and metrics, as they lie in its folder or in a DVC revision."""
+"""A project's parameters, tables and metrics, read from the workspace or from a DVC revision."""
 
 import io
 import subprocess
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class Project:
-    """Reads a project. What has not been made yet is None, or left out.
+    """Reads a project. What is not made yet is None.
 
     Args:
         files: any file system of fsspec.
-        folder: where the project is in it, "" for its root.
-        name: what to call it.
-        commit: the git commit that it is of, None if that is not known.
+        folder: of the project in it, "" for its root.
+        name: used in messages.
+        commit: its git commit, None if unknown.
     """
 
     def __init__(self, files: Any = None, folder: str = "", name: str = "workspace", commit: str | None = None) -> None:
@@ -37,7 +37,7 @@ class Project:
         """The bytes of a file.
 
         Raises:
-            InputError: it was made, but is neither in DVC's cache nor in a remote.
+            InputError: DVC tracks it, but neither its cache nor a remote has it.
         """
         where = f"{self.folder}/{path}" if self.folder else path
         try:
@@ -45,7 +45,7 @@ class Project:
                 return None
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except ImportError as error:  # of the package that the DVC remote needs
+        except ImportError as error:  # a package that the DVC remote needs is missing
             raise InputError(f"cannot read {path} of {self.name}: {error}") from error
         try:
             return self.files.cat_file(where)
@@ -59,7 +59,7 @@ class Project:
         """params.yaml, whole.
 
         Raises:
-            InputError: there is none, it is not legal, or it holds a key.
+            InputError: it is missing, is not legal, or holds a secret key.
         """
         from persyn.project.params import check_secrets
 
@@ -72,7 +72,7 @@ class Project:
         return found
 
     def yaml(self, path: str) -> Any:
-        """A YAML file; None if it is not there, or empty.
+        """A YAML file; None if it is missing or empty.
 
         Raises:
             InputError: it is not legal.
@@ -83,7 +83,7 @@ class Project:
             raise InputError(f"cannot read {path} of {self.name}: {' '.join(str(error).split())}") from error
 
     def json(self, path: str) -> Any:
-        """A metrics file; None if it is not there.
+        """A metrics file; None if it is missing.
 
         Raises:
             InputError: it is not legal.
@@ -94,10 +94,10 @@ class Project:
         try:
             return None if text is None else json.loads(text)
         except ValueError as error:
-            raise InputError(f"{path} of {self.name} is no JSON ({error}); run `dvc repro` to make it again") from error
+            raise InputError(f"{path} of {self.name} is no json ({error}); run `dvc repro` to make it again") from error
 
     def table(self, path: str, schema: "pl.Schema") -> "pl.DataFrame | None":
-        """A table, checked; None if it is not there.
+        """A table, checked; None if it is missing.
 
         Raises:
             InputError: as check_table, or it is damaged.
@@ -108,14 +108,13 @@ class Project:
 
 @contextmanager
 def open_project(revision: str | None = None) -> Iterator[Project]:
-    """The project of the working directory as it stands, or as it was in a revision.
+    """The project of the working directory, or a revision of it.
 
-    The commit is unpacked into a temporary folder, where DVC reads it: in git itself it cannot follow the links of a
+    The commit is unpacked into a temporary folder, where DVC reads it: inside git, DVC cannot follow the links of a
     profile.
 
     Args:
-        revision: what git or DVC resolves: a commit, a branch, a tag, an experiment's name. None, or "workspace", for
-            the files as they lie.
+        revision: a commit, a branch, a tag or an experiment's name; None or "workspace" for the workspace.
 
     Raises:
         InputError: this is no DVC project in a git repository, or it has no such revision.
@@ -147,7 +146,7 @@ def open_project(revision: str | None = None) -> Iterator[Project]:
 
 
 def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """Leave out a link that leads out of the repository."""
+    """Skip a link that points out of the repository."""
     try:
         return tarfile.data_filter(member, folder)
     except (tarfile.AbsoluteLinkError, tarfile.LinkOutsideDestinationError):
@@ -155,7 +154,7 @@ def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
 
 
 def _head() -> str | None:
-    """The commit that is checked out; whether files that git knows have changed since."""
+    """The commit that is checked out, with a note if tracked files have changed."""
     try:
         commit, changed = (
             subprocess.run(["git", *command], capture_output=True, text=True, check=True).stdout.strip()

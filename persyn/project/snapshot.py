@@ -1,4 +1,4 @@
-"""Snapshot: all that a project holds at one revision, read when it is asked for."""
+"""Snapshot: everything in a project at one revision, read on demand."""
 
 import copy
 import io
@@ -19,7 +19,7 @@ METRICS = {
     **dict.fromkeys(("prompts", "defects", "rewards", "router", "comparison", "cost"), ""),
     **dict.fromkeys(("allocation", "dataset", "evaluation"), "strategies"),
 }
-"""The files of metrics/; of a folder, whose names its files have."""
+"""The files of metrics/; for a folder, whether its files are named after teachers or strategies."""
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -37,7 +37,7 @@ class Table:
 
 
 class Tables(Table):
-    """The tables of all teachers or strategies, by name; what is not made yet is left out."""
+    """The tables of all teachers or strategies, by name, without those that are not made yet."""
 
     def __init__(self, names: str, path: str, schema: pl.Schema | None = None) -> None:
         super().__init__(path, schema)
@@ -51,14 +51,14 @@ class Tables(Table):
 
 
 class Snapshot:
-    """All that a project holds at one revision. What is not made yet is None, or left out.
+    """Everything in a project at one revision. What is not made yet is None, or left out.
 
     Args:
         params: params.yaml, whole.
-        project: where to read what is not given here, and the parameters; None if there is no more than what is given.
-        name: what to call it.
-        only: read nothing of any strategy but this one.
-        lenient: whether what was made but cannot be read counts as not made, which `lacking` says, or is an error.
+        project: where to read parameters and whatever is not given here; None if everything is given.
+        name: used in messages and titles.
+        only: read this strategy alone.
+        lenient: whether what exists but cannot be read counts as not made (see `lacking`) instead of being an error.
         metrics: as `metric` returns them.
         made: the tables, `teachers`, `strategies`, `experiments` and `experiments_note`, by their names below.
     """
@@ -75,7 +75,7 @@ class Snapshot:
     dataset = Tables("strategies", "data/dataset/{}.parquet", schemas.DATASET)
     samples = Tables("strategies", "data/evaluation/{}.parquet", schemas.SAMPLES)
     training = Tables("strategies", "metrics/reports/training/{}.csv")
-    """Strategy -> step, loss and what else its student's training has noted."""
+    """Strategy -> the log of its student's training: step, loss and more."""
     reliability = Table("metrics/reports/reliability.csv")
 
     def __init__(
@@ -94,11 +94,11 @@ class Snapshot:
         self.commit = project.commit if project else None
         self.metrics = dict(metrics)
         self.lacking: dict[str, list[str]] = {}
-        """Why something is not here -> the files."""
+        """Why something is missing -> its files."""
         self.experiments: Sequence[Snapshot] = ()
-        """DVC's experiments with other parameters: their parameters, allocation and evaluation alone."""
+        """DVC's experiments with other parameters; only their parameters, allocation and evaluation."""
         self.experiments_note = ""
-        """Why there are none, if that was not to be found out."""
+        """Why experiments are missing, if some could not be read."""
         self._fill(made if params is None and project else {"params": params or {}, **made})
 
     def _fill(self, made: Mapping[str, Any]) -> None:
@@ -108,7 +108,7 @@ class Snapshot:
         vars(self).update(made)
 
     def replace(self, **made: Any) -> "Snapshot":
-        """The same, but for these parts."""
+        """A copy with these parts replaced."""
         other = copy.copy(self)
         other._fill(made)
         return other
@@ -140,17 +140,17 @@ class Snapshot:
 
     @cached_property
     def strategies(self) -> Sequence[str]:
-        """Their names, in the order of params.yaml; none but `only`."""
+        """Their names, in the order of params.yaml; only `only` if it is set."""
         return [name for name in self.section("strategies") if self.only in (None, name)]
 
     @property
     def anchored(self) -> list[str]:
-        """Teachers that answer a few parallel prompts only."""
+        """Teachers that respond to a few parallel prompts only."""
         return [name for name, entry in self.section("teachers").items() if (entry or {}).get("anchors") is not None]
 
     @property
     def title(self) -> str:
-        """What to call it on a page: its profile, and its revision."""
+        """The title of its page: its profile and its revision."""
         if self.project is None:
             return self.name
         profile = Path.cwd().name if Path.cwd().parent.name == "profiles" else "demo"
@@ -167,7 +167,7 @@ class Snapshot:
         return missing if found is None else found
 
     def need(self, part: str, name: str | None = None) -> pl.DataFrame:
-        """A table; of one that is there once a teacher or strategy, the table of `name`.
+        """A table; if there is one for each teacher or strategy, that of `name`.
 
         Raises:
             InputError: it is not made yet.
@@ -177,14 +177,14 @@ class Snapshot:
         return self._there(found if name is None else found.get(name), path.format(name))
 
     def need_metric(self, part: str, name: str | None = None) -> Any:
-        """The same of a file of metrics/."""
+        """A file of metrics/, likewise."""
         found = self.metric(part, None)
         path = f"metrics/{part}.json" if name is None else f"metrics/{part}/{name}.json"
         return self._there(found if name is None else found.get(name), path)
 
     def _there(self, found: Any, path: str) -> Any:
         if found is None:
-            raise InputError(f"{path} of {self.name} is not there; run `dvc repro` (or `dvc pull`) to make it")
+            raise InputError(f"{path} of {self.name} does not exist; run `dvc repro` (or `dvc pull`) to make it")
         return found
 
     def read_table(self, path: str, schema: pl.Schema | None) -> pl.DataFrame | None:
@@ -199,7 +199,7 @@ class Snapshot:
             raise InputError(f"{path} of {self.name} is no csv ({error}); run `dvc repro` to make it again") from error
 
     def keep(self, name: str, found: Any) -> Any:
-        """Answer with this from now on."""
+        """Remember this as the value of `name`."""
         vars(self)[name] = found
         return found
 
@@ -225,17 +225,17 @@ class Snapshot:
 
     @property
     def missing(self) -> list[str]:
-        """What was asked for and is not here, and why, a line a reason."""
+        """What was requested but is missing, a line for each reason."""
         return [f"{', '.join(paths)}: {reason}" for reason, paths in self.lacking.items()]
 
 
 @contextmanager
 def open_snapshot(revision: str | None = None, *, only: str | None = None, lenient: bool = False) -> Iterator[Snapshot]:
-    """The project of the working directory, as it stands or as it was in a revision. It can be read until this ends.
+    """The project of the working directory, or a revision of it, readable until the context ends.
 
     Args:
         revision: as open_project takes it.
-        only: as Snapshot takes it; so `lenient`.
+        only, lenient: as Snapshot takes them.
 
     Raises:
         InputError: as open_project.
@@ -245,7 +245,7 @@ def open_snapshot(revision: str | None = None, *, only: str | None = None, lenie
 
 
 def changed_values(a: Any, b: Any) -> dict[str, dict[str, Any]]:
-    """The leaves that differ: path (dots go deeper) -> {a, b}, without the side that has no such leaf."""
+    """The leaves that differ: dotted path -> {a, b}, without the side that lacks the leaf."""
     flat = _flat(a), _flat(b)
     return {
         path: {side: values[path] for side, values in zip("ab", flat, strict=True) if path in values}
@@ -255,7 +255,7 @@ def changed_values(a: Any, b: Any) -> dict[str, dict[str, Any]]:
 
 
 def _flat(node: Any, path: str = "") -> dict[str, Any]:
-    """Leaves by their path; a list of scalars is one."""
+    """Leaves by their path; a list of scalars is one leaf."""
     deeper: list[tuple[Any, Any]] = []
     if isinstance(node, Mapping):
         deeper = list(node.items())

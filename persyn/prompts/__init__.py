@@ -1,6 +1,6 @@
 """Prompts: raw sources -> one normalised, de-duplicated, decontaminated table with its parallel set marked.
 
-Nothing is dropped silently: `Prompts.dropped` counts every row that did not make it, by reason.
+Nothing is dropped silently: build_prompts counts every dropped row, by reason.
 """
 
 import hashlib
@@ -28,9 +28,9 @@ class Source(Rows):
     """Rows of prompts. `path` is below the raw folder."""
 
     domain: Domain = "instruction"
-    """Which quality method scores the responses, and over what the parallel set is spread."""
+    """Decides which quality method scores the responses. The parallel set is spread over the domains."""
     license: str = ""
-    """Licence of the prompts: it stands on every row of the dataset."""
+    """Licence of the prompts, copied to every row of the dataset."""
     prompt: str = "prompt"
     """Column or template of the prompt text."""
     reference: str | None = None
@@ -38,20 +38,20 @@ class Source(Rows):
 
 
 class PromptSettings(Settings):
-    """The section `prompts`: where prompts come from, and which of them every teacher answers."""
+    """The section `prompts`: where prompts come from, and which of them are parallel (every teacher responds)."""
 
     sources: Annotated[list[Source], Field(min_length=1)]
     """Where prompts are read from."""
     decontaminate: list[Source] = Field(default_factory=list)
-    """Evaluation sets. A prompt that equals one of theirs, or shares a run of `ngram` words with one, is dropped."""
+    """Evaluation sets. A prompt that equals one of their prompts, or shares `ngram` consecutive words, is dropped."""
     ngram: Annotated[int, Field(ge=1)] = 13
-    """Words of a run that counts as shared."""
+    """Number of consecutive words that must not be shared."""
     max_characters: Annotated[int, Field(ge=1)] = 20_000
     """A longer prompt is dropped."""
     num_parallel: Annotated[int, Field(ge=1)] | None
-    """How many prompts every teacher answers, spread over the domains by their size; null is all of them."""
+    """How many prompts are parallel, spread over the domains by their size; null is all of them."""
     seed: Seed = 0
-    """Chooses which prompts are parallel."""
+    """Seed of the choice of parallel prompts."""
 
 
 def build_prompts(raw: Path, settings: PromptSettings) -> tuple[pl.DataFrame, dict[str, Any]]:
@@ -103,10 +103,10 @@ def build_prompts(raw: Path, settings: PromptSettings) -> tuple[pl.DataFrame, di
 
 
 def anchor_prompts(parallel: pl.DataFrame, count: int) -> pl.DataFrame:
-    """The `count` parallel prompts that a teacher with anchors answers: the same ones for all of them.
+    """The `count` parallel prompts for a teacher with anchors: the same ones for every such teacher.
 
     Raises:
-        InputError: there are not so many.
+        InputError: there are fewer.
     """
     if not 0 < count <= parallel.height:
         raise InputError(f"anchors is {count}; it must be 1 to {parallel.height}, the parallel prompts there are")
@@ -117,7 +117,7 @@ def anchor_prompts(parallel: pl.DataFrame, count: int) -> pl.DataFrame:
 def wanted_prompts(
     prompts: pl.DataFrame, name: str, anchors: int | None, routes: Iterable[pl.DataFrame] = ()
 ) -> pl.DataFrame:
-    """The prompts that the teacher `name` is to answer: the parallel set (or its anchors), and what is routed to it.
+    """The prompts of the teacher `name`: the parallel set (or its anchors), and those that are routed to it.
 
     Args:
         prompts: PROMPTS.
@@ -150,11 +150,11 @@ def _ngrams(prompt: str, size: int) -> set[tuple[str, ...]]:
 
 
 def _mark_parallel(table: pl.DataFrame, num_parallel: int, seed: int) -> pl.DataFrame:
-    """Mark `num_parallel` rows, each domain by its share, chosen by a hash of the content and the seed."""
+    """Mark `num_parallel` rows, in proportion to the domains, chosen by a hash of the content and the seed."""
     if not 0 < num_parallel <= table.height:
         raise InputError(f"prompts.num_parallel is {num_parallel}; it must be 1 to {table.height}, the prompts kept")
     lots = [hashlib.sha256(f"{seed}:{identity}".encode()).hexdigest() for identity in table["prompt_id"]]
-    # Interleaving the domains by rank over size spreads any prefix of the order over them by their size.
+    # Sorted by rank over domain size, every prefix has the domains in proportion to their sizes.
     rank = (pl.col("lot").rank("ordinal").over("domain") - 0.5) / pl.len().over("domain")
     order = table.with_columns(lot=pl.Series(lots)).with_columns(share=rank).sort("share", "lot")
     parallel = pl.Series(range(table.height)) < num_parallel

@@ -1,4 +1,4 @@
-"""Sources: rows of a file or of a hub dataset, read as text by column or by template; what makes two prompts one."""
+"""Sources: rows of a file or a hub dataset, read as text by column or template; and when two prompts are the same."""
 
 import hashlib
 import json
@@ -28,8 +28,8 @@ FALSE = {"", "false", "0", "none"}
 class Rows(Settings):
     """Where rows come from: `path` (jsonl or parquet, below a folder) or `hub` (a dataset id).
 
-    A field of a row is given by a column, or by a Jinja template over the row's columns (known by `{{` or `{%`), in
-    which `row` is the whole row: `{{ row['a name with blanks'] }}`.
+    A field of a row is given by a column, or by a Jinja template over the row's columns (recognised by `{{` or `{%`),
+    in which `row` is the whole row: `{{ row['a name with blanks'] }}`.
     """
 
     path: str | None = None
@@ -43,9 +43,9 @@ class Rows(Settings):
     split: str = "train"
     """Split of a hub dataset."""
     where: str | None = None
-    """Template; a row for which it gives nothing, false, 0 or none is none of this source's."""
+    """Template; rows for which it gives nothing, false, 0 or none are left out."""
     limit: Annotated[int, Field(ge=1)] | None = None
-    """Only the first rows, of those that `where` leaves."""
+    """Takes only this many rows, the first that `where` leaves."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> Self:
@@ -60,10 +60,10 @@ class Rows(Settings):
         return self.path or self.hub or ""
 
     def origin(self, folder: Path) -> str:
-        """Which content is meant: `<hub>@<revision>`, or `<path>@<sha256 of the file>`.
+        """The identity of the content: `<hub>@<revision>`, or `<path>@<sha256 of the file>`.
 
         Raises:
-            InputError: there is no such file, or a hub dataset is not pinned.
+            InputError: the file is missing, or a hub dataset is not pinned.
         """
         if self.hub:
             return f"{self.hub}@{_pinned(self)}"
@@ -71,10 +71,10 @@ class Rows(Settings):
             return f"{self.path}@{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
     def read(self, folder: Path, **fields: str) -> dict[int, dict[str, str | None]]:
-        """The text of every field, by the number of its row, from 0.
+        """The text of every field, by row number from 0.
 
         Args:
-            folder: what `path` is relative to.
+            folder: that `path` is relative to.
             fields: field -> column or template.
 
         Raises:
@@ -94,7 +94,7 @@ class Rows(Settings):
         return {number: {field: text(number) for field, text in texts.items()} for number in numbers[: self.limit]}
 
     def _columns(self, fields: Mapping[str, str]) -> set[str]:
-        """The columns that fields and `where` name; `row` is among them where a template takes the whole row."""
+        """The columns that the fields and `where` use, with `row` if a template uses the whole row."""
         named: set[str] = set()
         for field, given in (*fields.items(), ("where", self.where or "")):
             if is_template(given):
@@ -105,7 +105,7 @@ class Rows(Settings):
         return named
 
     def _text(self, field: str, given: str, rows: list[dict[str, Any]]) -> Callable[[int], str | None]:
-        """How to get a field's text of the row of a number."""
+        """A function from a row's number to the field's text."""
         columns = ", ".join(dict.fromkeys(name for row in rows for name in row))
         if is_template(given):
             template = self._template(field, given)
@@ -142,7 +142,7 @@ class Rows(Settings):
 
 
 def _names(template: nodes.Template) -> set[str]:
-    """The names that a template looks up; of `row['a']` that is `a`, and `row` only where it takes the whole row."""
+    """The names that a template looks up: `a` for `row['a']`, and `row` only if it uses the whole row."""
     parts = [
         part.arg.value
         for part in template.find_all(nodes.Getitem)
@@ -155,7 +155,7 @@ def _names(template: nodes.Template) -> set[str]:
 
 
 def is_template(text: str) -> bool:
-    """Whether `text` is a template over the columns, not the name of one."""
+    """Whether `text` is a template over the columns, not a column's name."""
     return "{{" in text or "{%" in text
 
 
@@ -198,9 +198,9 @@ def _read_file(folder: Path, source: Rows) -> list[dict[str, Any]]:
 
 
 def _read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """One json object a line. Bytes that are no UTF-8 become surrogates, which makes their row `not text`.
+    """One json object per line. Bytes that are not UTF-8 become surrogates, so that their row counts as `not text`.
 
-    Not by polars: its reader turns numbers and lone surrogates into other text without a word.
+    Not by polars: its reader silently changes numbers and lone surrogates.
     """
     rows = []
     with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
@@ -210,13 +210,13 @@ def _read_jsonl(file: Path) -> list[dict[str, Any]]:
             except json.JSONDecodeError as error:
                 raise InputError(f"{file}: row {number} is not json: {error.msg}, column {error.colno}") from error
             if not isinstance(row, dict):
-                raise InputError(f"{file}: row {number} is {type(row).__name__}; it must be an object, one a line")
+                raise InputError(f"{file}: row {number} is {type(row).__name__}; it must be an object, one per line")
             rows.append(row)
     return rows
 
 
 def _read_hub(source: Rows, columns: set[str]) -> list[dict[str, Any]]:
-    """Only these columns of a hub dataset, where it has them all: other columns may be many and large."""
+    """A hub dataset; only these columns if it has them all, since others may be many and large."""
     from datasets import load_dataset
 
     data = load_dataset(source.hub, source.config, split=source.split, revision=_pinned(source))

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def quality_methods() -> list[str]:
-    """What `quality.methods` may name: the verifiers, and the two that are models."""
+    """The methods that `quality.methods` may name: the verifiers, and two that use models."""
     return [*VERIFIERS, "unit_tests", "reward_model", "judge"]
 
 
@@ -73,15 +73,15 @@ def score_quality(
     speed: OpenAISpeed | None = None,
     budget: Budget | None = None,
 ) -> pl.DataFrame:
-    """Score every response by the method of its prompt's domain. An error has no score, nor has a response whose
-    score is not a finite number (which is warned of): their prompts take no part in what follows.
+    """Score every response by the method of its prompt's domain. Errors have no score. A score that is not finite is
+    left out with a warning. A prompt without a score is left out of the rewards.
 
     Args:
         prompts: PROMPTS.
         responses: RESPONSES of one teacher, each prompt_id in `prompts`.
-        folder: the response store, which keeps what a reward model or a judge said.
-        speed: the knobs of the server that the judge is behind.
-        budget: tokens that the judge may be paid for; None sets no limit.
+        folder: the response store, which keeps the scores of reward models and the verdicts of judges.
+        speed: the knobs of the judge's server.
+        budget: tokens that may be paid for; None sets no limit.
 
     Returns:
         QUALITY.
@@ -89,8 +89,8 @@ def score_quality(
     Raises:
         InputError: a domain has no method, or a reference it needs is missing or malformed.
     """
-    answered = responses.filter(pl.col("finish_reason") != "error")
-    rows = answered.join(prompts, on="prompt_id", how="left", validate="m:1").sort("prompt_id")
+    written = responses.filter(pl.col("finish_reason") != "error")
+    rows = written.join(prompts, on="prompt_id", how="left", validate="m:1").sort("prompt_id")
     parts = []
     for domain in rows["domain"].unique().sort().to_list():
         method, part = settings.methods.get(domain), rows.filter(pl.col("domain") == domain)
@@ -111,7 +111,7 @@ def score_quality(
 
 
 def _verified(rows: pl.DataFrame, method: str) -> list[float]:
-    """The scores of a verifier, row by row; unit tests run at once on all processors."""
+    """The scores of a verifier, row by row; unit tests run in parallel on all processors."""
     without = rows.filter(pl.col("reference").is_null())
     if without.height:
         raise InputError(

@@ -1,5 +1,5 @@
 """Judge: a language model behind an OpenAI-compatible server grades a response by a rubric. Each verdict is paid for
-once: it goes through the response store as any teacher's answer does.
+once: the response store keeps it like a teacher's response.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ class JudgeSettings(Settings):
     """A language model behind an OpenAI-compatible server that grades responses."""
 
     model: Annotated[str, Field(min_length=1)]
-    """What the server calls the judge."""
+    """The server's name of the judge."""
     rubric: str = RUBRIC
     """The judge's system prompt; `{lowest}` and `{highest}` are filled in."""
     lowest: float = 1
@@ -48,7 +48,7 @@ def judge_scores(
     budget: Budget | None,
     settings: JudgeSettings,
 ) -> list[float]:
-    """The judge's score of each response, as it stands after the last `Score:` of its verdict.
+    """The judge's score of each response: the number after the last `Score:` of its verdict.
 
     Args:
         rows: columns prompt, response and reference (shown to the judge where there is one).
@@ -57,7 +57,7 @@ def judge_scores(
         budget: tokens that may be paid for, of teachers and judges together; None sets no limit.
 
     Returns:
-        A float a row; NaN where the call failed or the verdict names no score from `lowest` to `highest`.
+        A float for each row; NaN if the call failed or the verdict has no score from `lowest` to `highest`.
 
     Raises:
         InputError: more calls failed than max_error_share, or the budget is spent.

@@ -1,4 +1,4 @@
-"""Reward model: a sequence-classification model's score of each response, paid for once."""
+"""Reward model: a sequence-classification model scores each response; the store keeps the scores."""
 
 import math
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class RewardModelSettings(Settings):
 
 
 def reward_model_scores(rows: pl.DataFrame, folder: Path, settings: RewardModelSettings) -> list[float]:
-    """The logit of a one-label sequence-classification model on each rendered conversation; each is paid for once.
+    """The logit of a one-label sequence-classification model on each rendered conversation, computed once.
 
     Args:
         rows: columns prompt and response.
@@ -64,7 +64,7 @@ def _reward_model(model: str, revision: str | None, max_length: int) -> Callable
         raise InputError(f"{model} gives {scorer.config.num_labels} scores a text; a reward model must give 1")
 
     @torch.inference_mode()
-    def score(messages: list[Message]) -> float:  # one by one: a score then cannot depend on its batch mates
+    def score(messages: list[Message]) -> float:  # one by one, so that a score cannot depend on its batch
         ids = encode_conversation(tokenizer, messages)[:max_length]
         return scorer(torch.tensor([ids], device=scorer.device)).logits.float().item()
 

@@ -1,4 +1,4 @@
-"""The report: one html file that shows a project, made of its tables and metrics alone."""
+"""The report: one html file that shows a project, made only from its tables and metrics."""
 
 import base64
 import hashlib
@@ -27,13 +27,12 @@ SECTIONS = (
 
 
 def build_report(run: Snapshot, *, sample: int = 5000) -> str:
-    """The page: self-contained, without network, under 5 MB; equal runs give equal pages.
+    """The page: self-contained, works offline, under 5 MB; equal runs give equal pages.
 
-    What a run lacks is said on the page, with the command that makes it.
+    The page names what a run lacks, with the command that makes it.
 
     Args:
-        run: what there is.
-        sample: prompts at most that the page lets the reader browse; 0 leaves them out.
+        sample: at most so many prompts can be browsed on the page; 0 leaves them out.
     """
     signatures = worst_first(find_signatures(run))
     script = _text("browser.js")

@@ -1,4 +1,4 @@
-"""Bars: shares, measures and bills, each an svg element of the page."""
+"""Bar charts of shares, measures and costs, each an svg element of the page."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ ROW = 26  # pixels of a bar with its gap
 
 
 def stacked_shares(name: str, title: str, shares: pl.DataFrame, looks: Mapping[str, Look]) -> Markup:
-    """Bars of `row`, `teacher`, `share`: one bar a row, each in parts by teacher, in their order of appearance."""
+    """Stacked bars of `row`, `teacher`, `share`: a bar per row, a part per teacher, in order of appearance."""
     rows = shares["row"].unique(maintain_order=True).to_list()
 
     def paint(figure: Figure) -> None:
@@ -39,7 +39,7 @@ def stacked_shares(name: str, title: str, shares: pl.DataFrame, looks: Mapping[s
 
 
 def small_bars(name: str, title: str, panels: Mapping[str, Mapping[str, float]], first: str) -> Markup:
-    """A panel a measure, in each a bar a name; that of `first` in colour, the others grey."""
+    """A panel for each measure with a bar for each name; that of `first` in colour, the others grey."""
     rows = list(next(iter(panels.values())))
 
     def paint(figure: Figure) -> None:
@@ -58,7 +58,7 @@ def small_bars(name: str, title: str, panels: Mapping[str, Mapping[str, float]],
 
 
 def side_by_side(name: str, title: str, shares: Mapping[str, Mapping[str, float]], looks: Mapping[str, Look]) -> Markup:
-    """Two shares a teacher: the first a bar of its colour, the second an outlined mark on it."""
+    """Two shares for each teacher: a bar in its colour, and an outlined mark on it."""
     (ours, first), (theirs, second) = shares.items()
     teachers = [teacher for teacher in looks if teacher in first or teacher in second]
 
@@ -89,7 +89,7 @@ def side_by_side(name: str, title: str, shares: Mapping[str, Mapping[str, float]
 
 
 def bill(name: str, title: str, uses: pl.DataFrame, parts: Mapping[str, Look]) -> Markup:
-    """`row`, `part`, `calls`, `response_tokens` as stacked bars, a panel a unit."""
+    """`row`, `part`, `calls`, `response_tokens` as stacked bars, a panel for each unit."""
     rows = uses["row"].unique(maintain_order=True).to_list()
 
     def paint(figure: Figure) -> None:
@@ -112,7 +112,7 @@ def bill(name: str, title: str, uses: pl.DataFrame, parts: Mapping[str, Look]) -
 
 
 def name_rows(axes: Axes, rows: Sequence[str]) -> None:
-    """Names from the top down."""
+    """Label the rows, from the top down."""
     axes.set_yticks(range(len(rows)), [short(row) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.spines["left"].set_color(RULE)

@@ -1,4 +1,4 @@
-"""Charts: points and lines of tidy tables (those of persyn.plots, mostly), each an svg element of the page."""
+"""Charts of points and lines from tidy tables (mostly those of persyn.plots), each an svg element of the page."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from persyn.report.bars import ROW, WIDTH, in_percent, name_rows
 from persyn.report.svg import INK, MUTED, PAPER, STRATEGY_COLOURS, Look, render, short
 from persyn.report.svg import looks as looks_of
 
-FEW = 10  # values of quality, so few that points would hide each other
+FEW = 10  # with so few values of quality, points would hide each other
 MAX_POINTS = 1500
 MAX_STEPS = 120
 
@@ -21,10 +21,10 @@ MAX_STEPS = 120
 def landscape(
     name: str, title: str, rewards: pl.DataFrame, looks: Mapping[str, Look], domains: Mapping[str, str]
 ) -> Markup:
-    """Every response by learnability and quality, a panel a domain, and each teacher's mean, larger.
+    """Every response by learnability and quality, a panel for each domain, with each teacher's mean as a larger point.
 
     Args:
-        rewards: REWARDS; of more than MAX_POINTS rows, the first by prompt_id, which is a hash.
+        rewards: REWARDS; at most about MAX_POINTS rows are drawn, the first by prompt_id, which is a hash.
         looks: teacher -> its look.
         domains: prompt_id -> domain.
     """
@@ -54,7 +54,7 @@ def landscape(
 
 
 def reliability(name: str, title: str, bins: pl.DataFrame) -> Markup:
-    """`confidence`, `accuracy`, `pairs`: how often the router is right by how sure it is; dots grow with pairs."""
+    """`confidence`, `accuracy`, `pairs`: accuracy of the router by its confidence; dots grow with pairs."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -71,7 +71,7 @@ def reliability(name: str, title: str, bins: pl.DataFrame) -> Markup:
 def alpha_lines(
     name: str, title: str, curve: pl.DataFrame, looks: Mapping[str, Look], alpha: float, scores: pl.DataFrame
 ) -> Markup:
-    """`alpha`, `teacher`, `share` as lines; below, where there are any, `alpha`, `task`, `value` as dots."""
+    """`alpha`, `teacher`, `share` as lines; below, if there are any scores, `alpha`, `task`, `value` as dots."""
     tasks = score_looks(scores)
 
     def paint(figure: Figure) -> None:
@@ -104,7 +104,7 @@ def score_looks(scores: pl.DataFrame) -> dict[str, Look]:
 
 
 def forest(name: str, title: str, curve: pl.DataFrame) -> Markup:
-    """`task`, `metric`, `strategy`, `difference`, `low`, `high`, `verdict`: a panel a metric, a row a strategy."""
+    """`task`, `metric`, `strategy`, `difference`, `low`, `high`, `verdict`: a panel per metric, a row per strategy."""
     cells = curve.select("task", "metric").unique(maintain_order=True).rows()
     strategies = curve["strategy"].unique(maintain_order=True).to_list()
     columns = min(3, len(cells))
@@ -112,7 +112,7 @@ def forest(name: str, title: str, curve: pl.DataFrame) -> Markup:
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flat
-        for (task, metric), axes in zip(cells, panels, strict=False):  # in this order, or one panel is lost
+        for (task, metric), axes in zip(cells, panels, strict=False):  # in this order, or zip consumes a panel too many
             axes.axvline(0, color=MUTED, lw=1.2)
             for row in curve.filter(task=task, metric=metric).iter_rows(named=True):
                 place, differs = strategies.index(row["strategy"]), row["verdict"] == "differs"
@@ -125,14 +125,14 @@ def forest(name: str, title: str, curve: pl.DataFrame) -> Markup:
             axes.grid(axis="x")
             axes.xaxis.set_major_locator(MaxNLocator(5))
             name_rows(axes, strategies)
-        for axes in list(panels):  # those left over
+        for axes in list(panels):  # unused panels
             axes.set_visible(False)
 
     return render(name, title, (WIDTH, lines * (ROW * len(strategies) + 74) + 10), paint)
 
 
 def losses(name: str, title: str, training: Mapping[str, pl.DataFrame], looks: Mapping[str, Look]) -> Markup:
-    """`step`, `loss` of each strategy; of more than MAX_STEPS steps, means over equally many steps each."""
+    """`step`, `loss` of each strategy; more than MAX_STEPS steps are averaged in equal groups."""
 
     def paint(figure: Figure) -> None:
         axes = figure.subplots()
@@ -149,7 +149,7 @@ def losses(name: str, title: str, training: Mapping[str, pl.DataFrame], looks: M
 
 
 def _apart(values: np.ndarray) -> np.ndarray:
-    """How far to move each point up or down, so that few equal values do not hide each other; the same each time."""
+    """Vertical shifts, the same each time, so that points with equal values do not hide each other."""
     if len(values) == 0 or len(np.unique(values)) > FEW:
         return np.zeros(len(values))
     return np.random.default_rng(0).uniform(-0.03, 0.03, len(values)) * (np.ptp(values) or 1.0)

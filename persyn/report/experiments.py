@@ -1,4 +1,4 @@
-"""Other alphas and students: what they would choose, and what DVC's experiments with them found."""
+"""Other alphas and students: their choices, and the results of DVC's experiments with them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,11 +15,11 @@ from persyn.report.page import REFERENCE, Chart, Section, Table, decimal, listed
 from persyn.rewards import RewardSettings
 
 OUTSIDE = ("budget", "licenses", "prices", "speed", "strategies")
-"""Sections of params.yaml that change no result, or those of other strategies."""
+"""Sections of params.yaml that do not change the results of persyn."""
 
 
 def alpha_section(run: Snapshot) -> Section:
-    """Who is best as learnability weighs more."""
+    """The best teachers by the weight of learnability."""
     title = "How much should learnability weigh?"
     lead = "Alpha mixes the two scores: 0 is quality alone, 1 learnability alone. Nothing is paid for to draw this."
     params, policies = run.section("rewards"), run.section("defects")
@@ -57,7 +57,7 @@ def alpha_section(run: Snapshot) -> Section:
 
 
 def by_anchors(run: Snapshot) -> list[str]:
-    """What to know of shares and means where some teachers have answered a few parallel prompts only."""
+    """A note on shares and means, if some teachers responded to a few parallel prompts only."""
     if run.rewards is None or not run.anchored:
         return []
     scored = dict(run.rewards["teacher"].value_counts().rows())
@@ -70,7 +70,7 @@ def by_anchors(run: Snapshot) -> list[str]:
 
 
 def by_run(run: Snapshot) -> pl.DataFrame:
-    """row, teacher, share, prompts: the allocation of this run and of the experiments, named by what differs."""
+    """row, teacher, share, prompts: allocation of this run and of the experiments, labelled by what differs."""
     named = {f"this run: alpha {_alpha(run.params)}": run.metric("allocation")}
     for each in run.experiments:
         others = _others(run, each)
@@ -95,7 +95,7 @@ def runs_table(run: Snapshot) -> Table:
 
 
 def _alpha_scores(run: Snapshot) -> pl.DataFrame:
-    """alpha, task (and metric), value under persyn, where there are runs that differ in alpha alone."""
+    """alpha, task (and metric), value under persyn, for runs that differ only in alpha."""
     runs = [(_alpha(run.params), run.metric("evaluation"))]
     runs += [(_alpha(each.params), each.metric("evaluation")) for each in run.experiments if not _others(run, each)]
     schema = {"alpha": pl.Float64, "task": pl.String, "value": pl.Float64}
@@ -119,7 +119,7 @@ def _student(params: Mapping[str, Any]) -> str:
 
 
 def _others(run: Snapshot, each: Snapshot) -> list[str]:
-    """The parameters but alpha in which an experiment differs from this run; its student by name."""
+    """The parameters other than alpha that differ between an experiment and this run; its student by name."""
     changed = changed_values(*map(_deciding, (run.params, each.params)))
     return [_student(each.params) if path == "student.model" else path for path in changed if path != "rewards.alpha"]
 

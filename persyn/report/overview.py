@@ -1,4 +1,4 @@
-"""The head of the page: what this run is, what it found in a sentence, and its prompts from source to score."""
+"""The top of the page: facts about the run, its result in one sentence, and its prompts from source to score."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,12 +7,12 @@ from typing import Any
 from persyn.project.snapshot import Snapshot
 from persyn.report.page import REFERENCE, Table, count, decimal, interval, listed
 
-NAMED = 3  # differences that the verdict tells one by one
+NAMED = 3  # differences that the verdict lists one by one
 
 
 @dataclass(frozen=True)
 class Step:
-    """A box of the flow: what, how many, and what became of the rest. `missing`: the stage that has not run yet."""
+    """A box of the flow: name, count, and what happened to the rest. `missing`: the stage that has not run yet."""
 
     title: str
     number: str = ""
@@ -21,7 +21,7 @@ class Step:
 
 
 def facts(run: Snapshot) -> list[tuple[str, str]]:
-    """What the run was made with, as (what, value)."""
+    """The run's settings, as (label, value)."""
     student, rewards, router = run.section("student"), run.section("rewards"), run.section("router")
     methods = run.section("quality").get("methods") or {}
     found = [
@@ -38,10 +38,10 @@ def facts(run: Snapshot) -> list[tuple[str, str]]:
 
 
 def verdict(comparison: Mapping[str, Any] | None) -> str:
-    """What the comparison carries, and no more, in one sentence.
+    """What the comparison supports, in one sentence.
 
     Args:
-        comparison: metrics/comparison.json; None where it is not made yet.
+        comparison: metrics/comparison.json; None if it is not made yet.
     """
     if comparison is None:
         return "No verdict yet: no students have been compared (dvc repro comparison)."
@@ -79,7 +79,7 @@ def verdict(comparison: Mapping[str, Any] | None) -> str:
 
 
 def asides(run: Snapshot) -> list[str]:
-    """Was the routing worth it, and the price: a sentence each, where the numbers are there."""
+    """A sentence on whether routing was worth it, and one on its cost, if the numbers are there."""
     found, over, cost = [], run.metric("router").get("over_majority"), run.metric("cost")
     if over:
         better = "better than" if over["difference"] > 0 else "worse than"
@@ -114,9 +114,9 @@ def flow(run: Snapshot) -> list[Step]:
             Step("kept", count(prompts["kept"]), ", ".join(f"{n:,} {name}" for name, n in prompts["domains"].items())),
             Step("parallel", count(prompts["parallel"]), _parallel(run)),
         ]
-    answers = sum(table.height for table in run.responses.values())
-    answers = answers or sum(found["responses"] for found in run.metric("defects").values())
-    steps.append(_answers(run, answers) if answers else Step("responses", missing="responses"))
+    responses = sum(table.height for table in run.responses.values())
+    responses = responses or sum(found["responses"] for found in run.metric("defects").values())
+    steps.append(_responses(run, responses) if responses else Step("responses", missing="responses"))
     if rewards:
         out = sum(rewards["dropped"].values())
         detail = f"incomplete: {out:,}, all equal: {rewards['ties']:,}, penalised responses: {rewards['penalised']:,}"
@@ -139,7 +139,7 @@ def flow(run: Snapshot) -> list[Step]:
 
 
 def lanes(run: Snapshot) -> Table:
-    """From the router to the evaluation, a row a strategy."""
+    """From the router to the evaluation, a row for each strategy."""
     routed = run.metric("cost").get("routed") or {}
     rows = []
     for name, entry in run.section("strategies").items():
@@ -166,11 +166,11 @@ def lanes(run: Snapshot) -> Table:
     )
 
 
-def _answers(run: Snapshot, answers: int) -> Step:
+def _responses(run: Snapshot, responses: int) -> Step:
     teachers = len(run.responses) or len(run.metric("defects"))
     whole = len(run.section("teachers"))
     some = f" of {whole}" if teachers < whole else ""
-    return Step("responses", count(answers), f"of {teachers}{some} teachers")
+    return Step("responses", count(responses), f"of {teachers}{some} teachers")
 
 
 def _parallel(run: Snapshot) -> str:

@@ -1,4 +1,4 @@
-"""What a page is made of: its parts, how teachers and strategies look, and how numbers are written."""
+"""The parts of a page, the looks of teachers and strategies, and the formats of numbers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,31 +12,31 @@ REFERENCE = "persyn"  # the strategy that all others are compared with
 
 
 def teacher_looks(run: Snapshot) -> dict[str, Look]:
-    """Teacher -> how it looks: those of params.yaml, then any other that something was allotted to."""
+    """Teacher -> its look: those of params.yaml, then any other with an allocation."""
     shown = (run, *run.experiments)
     others = {teacher for each in shown for found in each.metric("allocation").values() for teacher in found["share"]}
     return looks([*run.section("teachers"), *sorted(others)])
 
 
 def strategy_looks(run: Snapshot) -> dict[str, Look]:
-    """Strategy -> how it looks."""
+    """Strategy -> its look."""
     return looks(run.section("strategies"), STRATEGY_COLOURS)
 
 
 @dataclass(frozen=True)
 class Chart:
-    """A picture, its legend (how a name looks) and what it shows."""
+    """A picture, its caption and its legend (name -> look)."""
 
     svg: Markup
     caption: str
     legend: Mapping[str, Look] = field(default_factory=dict)
     marks: str = "bar"
-    """What the legend shows a look by: bar, line or dot."""
+    """The symbol in the legend: bar, line or dot."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; the first `words` columns are words, the others numbers."""
+    """Rows of text; the first `words` columns hold words, the others numbers."""
 
     caption: str
     columns: Sequence[str]
@@ -47,7 +47,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page. `missing` are the stages that must run for what it lacks."""
+    """A part of the page. `missing`: the stages that must still run for it."""
 
     id: str
     title: str
@@ -67,7 +67,7 @@ def percent(share: float | None) -> str:
 
 
 def decimal(number: float | None, places: int = 3, sign: bool = False) -> str:
-    """A number that is not there is a dash; the minus is a true one."""
+    """A number with a typographic minus; a dash for None."""
     if number is None:
         return "—"
     return f"{number:{'+' if sign else ''}z.{places}f}".replace("-", "\u2212")
@@ -78,7 +78,7 @@ def interval(bounds: Sequence[float] | None) -> str:
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:
-    """a, b and c; of many, the first and how many more."""
+    """`a, b and c`; of many, the first ones and the number of the others."""
     names = list(names)
     if len(names) > most:
         names = [*names[: most - 1], f"{len(names) - most + 1} more"]

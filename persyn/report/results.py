@@ -1,4 +1,4 @@
-"""What came of it: the strategies compared, the training, the ledger."""
+"""The results: the comparison of strategies, the training, the ledger."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ PARTS = {"parallel set": Look(6), "new answers of the chosen teachers": Look(0),
 
 
 def comparison_section(run: Snapshot) -> Section:
-    """Every strategy against persyn."""
+    """Every strategy compared with persyn."""
     title = "Was it worth it?"
     lead = (
         f"{REFERENCE} minus each strategy, item by item. Right of the line {REFERENCE} scores higher; whether that is "
@@ -70,7 +70,7 @@ def training_section(run: Snapshot) -> Section:
 
 
 def ledger_section(run: Snapshot) -> Section:
-    """What it took."""
+    """The ledger."""
     title, cost = "What it cost", run.metric("cost")
     lead = (
         "Teacher answers that the results needed, counted once each. Each strategy stands alone beside the parallel "
@@ -99,7 +99,7 @@ def ledger_section(run: Snapshot) -> Section:
 
 
 def _ordered(run: Snapshot, found: Any) -> list[str]:
-    """The strategies of what was found, as params.yaml has them; all, if it names none of them."""
+    """The strategies in `found`, in the order of params.yaml; all of them, if it names none."""
     return [name for name in run.strategies if name in found] or list(found)
 
 

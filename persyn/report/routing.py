@@ -24,7 +24,7 @@ from persyn.report.svg import Look
 
 
 def allocation_section(run: Snapshot) -> Section:
-    """Who got how many prompts: by strategy, by source under persyn, and by run."""
+    """How many prompts each teacher got: by strategy, by source under persyn, and by run."""
     title, lead = (
         "Where the prompts went",
         "Each strategy gives every prompt one teacher, or two where its rule says so; bars are shares of the routes.",
@@ -90,7 +90,7 @@ def landscape_section(run: Snapshot) -> Section:
 
 
 def router_section(run: Snapshot) -> Section:
-    """The health card."""
+    """The router's metrics beside its controls."""
     title, card = "Is the router any good?", run.metric("router")
     lead = "Measured on parallel prompts that it was not trained on, beside controls that need no router."
     if not card:
@@ -156,7 +156,7 @@ def _used(run: Snapshot, curve: pl.DataFrame) -> dict[str, Look]:
 
 
 def _num_routes(run: Snapshot, strategy: str) -> int:
-    """As many as prompts, but where its rule gives a prompt two teachers."""
+    """One for each prompt, or two if its rule gives the prompt two teachers."""
     routes = run.routes.get(strategy)
     return int(run.metric("allocation")[strategy]["prompts"]) if routes is None else routes.height
 
@@ -164,10 +164,10 @@ def _num_routes(run: Snapshot, strategy: str) -> int:
 def _counts(
     caption: str, by: str, shares: pl.DataFrame, sizes: dict[str, tuple[int, int]], used: dict[str, Look]
 ) -> Table:
-    """A row each row of `shares`, a column a teacher; turned round where there are many teachers.
+    """A row for each row of `shares`, a column for each teacher; transposed if there are many teachers.
 
     Args:
-        sizes: row -> its prompts and its routes.
+        sizes: row -> numbers of its prompts and its routes.
     """
     rows = []
     for (name,), group in shares.group_by("row", maintain_order=True):
@@ -183,7 +183,7 @@ def _counts(
 
 
 def _by_source(run: Snapshot) -> tuple[pl.DataFrame | None, dict[str, tuple[int, int]]]:
-    """row (domain · source), teacher, share of persyn's routes; and row -> its prompts and its routes."""
+    """row (domain · source), teacher, share of persyn's routes; and row -> numbers of its prompts and its routes."""
     if run.prompts is None or REFERENCE not in run.routes:
         return None, {}
     name = pl.concat_str(pl.col("domain").cast(pl.String), pl.col("source"), separator=" · ")
@@ -195,7 +195,7 @@ def _by_source(run: Snapshot) -> tuple[pl.DataFrame | None, dict[str, tuple[int,
 
 
 def _told(shares: pl.DataFrame, by: str) -> str:
-    """The chart's largest share of each bar, in words."""
+    """The largest share of each bar of the chart, in words."""
     top = shares.sort("share", descending=True).unique(by, keep="first", maintain_order=True)
     return "Largest share: " + "; ".join(
         f"{row[by]} {row['teacher']} {row['share']:.0%}" for row in top.iter_rows(named=True)

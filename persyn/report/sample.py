@@ -1,6 +1,6 @@
-"""Sample: prompts with all that the pipeline did to them, packed for the browser that is in the report.
+"""Sample: prompts with everything that the pipeline did to them, packed for the report's built-in browser.
 
-It is columns of JSON, gzip, base64: `browser.js` inflates it. Nothing of it is in the page as html.
+It is columns of JSON, gzip, base64: `browser.js` inflates it. None of it is in the page as html.
 """
 
 import base64
@@ -19,13 +19,13 @@ from persyn.project.snapshot import Snapshot
 from persyn.schemas import DEFECTS, FINISH_REASONS, LEARNABILITY, QUALITY, RESPONSES, REWARDS, ROUTES
 
 LENGTHS = [*range(20, 100, 5), *range(100, 500, 25), *range(500, 2000, 100), *range(2000, 40_000, 1000)]
-"""Characters at which responses may be cut."""
+"""Lengths, in characters, at which responses may be cut."""
 LEAST_PROMPT = 200
 """Prompts and references are cut at twice the length of responses, and never shorter than this."""
 PARALLEL_SHARE = 0.2
-"""Of the prompts drawn, where there are so many: the parallel ones have every teacher's response."""
+"""Least share of parallel prompts (they have every teacher's response) in the sample, if there are enough."""
 MAX_CHARACTERS = 24_000_000
-"""Of all texts, or texts that gzip packs well would make a page that takes long to open."""
+"""Limit on all texts: texts that compress well would otherwise make a page that is slow to open."""
 KEYS = ["prompt_id", "teacher"]
 KINDS = DEFECTS.names()[2:]
 TEXTS = {"prompt": "prompts", "reference": "prompts", "response": "responses"}
@@ -34,7 +34,7 @@ LABELS = {"domain": "domains", "source": "sources", "license": "licenses"}
 
 @dataclass(frozen=True)
 class Sample:
-    """What the page shows of the prompts."""
+    """The prompts that the page shows."""
 
     payload: str
     """base64 of gzip of JSON: ascii letters, digits, `+`, `/` and `=`."""
@@ -43,18 +43,18 @@ class Sample:
     parallel: int
     total_parallel: int
     cut_prompt: int | None
-    """Characters that are left of a longer prompt or reference; None where all are whole."""
+    """Characters kept of a longer prompt or reference; None if none is cut."""
     cut_response: int | None
-    """Characters that are left of a longer response; None where all are whole."""
+    """Characters kept of a longer response; None if none is cut."""
 
 
 def build_sample(run: Snapshot, *, limit: int = 5000, max_bytes: int = 4_000_000) -> Sample:
     """Draw prompts, join every table to them, and cut their texts until they fit the page.
 
-    A longer text ends in `…` after the cut; where even the shortest texts do not fit, fewer prompts are drawn.
+    A cut text ends in `…`; if even the shortest texts do not fit, fewer prompts are drawn.
 
     Args:
-        run: PROMPTS at least; a route that is not in its strategy's dataset was dropped.
+        run: has at least PROMPTS; a route that is not in its strategy's dataset was dropped.
         limit: prompts at most.
         max_bytes: of the payload at most.
     """
@@ -62,8 +62,8 @@ def build_sample(run: Snapshot, *, limit: int = 5000, max_bytes: int = 4_000_000
     while True:
         drawn = draw_prompts(prompts, limit)
         ids = drawn.select("prompt_id")
-        answers, chosen = _answers(ids, run), _chosen(ids, run.routes, run.dataset)
-        others = pl.concat([answers["teacher"], chosen["teacher"]]).unique().sort()
+        responses, chosen = _responses(ids, run), _chosen(ids, run.routes, run.dataset)
+        others = pl.concat([responses["teacher"], chosen["teacher"]]).unique().sort()
         names = {
             "teachers": list(dict.fromkeys([*run.responses, *others])),
             "strategies": list(run.routes),
@@ -71,7 +71,7 @@ def build_sample(run: Snapshot, *, limit: int = 5000, max_bytes: int = 4_000_000
             "finish_reasons": FINISH_REASONS.categories.to_list(),
             **{names: drawn[label].cast(pl.String).unique().sort().to_list() for label, names in LABELS.items()},
         }
-        payload, cut = _fit(names, _encode(drawn, answers, chosen, names), max_bytes)
+        payload, cut = _fit(names, _encode(drawn, responses, chosen, names), max_bytes)
         if payload is not None:
             break
         limit = drawn.height // 2
@@ -87,9 +87,9 @@ def build_sample(run: Snapshot, *, limit: int = 5000, max_bytes: int = 4_000_000
 
 
 def draw_prompts(prompts: pl.DataFrame, limit: int) -> pl.DataFrame:
-    """At most `limit` prompts, sorted by prompt_id. That is a hash, so that the first of them are a fair draw.
+    """At most `limit` prompts, sorted by prompt_id. This is a hash, so the first ones are a random sample.
 
-    Parallel prompts come in their share of all, and in a fifth of the draw at least, where there are so many.
+    Parallel prompts have their share of all prompts, but at least a fifth of the sample, if there are enough.
     """
     parallel = prompts.filter("parallel").sort("prompt_id")
     other = prompts.filter(~pl.col("parallel")).sort("prompt_id")
@@ -100,10 +100,10 @@ def draw_prompts(prompts: pl.DataFrame, limit: int) -> pl.DataFrame:
     return pl.concat([parallel, other]).sort("prompt_id")
 
 
-def _answers(ids: pl.DataFrame, run: Snapshot) -> pl.DataFrame:
-    """RESPONSES to these prompts with quality, learnability, reward and defects (a bit a kind, null if not looked for).
+def _responses(ids: pl.DataFrame, run: Snapshot) -> pl.DataFrame:
+    """RESPONSES to these prompts with quality, learnability, reward and defects (a bit per kind, null if unknown).
 
-    A response to a parallel prompt is in the tables of its teacher and of every strategy that chose it: it stays once.
+    A response to a parallel prompt is in tables of its teacher and of every strategy that chose it; it is kept once.
     """
     bits = pl.sum_horizontal(pl.col(kind).cast(pl.Int64) * 2**bit for bit, kind in enumerate(KINDS))
     scores = [
@@ -112,12 +112,12 @@ def _answers(ids: pl.DataFrame, run: Snapshot) -> pl.DataFrame:
         _of(ids, [] if run.rewards is None else [run.rewards], REWARDS).select(*KEYS, "reward"),
         _of(ids, [] if run.defects is None else [run.defects], DEFECTS).select(*KEYS, defects=bits),
     ]
-    answers = _of(ids, [*run.responses.values(), *run.routed.values()], RESPONSES).unique(
+    responses = _of(ids, [*run.responses.values(), *run.routed.values()], RESPONSES).unique(
         KEYS, keep="first", maintain_order=True
     )
     for table in scores:
-        answers = answers.join(table, on=KEYS, how="left", validate="1:1")
-    return answers
+        responses = responses.join(table, on=KEYS, how="left", validate="1:1")
+    return responses
 
 
 def _chosen(ids: pl.DataFrame, routes: Mapping[str, pl.DataFrame], dataset: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
@@ -134,29 +134,29 @@ def _chosen(ids: pl.DataFrame, routes: Mapping[str, pl.DataFrame], dataset: Mapp
 
 
 def _of(ids: pl.DataFrame, tables: Iterable[pl.DataFrame], schema: pl.Schema) -> pl.DataFrame:
-    """The rows of all tables that are of these prompts."""
+    """The rows of all tables for these prompts."""
     mine = (table.join(ids, on="prompt_id", how="semi") for table in tables)
     return pl.concat([pl.DataFrame(schema=schema), *mine])
 
 
 def _encode(
-    drawn: pl.DataFrame, answers: pl.DataFrame, chosen: pl.DataFrame, names: Mapping[str, list[str]]
+    drawn: pl.DataFrame, responses: pl.DataFrame, chosen: pl.DataFrame, names: Mapping[str, list[str]]
 ) -> dict[str, pl.DataFrame]:
-    """Tables prompts, responses and routes, as the payload holds them.
+    """The tables prompts, responses and routes of the payload.
 
-    Names become positions in `names`. The rows of responses and routes stand in the order of the prompts, and each
-    prompt says how many are its own, so that texts on one subject are close together, where gzip finds them.
+    Names become positions in `names`. Rows of responses and routes are in the order of the prompts, and each prompt has
+    the number of its own, so that similar texts are close together, which helps gzip.
     """
 
     def position(column: str, known: str) -> pl.Expr:
         return pl.col(column).cast(pl.String).cast(pl.Enum(names[known])).to_physical().alias(column)
 
-    answers = answers.with_columns(
+    responses = responses.with_columns(
         position("teacher", "teachers"), position("finish_reason", "finish_reasons"), tokens="num_response_tokens"
     ).sort(KEYS)
     chosen = chosen.with_columns(position("teacher", "teachers"), position("strategy", "strategies"))
     chosen = chosen.sort("prompt_id", "strategy", "strength", "teacher", descending=[False, False, True, False])
-    for table, name in ((answers, "responses"), (chosen, "routes")):
+    for table, name in ((responses, "responses"), (chosen, "routes")):
         drawn = drawn.join(table["prompt_id"].value_counts(name=name), on="prompt_id", how="left", validate="1:1")
     rounded = pl.col(pl.Float64).round_sig_figs(4)
     return {
@@ -165,7 +165,7 @@ def _encode(
             pl.col("parallel").cast(pl.Int8),
             pl.col("responses", "routes").fill_null(0),
         ),
-        "responses": answers.drop("prompt_id", "num_prompt_tokens", "num_response_tokens").with_columns(rounded),
+        "responses": responses.drop("prompt_id", "num_prompt_tokens", "num_response_tokens").with_columns(rounded),
         "routes": chosen.drop("prompt_id").with_columns(rounded, pl.col("kept").cast(pl.Int8)),
     }
 
@@ -173,9 +173,9 @@ def _encode(
 def _fit(
     names: Mapping[str, list[str]], tables: Mapping[str, pl.DataFrame], max_bytes: int
 ) -> tuple[str | None, int | None]:
-    """The payload of the longest texts that fit, and the length at which responses are cut (None for whole texts).
+    """The payload with the longest texts that fit, and the length at which responses are cut (None: not cut).
 
-    The payload is None where even the shortest do not fit.
+    The payload is None if even the shortest do not fit.
     """
     texts = [tables[table][column] for column, table in TEXTS.items()]
     counts = {column.name: column.str.len_chars().fill_null(0) for column in texts}
@@ -213,12 +213,12 @@ def _pack(names: Mapping[str, list[str]], tables: Mapping[str, pl.DataFrame], le
 
 
 def _cut(column: str, length: int) -> pl.Expr:
-    """Texts of at most `length` characters, and `…` after those that were longer: one more tells a cut text."""
+    """Texts cut to `length` characters, with `…` at the end of cut ones: their length, one more, marks them."""
     text = pl.col(column)
     cut = pl.when(text.str.len_chars() > length).then(pl.concat_str(text.str.head(length), pl.lit("…"))).otherwise(text)
     return cut.alias(column)
 
 
 def _limits(length: int) -> dict[str, int]:
-    """The length of every text where responses have this one."""
+    """The maximum length of every kind of text if that of responses is `length`."""
     return dict.fromkeys(["prompt", "reference"], max(2 * length, LEAST_PROMPT)) | {"response": length}

@@ -1,4 +1,4 @@
-"""A matplotlib figure as a piece of the page: its colours, its font, ids of its own, equal bytes each time."""
+"""A matplotlib figure as an element of the page: the page's colours and font, unique ids, equal bytes each time."""
 
 import io
 import re
@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from persyn.errors import printable
 
 INK, MUTED, RULE, PAPER = "#0a0b01", "#0a0b02", "#0a0b03", "#0a0b04"
-"""Stand for the page's own colours."""
+"""Placeholders for the page's own colours."""
 THEME = {INK: "var(--ink)", MUTED: "var(--muted)", RULE: "var(--rule)", PAPER: "var(--paper)"}
 COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a8a8a", "#e8d83a"]
-"""Okabe and Ito's, told apart by the colour-blind; a grey for their black, which is the page's ink."""
+"""Okabe and Ito's palette for the colour-blind, with grey instead of black, which is the colour of text."""
 STRATEGY_COLOURS = ["#18202b", "#aa3377", "#228833", "#4477aa", "#ccbb44", "#66ccee", "#ee6677", "#999999"]
-"""Black, then Tol's: a strategy must not look like a teacher."""
+"""Black, then Tol's palette: a strategy must not look like a teacher."""
 HATCHES, MARKERS, LINES = ["", "/////", "|||||", "xxxxx"], ["o", "s", "^", "D"], ["-", "--", ":", "-."]
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
@@ -64,7 +64,7 @@ class Look:
 
     @property
     def turn(self) -> int:
-        """How often the colours have been used up before, 0 to 3."""
+        """How many times all colours have been used before, 0 to 3."""
         return self.number // len(self.colours) % len(HATCHES)
 
     @property
@@ -81,12 +81,12 @@ class Look:
 
 
 def looks(names: Iterable[str], colours: Sequence[str] = COLOURS) -> dict[str, Look]:
-    """name -> its look, by its place."""
+    """name -> its look, by its position."""
     return {name: Look(number, tuple(colours)) for number, name in enumerate(dict.fromkeys(names))}
 
 
 def short(name: object, length: int = 40) -> str:
-    """A name as a label: on one line, its middle left out where it is long."""
+    """A name as a label: on one line, shortened in the middle if it is long."""
     text = printable(str(name))
     return text if len(text) <= length else f"{text[: length - 12]}…{text[-11:]}"
 
@@ -95,8 +95,8 @@ def render(name: str, title: str, size: tuple[float, float], paint: Callable[[Fi
     """Draw a figure.
 
     Args:
-        name: unlike that of any other figure of the page, of letters and digits; its ids begin with it.
-        title: what is to be seen, in words, for who cannot see it.
+        name: unique on the page, letters and digits; the figure's ids begin with it.
+        title: the content in words, for readers who cannot see it.
         size: width and height in pixels of the page.
         paint: draws it.
 
@@ -116,7 +116,7 @@ def render(name: str, title: str, size: tuple[float, float], paint: Callable[[Fi
 
 
 def _inline(svg: bytes, name: str, title: str, width: float) -> Markup:
-    """What matplotlib wrote, without what a page must not repeat: prologue, metadata, style, comments, unused ids."""
+    """Matplotlib's svg without what a page must not repeat: prologue, metadata, style, comments, unused ids."""
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
         for child in list(parent):
@@ -162,6 +162,6 @@ def _own(key: str, value: str, name: str) -> str:
 
 
 def _font(found: re.Match[str]) -> str:
-    """Size and weight; the family is the page's."""
+    """Keep size and weight; the page gives the family."""
     weight = re.search(r"\b[1-9]00\b|bold", found[1])
     return f"font-size: {found[2]}" + (f"; font-weight: {weight[0]}" if weight else "")

@@ -1,6 +1,6 @@
-"""Router: a prompt -> one Bradley-Terry strength a teacher, trained on part of the parallel prompts, measured on the
-rest. `finetuned` is the paper's (a language model with a coefficient head), `light` a frozen encoder with one linear
-layer, `anchors` adds a teacher to a trained router.
+"""Router: a prompt -> a Bradley-Terry strength for each teacher, trained on part of the parallel prompts and measured
+on the rest. `finetuned` is the paper's (a language model with a coefficient head), `linear` a frozen encoder with one
+linear layer; `placement` adds a teacher to a trained router.
 
 Legend: N prompts, M teachers.
 """
@@ -34,7 +34,7 @@ class Router(Protocol):
         """Strengths (N, M), in the order of the prompts and of `teachers`."""
 
     def save(self, folder: str | Path) -> None:
-        """Write it to a folder, as load_router reads it."""
+        """Write it to a folder, for load_router."""
 
 
 def fit_router(
@@ -54,16 +54,16 @@ def fit_router(
         rewards: REWARDS of the parallel set.
         pairs: PAIRS of the parallel set.
         teachers: the order of the strengths.
-        anchored: those that are placed beside the trained router, by the prompts on which they have rewards; what is
-            measured is the router without them.
+        anchored: teachers that join the trained router by the prompts on which they have rewards; the router is
+            measured without them.
         device_batch_size: prompts in one forward pass of the training at most; None takes the whole batch.
-        live: where the training of the router, not of its control, reports to while it runs.
+        live: receives the curves of the router's training, not of its control's, while it runs.
 
-    A run that was killed and is started again with the same inputs goes on from its last checkpoint. Where several
-    processes train together, only the main one returns; the others end.
+    Resumes from the last checkpoint of a killed run with the same inputs. If several processes train together, only
+    the main one returns; the others end.
 
     Returns:
-        The router, the metrics of metrics/router.json (metrics.health_card; placed: how the anchored teachers were),
+        The router, the metrics of metrics/router.json (metrics.health_card; placed: the anchored teachers' placement),
         and its metrics.reliability.
 
     Raises:
@@ -113,10 +113,10 @@ def fit_router(
 def router_split(
     prompts: pl.DataFrame, rewards: pl.DataFrame, settings: RouterSettings
 ) -> tuple[pl.DataFrame, pl.DataFrame | None, pl.DataFrame]:
-    """What the router is trained on, what stops its training early (None: nothing), and what only measures it.
+    """The prompts that train the router, those that stop its training early (or None), and those that only measure it.
 
     Args:
-        prompts: PROMPTS of the parallel set; those without rewards are in none of the three.
+        prompts: PROMPTS of the parallel set; those without rewards are left out.
 
     Raises:
         InputError: the settings leave nothing to train on, or to measure on.
@@ -145,16 +145,16 @@ def train_router(
     shuffled: bool = False,
     session: Session | None = None,
 ) -> Router:
-    """Train one router. One forward pass a prompt serves all of the prompt's pairs.
+    """Train one router. One forward pass per prompt serves all of the prompt's pairs.
 
     Args:
         prompts: columns prompt_id and prompt; those without a pair are ignored.
         rewards: REWARDS of these prompts, and of those of `validation`.
         pairs: PAIRS of these prompts.
-        validation: as `prompts`: training stops early on their regret.
-        shuffled: whether each prompt is given another one's pairs: the control. Such a router can learn who wins, not
-            where.
-        session: where and how it runs; the light router has nothing to report or to resume.
+        validation: as `prompts`: training stops early by the regret on them.
+        shuffled: whether each prompt gets another one's pairs. Such a router, a control, can learn which teachers win,
+            not on which prompts.
+        session: where and how it runs; the light router ignores it.
 
     Raises:
         InputError: no pair belongs to a prompt.

@@ -1,8 +1,8 @@
-"""The router at full strength: a Hugging Face backbone with a linear head of one coefficient a teacher.
+"""The fine-tuned router: a Hugging Face backbone with a linear head of one coefficient per teacher.
 
-That is exactly a sequence-classification model, so saving, loading, LoRA and sharding are the library's. An encoder is
-read at its own class token; a decoder has none, so one is added after every prompt. All pairs of a prompt share its one
-forward pass.
+This is a sequence-classification model, so the library does the saving, loading, LoRA and sharding. An encoder is read
+at its own class token; a decoder has none, so one is added after every prompt. All pairs of a prompt share one forward
+pass.
 
 Legend: B prompts, M teachers.
 """
@@ -72,11 +72,11 @@ def finetune_router(
     """Fine-tune the backbone and its head.
 
     Args:
-        targets: one a prompt, as the loss takes them.
+        targets: one for each prompt, as the loss takes them.
         teachers: the order of the M strengths.
-        session: where and how it runs; resumes from what a killed run left in its scratch folder.
-        validation: prompts and their rewards (N, M); after each epoch the regret on them is measured, training stops
-            once it has not fallen for `patience` epochs, and the best epoch is kept. None trains all epochs.
+        session: where and how it runs; resumes from a killed run's checkpoint found in its scratch folder.
+        validation: prompts and their rewards (N, M). The regret on them is measured after each epoch; training stops
+            when it has not fallen for `patience` epochs, and the best epoch is kept. None trains all epochs.
 
     Raises:
         InputError: as training_arguments.
@@ -85,7 +85,7 @@ def finetune_router(
 
     class RouterTrainer(SameBatches, Trainer):
         def get_batch_samples(self, *args: Any) -> tuple[list[Any], Any]:
-            """The batches of an update, and the items in them and in the other processes' own."""
+            """The batches of an update, and the number of items over all processes."""
             batches, _ = super().get_batch_samples(*args)
             items = torch.stack([ITEMS[settings.loss](batch["labels"]) for batch in batches]).sum()
             return batches, self.accelerator.reduce(items.to(self.args.device), "sum")
@@ -99,13 +99,13 @@ def finetune_router(
     if trained.is_dir():
         return FinetunedRouter(FinetunedRouter.load(trained).model, tokenizer)
     args = TrainingArguments(**_arguments(settings, session, bool(validation)))
-    router = base()  # after TrainingArguments, which makes the processes know each other
+    router = base()  # after TrainingArguments, which connects the processes
     if settings.lora is not None:
         from peft import get_peft_model
 
         router = get_peft_model(router, lora_config("SEQ_CLS", settings.lora, _class_token(tokenizer) or None))
     watching = session.live.callbacks() if session.live else []
-    # The regret is taken from the strengths; the loss on the validation prompts is not used, any target will do.
+    # The regret needs only the strengths. The loss on the validation prompts is not used, so any target will do.
     unused = [targets[0]] * len(validation[0]) if validation else []
     trainer = RouterTrainer(
         model=router,
@@ -126,7 +126,7 @@ def finetune_router(
 
 
 def _arguments(settings: RouterSettings, session: Session, with_validation: bool) -> dict[str, Any]:
-    """Those of TrainingArguments."""
+    """Arguments of TrainingArguments."""
     assert session.scratch is not None
     device_batch_size = session.device_batch_size or settings.batch_size
     arguments = training_arguments(session.scratch, settings.batch_size, device_batch_size, settings.seed)
@@ -191,7 +191,7 @@ def _new_router(settings: RouterSettings, teachers: Sequence[str], tokenizer: An
         label2id={teacher: position for position, teacher in enumerate(teachers)},
         dtype=torch.float32,
     )
-    router.config.pad_token_id = tokenizer.pad_token_id  # a causal backbone finds its last token by it
+    router.config.pad_token_id = tokenizer.pad_token_id  # a causal backbone needs it to find its last token
     if _class_token(tokenizer) and len(tokenizer) > router.get_input_embeddings().num_embeddings:
         router.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return router

@@ -1,4 +1,4 @@
-"""Losses of the router: what the strengths of a prompt should be, given its pairs or its rewards.
+"""Losses of the router: how well the strengths on a prompt fit its pairs or its rewards.
 
 Legend: B prompts, M teachers.
 """
@@ -19,10 +19,9 @@ def bradley_terry_loss(outputs: Any, wins: torch.Tensor, num_items_in_batch: Any
 
     Args:
         outputs: `logits` (B, M) are the strengths o.
-        wins: (B, M, M), the weight of the pair where the row's teacher beats the column's, else 0. NaN where the prompt
-            is padding, which weighs nothing.
-        num_items_in_batch: the sum of all weights of the update, of which these prompts may be a part; None where they
-            are all.
+        wins: (B, M, M), the weight of the pair if the row's teacher beats the column's, else 0. NaN for padding, which
+            has no weight.
+        num_items_in_batch: the sum of all weights of the update, if these prompts are only a part of it, else None.
     """
     strengths = outputs["logits"].float()
     gaps = strengths.unsqueeze(2) - strengths.unsqueeze(1)  # (B, M, M): o_row - o_column
@@ -32,44 +31,43 @@ def bradley_terry_loss(outputs: Any, wins: torch.Tensor, num_items_in_batch: Any
 
 
 def plackett_luce_loss(outputs: Any, rewards: torch.Tensor, num_items_in_batch: Any = None) -> torch.Tensor:
-    """Mean over the prompts of -log P(ranking by reward) / (M - 1), each next teacher being drawn by the softmax of the
-    strengths of those that are left: Plackett-Luce, Bradley-Terry's form for whole rankings (ListMLE, Xia et al. 2008).
+    """Mean over the prompts of -log P(ranking by reward) / (M - 1), where each next teacher is drawn by the softmax of
+    the remaining strengths: Plackett-Luce, Bradley-Terry for whole rankings (ListMLE, Xia et al. 2008).
 
     Args:
         outputs: `logits` (B, M).
-        rewards: (B, M); equal ones rank in the order of the teachers. NaN where the prompt is padding, which weighs
-            nothing.
-        num_items_in_batch: how many prompts the update has, of which these may be a part; None where they are all.
+        rewards: (B, M); equal ones rank in the order of the teachers. NaN for padding, which has no weight.
+        num_items_in_batch: the number of prompts of the update, if these are only a part of it, else None.
     """
     total = num_prompts(rewards) if num_items_in_batch is None else num_items_in_batch
     real = ~rewards.isnan().any(dim=1)
     strengths, rewards = outputs["logits"].float()[real], rewards[real]
     order = rewards.to(strengths.device).argsort(dim=1, descending=True, stable=True)
     ranked = strengths.gather(1, order)  # (B, M), the best first
-    left = ranked.flip(1).logcumsumexp(1).flip(1)  # log of the sum over those not drawn yet
+    left = ranked.flip(1).logcumsumexp(1).flip(1)  # log of the sum over teachers not drawn yet
     return (left - ranked).sum(dim=1).sum() / total / max(1, ranked.shape[1] - 1)
 
 
 def num_pairs(wins: torch.Tensor) -> torch.Tensor:
-    """The weight of all pairs in (B, M, M): what bradley_terry_loss is the mean over."""
+    """The weight of all pairs in (B, M, M), the denominator of bradley_terry_loss."""
     return wins.nan_to_num().sum()
 
 
 def num_prompts(rewards: torch.Tensor) -> torch.Tensor:
-    """How many of (B, M) are no padding: what plackett_luce_loss is the mean over."""
+    """The number of rows in (B, M) that are not padding, the denominator of plackett_luce_loss."""
     return (~rewards.isnan().any(dim=1)).sum()
 
 
 LOSSES = {"pairwise": bradley_terry_loss, "listwise": plackett_luce_loss}
 ITEMS = {"pairwise": num_pairs, "listwise": num_prompts}
-"""What a loss is the mean over."""
+"""Loss -> its denominator."""
 
 
 def win_matrices(pairs: pl.DataFrame, teachers: Sequence[str], by_margin: bool = False) -> dict[str, np.ndarray]:
     """prompt_id -> (M, M), positive where the row's teacher beats the column's on that prompt.
 
     Args:
-        by_margin: whether a pair weighs as much as its margin, on average 1; else every pair weighs 1.
+        by_margin: whether the weight of a pair is proportional to its margin, with mean 1; else every weight is 1.
     """
     index = {teacher: position for position, teacher in enumerate(teachers)}
     weight = pl.col("margin") / pl.col("margin").mean() if by_margin else pl.lit(1.0)

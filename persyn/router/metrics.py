@@ -56,7 +56,7 @@ def routing_metrics(strengths: np.ndarray, rewards: np.ndarray) -> dict[str, flo
 
     Returns:
         hit_at_1; hit_at_3 (a best teacher is in the router's top 3); hit_at_3_oracle (fewer than 3 teachers beat the
-        router's choice); regret (mean reward lost against the best teacher, reward units).
+        router's choice); regret (mean reward below the best teacher's, in reward units).
     """
     got, best = _got(strengths, rewards), rewards.max(axis=1)
     top = np.argsort(-strengths, axis=1, kind="stable")[:, :3]
@@ -72,7 +72,7 @@ def routing_metrics(strengths: np.ndarray, rewards: np.ndarray) -> dict[str, flo
 def health_card(
     strengths: np.ndarray, rewards: np.ndarray, teachers: Sequence[str], controls: Mapping[str, np.ndarray]
 ) -> dict[str, Any]:
-    """Everything metrics/router.json says of a router on held-out prompts.
+    """The metrics in metrics/router.json, of a router on held-out prompts.
 
     Args:
         strengths: (N, M) of the router.
@@ -82,9 +82,9 @@ def health_card(
 
     Returns:
         routing_metrics, pair_metrics and allocation_metrics; controls: name -> routing_metrics; over_majority: the
-        paired difference in reward of routing and of sending everything to the majority teacher, as
-        comparison.paired_difference gives it, and its verdict at 5 %. Where that is "within noise", routing is not
-        worth its trouble.
+        paired difference in reward between routing and sending everything to the majority teacher, as
+        statistics.paired_difference returns it, and its verdict at 5 %. If this is "within noise", routing is not
+        worthwhile.
     """
     card: dict[str, Any] = routing_metrics(strengths, rewards) | pair_metrics(strengths, rewards)
     card |= allocation_metrics(strengths, rewards, teachers)
@@ -100,7 +100,7 @@ def health_card(
 
 
 def allocation_metrics(strengths: np.ndarray, rewards: np.ndarray, teachers: Sequence[str]) -> dict[str, Any]:
-    """Who gets how much, by the router and by the oracle (the first of equally good teachers).
+    """Each teacher's share of the prompts under the router and under the oracle (the first of equally good teachers).
 
     Returns:
         share, oracle_share: teacher -> share of the prompts; entropy, oracle_entropy in nats; collapsed: whether one
@@ -137,8 +137,8 @@ def pair_metrics(strengths: np.ndarray, rewards: np.ndarray) -> dict[str, Any]:
 
 
 def reliability(strengths: np.ndarray, rewards: np.ndarray, bins: int = 10) -> pl.DataFrame:
-    """How often the router is right about a pair, by how sure it is: columns confidence (mean, 0.5 to 1), accuracy and
-    pairs, a row for each of `bins` equal bins of the confidence that is not empty. Calibrated, both are equal.
+    """Accuracy of the router on pairs by its confidence: columns confidence (mean, 0.5 to 1), accuracy and pairs, a row
+    for each non-empty one of `bins` equal bins of the confidence. If calibrated, confidence equals accuracy.
     """
     won_by = (strengths[:, :, None] - strengths[:, None, :])[rewards[:, :, None] > rewards[:, None, :]]
     confidence = expit(np.abs(won_by.astype(float)))
@@ -154,7 +154,7 @@ def reliability(strengths: np.ndarray, rewards: np.ndarray, bins: int = 10) -> p
 
 
 def majority_strengths(train_rewards: np.ndarray, num_prompts: int) -> np.ndarray:
-    """Control: the teacher with the highest mean reward on the training prompts, for everything."""
+    """Control: for all prompts, the teacher with the highest mean reward on the training prompts."""
     return np.tile(train_rewards.mean(axis=0), (num_prompts, 1))
 
 
@@ -168,8 +168,8 @@ def knn_strengths(
 
 
 def source_strengths(train_sources: Sequence[str], train_rewards: np.ndarray, sources: Sequence[str]) -> np.ndarray:
-    """Control: the mean rewards of the training prompts of the same source; of all of them, for a new source. What a
-    table of who is best at what would do; where sources are kinds of task, the best that knowing the kind can do.
+    """Control: mean rewards of the training prompts of the same source; for a new source, of all. It acts like a table
+    of the best teacher by source; if sources are kinds of task, it is the best that the kind alone can tell.
     """
     of = np.array(train_sources)
     means = {source: train_rewards[of == source].mean(axis=0) for source in set(train_sources)}
@@ -177,7 +177,7 @@ def source_strengths(train_sources: Sequence[str], train_rewards: np.ndarray, so
 
 
 def shuffle_targets(targets: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
-    """Control: each prompt gets what another one should have."""
+    """Control: each prompt gets the target of another one."""
     return [targets[position] for position in np.random.default_rng(seed).permutation(len(targets))]
 
 

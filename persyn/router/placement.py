@@ -1,9 +1,9 @@
-"""Anchors: a new teacher joins a trained router after it has answered K prompts only; nothing is trained again.
+"""Placement: a new teacher joins a trained router after responding to only K prompts, its anchors, without retraining.
 
-Its strength is taken for a blend of those of the teachers that the router knows, o_new(x) = sum_m a_m o_m(x) + b, and
+Its strength is modelled as a blend of those of the teachers that the router knows, o_new(x) = sum_m a_m o_m(x) + b, and
 (a, b) are fitted to its wins and losses on the K anchor prompts by penalised Bradley-Terry likelihood (Eq. 3, with the
-known strengths held fixed). The penalty draws it towards a teacher that is everywhere average: with no anchors it is
-one. Ours, not the paper's.
+known strengths held fixed). The penalty pulls it towards a teacher that is average everywhere, which it is without
+anchors. Ours, not the paper's.
 
 Legend: K anchors, M known teachers.
 """
@@ -26,7 +26,7 @@ PLACED = "placed.json"
 
 
 class PlacedRouter:
-    """A router and the teachers placed beside its own: name -> what place_teacher found; `teachers` is their order."""
+    """A router and the teachers placed beside its own: name -> result of place_teacher; `teachers` orders all."""
 
     def __init__(self, router: Any, placed: Mapping[str, Mapping[str, Any]], teachers: Sequence[str]) -> None:
         self.router, self.placed, self.teachers = router, placed, list(teachers)
@@ -51,18 +51,18 @@ class PlacedRouter:
 def place_teacher(
     router: Any, name: str, prompts: pl.DataFrame, rewards: pl.DataFrame, penalty: float = 1.0
 ) -> dict[str, Any]:
-    """Find a new teacher's place beside those of a trained router.
+    """Fit a new teacher's blend of the strengths of a trained router.
 
     Args:
         prompts: columns prompt_id and prompt. Those on which the teacher has a reward are its anchors.
-        rewards: REWARDS of them, of the known teachers too.
+        rewards: REWARDS on them, including the known teachers'.
         penalty: of the squared distance of the blend from 1/M each, and of the offset, in nats.
 
     Returns:
         {anchors: K, blend: {known teacher: a_m}, offset: b}.
 
     Raises:
-        InputError: the teacher is known already, or no anchor says anything.
+        InputError: the teacher is known already, or it ties with every teacher on all anchors.
     """
     if name in router.teachers:
         raise InputError(f"{name} is already among the router's teachers {', '.join(router.teachers)}")

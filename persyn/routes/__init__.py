@@ -1,4 +1,4 @@
-"""Routes: every prompt gets its teacher, by a strategy. A new rule is one class, which Strategy names."""
+"""Routes: a strategy gives every prompt its teacher. A new rule is one class, added to Strategy."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,23 +19,23 @@ Predict = Callable[[list[str]], np.ndarray]
 
 @dataclass(frozen=True)
 class Pool:
-    """What a rule may look at, beside the prompts."""
+    """The inputs of a rule beside the prompts."""
 
     teachers: Sequence[str]
     """Their names, in the order of the router's strengths."""
     rewards: pl.DataFrame
     """REWARDS of the parallel set."""
     predict: Predict
-    """Prompt texts -> strengths (N, M); loads the router, so only a rule that needs it calls it."""
+    """Prompt texts -> strengths (N, M). It loads the router: call it only in rules that need it."""
     families: Mapping[str, str | None]
-    """Teacher -> the family of models it is of."""
+    """Teacher -> its family of models."""
     student_family: str | None = None
     responses: Callable[[], Mapping[str, pl.DataFrame]] | None = None
-    """Teacher -> RESPONSES to the parallel set; called only by a rule that needs their lengths."""
+    """Teacher -> RESPONSES to the parallel set, for rules that need their lengths."""
 
 
 class Rule(Settings):
-    """A strategy of params.yaml: a named way to give every prompt its teacher. Its `rule` says which."""
+    """A strategy of params.yaml, which gives every prompt its teacher. `rule` names the kind."""
 
     rule: str
 
@@ -45,19 +45,19 @@ class Rule(Settings):
 
 
 class Persyn(Rule):
-    """The router's choice: m* = argmax_m o_m, over the teachers that are not excluded. The router stays as it was
-    trained, so the prompts of an excluded teacher go to the next best one.
+    """The router's choice: m* = argmax_m o_m, over the teachers that are not excluded. The router is not retrained:
+    prompts of an excluded teacher go to the next best one.
     """
 
     rule: Literal["persyn"]
     exclude: list[str] = Field(default_factory=list)
     """Teachers that get no prompt."""
     max_tokens: Annotated[float, Field(ge=0)] | None = None
-    """Response tokens that the choice may be expected to be paid for: responses of the parallel set cost nothing,
-    others their teacher's mean in the domain (budgeted.expected_tokens). The choice is then argmax_m(o_m - weight *
-    c_m) at the smallest weight that keeps them (budgeted.choose_within)."""
+    """Limit on the expected response tokens c_m to pay for: 0 for responses in the parallel set, for others their
+    teacher's mean in the domain (budgeted.expected_tokens). The choice is then argmax_m(o_m - weight * c_m) at the
+    smallest weight that keeps the limit (budgeted.choose_within)."""
     second_below: float | None = None
-    """Where the strongest teacher's margin over the next is less, the prompt goes to two."""
+    """A prompt on which the strongest teacher leads the next by less than this goes to both."""
 
     def choose(self, prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
         """ROUTES with strengths and margins, two rows a prompt where it is undecided."""
@@ -85,7 +85,7 @@ class Persyn(Rule):
 
 
 class Strong(Rule):
-    """The strongest teacher answers everything."""
+    """The strongest teacher for all prompts."""
 
     rule: Literal["strong"]
     teacher: str | None = None
@@ -97,7 +97,7 @@ class Strong(Rule):
 
 
 class FamilyStrong(Rule):
-    """The teacher of the highest mean quality among the student's own family answers everything."""
+    """For all prompts, the teacher of the highest mean quality in the student's own family."""
 
     rule: Literal["family_strong"]
 
@@ -114,7 +114,7 @@ class FamilyStrong(Rule):
 
 
 class Mix(Rule):
-    """A random mixture of a strong and a weak teacher, 1:4 (arXiv 2502.12143): exactly that share of the prompts.
+    """A random mixture of a strong and a weak teacher, 1:4 (arXiv 2502.12143), with exactly these shares.
 
     Defaults: the teachers of highest and lowest mean quality.
     """
@@ -140,7 +140,7 @@ class Mix(Rule):
 class Car(Rule):
     """ONE teacher for all: argmax of mean quality / (1 + beta * mean student loss), the Compatibility-Adjusted Reward
     (arXiv 2411.07133; its beta could not be verified). The loss is minus the learnability, so learnability.method must
-    be mean_logprob. Where a quality is negative, all are shifted so that the lowest is 0.
+    be mean_logprob. If a quality is negative, all are shifted so that the lowest is 0.
     """
 
     rule: Literal["car"]
@@ -155,7 +155,7 @@ class Car(Rule):
 
 
 class BestSingle(Rule):
-    """The one teacher of the highest mean reward answers everything: the control of any routing."""
+    """The one teacher of the highest mean reward for all prompts: the control of any routing."""
 
     rule: Literal["best_single"]
 
@@ -239,7 +239,7 @@ def build_routes(prompts: pl.DataFrame, pool: Pool, strategy: Rule) -> pl.DataFr
 
 
 def allocation(routes: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Any]:
-    """The share of the routes of every teacher (0 included) and the entropy of the shares in nats."""
+    """Every teacher's share of the routes (including 0) and the entropy of the shares in nats."""
     counts = Counter(routes["teacher"])
     shares = {teacher: counts[teacher] / routes.height for teacher in teachers}
     entropy = -sum(share * np.log(share) for share in shares.values() if share)
@@ -247,20 +247,20 @@ def allocation(routes: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Any]:
 
 
 def _best(rewards: pl.DataFrame, score: pl.Expr) -> str:
-    """The teacher of the highest score; of equals the first by name."""
+    """The teacher of the highest score; if equal, the first by name."""
     scores = rewards.group_by("teacher").agg(score=score)
     return scores.sort("score", "teacher", descending=[True, False])["teacher"][0]
 
 
 def _select(prompts: pl.DataFrame, pool: Pool, column: str, seed: int) -> pl.DataFrame:
-    """Per prompt the teacher of the largest value; equals are drawn by lot, or the order of names would choose.
+    """Per prompt the teacher of the largest value; ties are broken at random, not by the order of names.
 
     A parallel prompt that has no rewards (a score was missing) goes to the best single teacher.
     """
     not_parallel = prompts.filter(~pl.col("parallel")).height
     if not_parallel:
         raise InputError(
-            f"generate-then-select needs every teacher's answer to every prompt, {not_parallel} of {prompts.height} "
+            f"generate-then-select needs every teacher's response to every prompt, {not_parallel} of {prompts.height} "
             f"are not parallel; set prompts.num_parallel to null, or leave this strategy out"
         )
     rows = pool.rewards.sort("prompt_id", "teacher")
@@ -280,7 +280,7 @@ def _known(names: Sequence[str], pool: Pool, rule: str) -> None:
 def _routes(
     prompts: pl.DataFrame, teacher: list[str], strength: np.ndarray | None = None, margin: np.ndarray | None = None
 ) -> pl.DataFrame:
-    """ROUTES, row by row of `prompts`."""
+    """ROUTES, in the order of `prompts`."""
     columns = {"teacher": teacher, "strength": strength, "margin": margin}
     series = [
         pl.Series(name, [None] * len(teacher) if values is None else list(map(_plain, values)), dtype=ROUTES[name])

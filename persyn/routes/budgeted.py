@@ -1,4 +1,4 @@
-"""Frugal: the strongest teachers that so many response tokens can pay for.
+"""Budgeted routes: the strongest teachers within a limit on response tokens.
 
 Legend: N prompts, M teachers.
 """
@@ -16,38 +16,38 @@ logger = logging.getLogger(__name__)
 
 
 def expected_tokens(prompts: pl.DataFrame, responses: pl.DataFrame, teachers: Sequence[str]) -> np.ndarray:
-    """How many response tokens each teacher is expected to be paid for on each prompt.
+    """The response tokens that each teacher is expected to cost on each prompt.
 
     Args:
         prompts: PROMPTS.
         responses: RESPONSES of all teachers to the parallel set.
 
     Returns:
-        (N, M) in the order of `prompts` and `teachers`: 0 where the teacher has answered the prompt already, else its
-        mean response tokens over the parallel prompts of the prompt's domain (over all, where it answered none there).
+        (N, M) in the order of `prompts` and `teachers`: 0 if the teacher's response exists already, else its mean
+        response tokens over the parallel prompts of the prompt's domain (over all, if it has none there).
 
     Raises:
-        InputError: a teacher has no answer at all.
+        InputError: a teacher has no response at all.
     """
-    answered = responses.filter(pl.col("finish_reason") != "error")
-    lengths = answered.join(prompts.select("prompt_id", "domain"), on="prompt_id", how="left", validate="m:1")
+    written = responses.filter(pl.col("finish_reason") != "error")
+    lengths = written.join(prompts.select("prompt_id", "domain"), on="prompt_id", how="left", validate="m:1")
     means = lengths.group_by("teacher").agg(pl.col("num_response_tokens").mean())
     overall = dict(means.rows())
     by_domain = lengths.group_by("teacher", "domain").agg(pl.col("num_response_tokens").mean())
     mean = {(name, domain): tokens for name, domain, tokens in by_domain.rows()}
     silent = [name for name in teachers if name not in overall]
     if silent:
-        raise InputError(f"no length is known of {', '.join(silent)}: no parallel prompt was answered; exclude them")
+        raise InputError(f"{', '.join(silent)} have no responses to parallel prompts, so no known length; exclude them")
     columns = []
     for name in teachers:
-        paid = prompts["prompt_id"].is_in(answered.filter(pl.col("teacher") == name)["prompt_id"].to_list())
+        paid = prompts["prompt_id"].is_in(written.filter(pl.col("teacher") == name)["prompt_id"].to_list())
         lengths_here = np.array([mean.get((name, domain), overall[name]) for domain in prompts["domain"]], float)
         columns.append(np.where(paid.to_numpy(), 0.0, lengths_here))
     return np.stack(columns, axis=1)
 
 
 def choose(strengths: np.ndarray, tokens: np.ndarray, undecided: np.ndarray, weight: float = 0.0) -> np.ndarray:
-    """Per prompt the teacher of the largest o_m - weight * c_m, and the next one too where it is undecided.
+    """Per prompt the teacher of the largest o_m - weight * c_m, and also the next one if it is undecided.
 
     Args:
         strengths: o, (N, M).
@@ -69,22 +69,22 @@ def choose(strengths: np.ndarray, tokens: np.ndarray, undecided: np.ndarray, wei
 def choose_within(
     strengths: np.ndarray, tokens: np.ndarray, undecided: np.ndarray, max_tokens: float
 ) -> tuple[np.ndarray, float]:
-    """`choose` at the smallest weight, 0 or more, at which the expected tokens are no more than `max_tokens`.
+    """`choose` at the smallest weight, 0 or more, at which the expected tokens are at most `max_tokens`.
 
-    What is chosen maximises sum(o) - weight * sum(c) over all choices, so its tokens only fall as the weight grows, and
-    of all choices that need no more tokens it has the largest strengths (a Lagrange multiplier: Everett 1963, doi
-    10.1287/opre.11.3.399). The weight is found by bisection, to the last bit.
+    The choice maximises sum(o) - weight * sum(c), so its tokens only fall as the weight grows, and no choice with as
+    few tokens has larger strengths in sum (a Lagrange multiplier: Everett 1963, doi 10.1287/opre.11.3.399). The weight
+    is found by bisection, to the last bit.
 
     Args:
         strengths: (N, M).
         tokens: (N, M), expected response tokens.
-        undecided: (N,), bool: who needs two teachers.
+        undecided: (N,), bool: which prompts need two teachers.
 
     Returns:
-        As choose, and the weight in strength a token.
+        As choose, and the weight in strength per token.
 
     Raises:
-        InputError: not even the shortest teachers fit.
+        InputError: even the shortest teachers exceed `max_tokens`.
     """
 
     def total(weight: float) -> float:
@@ -104,7 +104,7 @@ def choose_within(
         while low < (middle := (low + high) / 2) < high:
             low, high = (middle, high) if total(middle) > max_tokens else (low, middle)
     logger.info(
-        "%s response tokens are expected (%s without max_tokens), at %.6g of strength a token",
+        "%s response tokens are expected (%s without max_tokens), at a weight of %.6g strength per token",
         *(f"{total(high):,.0f}", f"{unlimited:,.0f}", high),
     )
     return choose(strengths, tokens, undecided, high), high

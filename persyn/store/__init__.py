@@ -1,8 +1,8 @@
-"""The response store: nothing that was paid for is paid for twice.
+"""The response store: no response is paid for twice.
 
-It lives outside every stage's outputs (`$PERSYN_STORE`), since DVC deletes those before a stage runs. Each model has a
-folder of its own (`slug`), and in it each process appends to a journal of its own (journal.py), so writers need no lock
-against each other. Compaction merges journals into one of the same format.
+It is outside every stage's outputs (`$PERSYN_STORE`), since DVC deletes those before a stage runs. Each model has its
+own folder (`slug`), and each process appends to its own journal there (journal.py), so writers need no lock against
+each other. Compaction merges journals into one of the same format.
 """
 
 import fcntl
@@ -25,7 +25,7 @@ from persyn.files import cache_folder
 from persyn.store.journal import FORMAT, append, encode, key_of, list_journals, new_journal, read_records, sync_folder
 
 KEY_VERSION = 2
-"""To be raised when a change of code changes what a model is shown: rows of older versions are then left alone."""
+"""Raise it when the code changes what a model is shown: rows of older versions are then ignored."""
 NUM_POSITIONS = 16**12
 logger = logging.getLogger(__name__)
 
@@ -36,24 +36,24 @@ def store_folder() -> Path:
 
 
 def slug(name: str) -> str:
-    """A folder name for any text: its readable part, and 8 hex digits of its sha256 to tell equal ones apart."""
+    """A folder name for any text: its readable part, and 8 hex digits of its sha256 to make it unique."""
     readable = re.sub(r"[^a-z0-9]+", "-", name.lower().partition("@")[0].rpartition("/")[2]).strip("-")[:48]
     return f"{readable or 'model'}-{hashlib.sha256(name.encode('utf-8', 'backslashreplace')).hexdigest()[:8]}"
 
 
 def response_key(**asked: Any) -> str:
-    """sha256 of the canonical json of everything that decides an answer (model, messages, sampling)."""
+    """sha256 of the canonical json of everything that decides a response (model, messages, sampling)."""
     canonical = json.dumps([KEY_VERSION, asked], sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def position(key: str) -> int:
-    """Where a key stands among all keys: they are hashes, so they spread evenly over 0 to NUM_POSITIONS - 1."""
+    """A key's position from 0 to NUM_POSITIONS - 1. Keys are hashes, so positions are spread evenly."""
     return int(key[:12], 16)
 
 
 def key_range(part: int, num_parts: int) -> tuple[int, int]:
-    """The positions (first, behind the last) of one of `num_parts` equal parts of all keys, counted from 0.
+    """The positions (first, last + 1) of one of `num_parts` equal parts of all keys, counted from 0.
 
     Raises:
         InputError: there is no such part.
@@ -65,14 +65,14 @@ def key_range(part: int, num_parts: int) -> tuple[int, int]:
 
 @dataclass
 class Report:
-    """What `verify` and `compact` found in one folder."""
+    """The findings of `verify` and `compact` in one folder."""
 
     journals: int = 0
     records: int = 0
     rows: int = 0
     """Different keys."""
     conflicts: int = 0
-    """Keys with two different answers; the first is served."""
+    """Keys with two different rows; the first is used."""
     damaged: list[str] = field(default_factory=list)
     """Journal, byte range."""
 
@@ -99,10 +99,10 @@ class Store:
         return None if payload is None else json.loads(payload)["row"]
 
     def put(self, rows: dict[str, dict[str, Any]]) -> None:
-        """Append rows and make them durable before returning. The first row of a key stays.
+        """Append rows and make them durable before returning. The first row of a key is kept.
 
         Raises:
-            InputError: the disk is full or not writable. What earlier calls stored is safe.
+            InputError: the disk is full or not writable. Rows of earlier calls are safe.
         """
         new = {key: encode(key, row) for key, row in rows.items() if key not in self._payloads}
         if not new:
@@ -114,12 +114,12 @@ class Store:
         self._payloads |= new
 
     def refresh(self) -> None:
-        """Read what other processes have added since the store was opened."""
+        """Read the rows that other processes have added since the store was opened."""
         with _clear(self.folder):
             for journal in list_journals(self.folder):
                 try:
                     self._refresh(journal)
-                except FileNotFoundError:  # compacted meanwhile: its rows are in a journal that is listed now
+                except FileNotFoundError:  # just compacted: its rows are in a journal that the next listing has
                     return self.refresh()
         return None
 
@@ -133,21 +133,21 @@ class Store:
                 self._read_to[journal] = start + end
             else:
                 logger.warning(
-                    "%s: bytes %d to %d are damaged or unfinished; what stood there is asked again, `persyn store gc` "
+                    "%s: bytes %d to %d are damaged or unfinished; those rows are generated again, `persyn store gc` "
                     "cleans up",
                     *(journal, start + begin, start + end),
                 )
 
     @contextmanager
     def exclusive(self, low: int = 0, high: int = NUM_POSITIONS) -> Iterator[None]:
-        """One process at a time asks for the keys at positions `low` to `high` - 1: a second one waits here, and then
-        finds the answers of the first. Processes that ask for other keys go on. A process may hold one such range.
+        """Lock the keys at positions `low` to `high` - 1: a second process waits here and then finds the responses of
+        the first. Processes with other keys are not blocked. A process may hold one range.
         """
         with (self.folder / "lock").open("ab") as file:  # lockf locks bytes; the file itself stays empty
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, high - low, low)
             except (BlockingIOError, PermissionError):
-                logger.warning("waiting for another process that fills %s", self.folder)
+                logger.warning("waiting for another process that generates responses into %s", self.folder)
                 fcntl.lockf(file, fcntl.LOCK_EX, high - low, low)
             self.refresh()
             yield
@@ -157,13 +157,13 @@ class Store:
         free = shutil.disk_usage(self.folder).free
         if free < num_bytes:
             raise InputError(
-                f"{self.folder}: about {num_bytes / 1e6:.0f} MB of answers are to come, {free / 1e6:.0f} MB are free; "
+                f"{self.folder}: about {num_bytes / 1e6:.0f} MB of responses will come, {free / 1e6:.0f} MB are free; "
                 f"free some space or point PERSYN_STORE elsewhere"
             )
 
 
 def shelves(folder: Path) -> list[Path]:
-    """The folders of a store, one a model."""
+    """The folders of a store, one for each model."""
     return sorted({journal.parent for journal in folder.glob("*/j*-*.log")})
 
 
@@ -194,7 +194,7 @@ def _said(payload: bytes) -> dict[str, Any]:
 
 
 def count_rows(folder: Path) -> dict[str, int]:
-    """What one model's folder holds: whole answers, cut ones, failed calls, scores, their tokens; what was not paid."""
+    """Counts for one model's folder: whole and cut responses, failed calls, scores, tokens, and rows not paid for."""
     stored = [json.loads(payload)["row"] for payload in verify(folder)[1].values()]
     rows = [row for row in stored if "origin" not in row]
     by_reason = Counter(row.get("finish_reason", "score") for row in rows)
@@ -210,9 +210,9 @@ def count_rows(folder: Path) -> dict[str, int]:
 
 
 def compact(folder: Path) -> Report:
-    """Merge a model's journals into one, without damaged and repeated records. No answer is dropped.
+    """Merge a model's journals into one, without damaged and repeated records. No response is lost.
 
-    The merged journal is complete and durable before an old one goes, so a crash at any point loses nothing.
+    The merged journal is complete and durable before an old one is deleted, so a crash at any point loses nothing.
 
     Raises:
         InputError: a process is writing there.
@@ -240,11 +240,11 @@ def compact(folder: Path) -> Report:
 
 @contextmanager
 def _clear(folder: Path) -> Iterator[None]:
-    """Say in one line that the store cannot be read or written, and why."""
+    """Turn a failure to read or write the store into an InputError."""
     try:
         yield
     except OSError as error:
         raise InputError(
-            f"the response store {folder} failed: {error.strerror}; what was stored before is safe. Put that right "
+            f"the response store {folder} failed: {error.strerror}; rows stored before are safe. Fix the cause "
             f"(or point PERSYN_STORE elsewhere) and run the same command again"
         ) from error

@@ -1,8 +1,8 @@
 """Journals: the file format of the response store. A record is [u32 length][u32 crc32][json].
 
-Every json begins with MARK, which cannot occur inside json text (quotes are escaped there), so behind a damaged
-record the next whole one is found: damage costs the records it touches and no other. Any one flipped bit and any cut
-is noticed: CRC32 finds all errors of up to 32 bits in a row.
+Every json begins with MARK, which cannot occur inside json text (quotes are escaped there), so the next whole record
+after a damaged one can be found: only damaged records are lost. Any single flipped bit and any truncation is detected:
+CRC32 finds all bursts of errors of up to 32 bits.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ def list_journals(folder: Path) -> list[Path]:
     """The journals of `folder`, in the order in which they are read.
 
     Raises:
-        InputError: there are some of another format.
+        InputError: some have another format.
     """
     found = sorted(folder.glob("j*-*.log"))
     for journal in found:
@@ -41,10 +41,10 @@ def list_journals(folder: Path) -> list[Path]:
 
 
 def new_journal(folder: Path) -> FileIO:
-    """A journal of this process's own. Its lock keeps compaction away as long as the process lives."""
+    """A journal for this process alone. Its lock prevents compaction as long as the process lives."""
     journal = FileIO(folder / f"j{FORMAT}-{uuid.uuid4().hex}.log", "ab")
     fcntl.flock(journal, fcntl.LOCK_EX)
-    if not Path(journal.name).exists():  # compaction took the empty file in the moment before the lock
+    if not Path(journal.name).exists():  # compaction removed the empty file just before it was locked
         return new_journal(folder)
     sync_folder(folder)
     return journal
@@ -69,7 +69,7 @@ def key_of(payload: bytes) -> str:
 
 
 def read_records(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """(begin, end, json) of every record; the json is empty where the bytes hold no whole, undamaged record."""
+    """(begin, end, json) of every record; the json is empty if these bytes hold no whole, undamaged record."""
     begin = 0
     while begin < len(data):
         payload = _whole_record(data, begin)
@@ -79,7 +79,7 @@ def read_records(data: bytes) -> Iterator[tuple[int, int, bytes]]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable."""
+    """Make the directory entries of `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

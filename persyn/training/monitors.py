@@ -1,4 +1,4 @@
-"""Live: the curves of a training while it runs, for whoever watches. They change nothing of what is trained."""
+"""Monitors: the curves of a training while it runs. They do not change its result."""
 
 import os
 from collections.abc import Sequence
@@ -12,10 +12,10 @@ from persyn.errors import InputError
 
 @dataclass(frozen=True)
 class Live:
-    """Where a training reports to.
+    """Where a training reports its curves.
 
     Args:
-        folder: of this training alone; it may be missing.
+        folder: for this training alone; it may be missing.
         report_to: dvclive (files below `folder` that `dvc plots` reads), tensorboard (event files in `folder`), wandb
             (Weights & Biases, by its own login), several of them, or None.
 
@@ -34,8 +34,8 @@ class Live:
                 )
 
     def callbacks(self) -> list[Any]:
-        """Those of a Trainer. Only its main process writes; a training that is resumed goes on in the same curves, one
-        that begins anew begins new ones."""
+        """Callbacks of a Trainer. Only its main process writes. A resumed training continues its curves; a new one
+        starts new ones."""
         make = {"dvclive": _dvclive, "tensorboard": _tensorboard, "wandb": _wandb}
         return [make[kind](Path(self.folder)) for kind in self._kinds()]
 
@@ -46,7 +46,7 @@ class Live:
 
 
 def _dvclive(folder: Path) -> Any:
-    """DVCLive's files alone: its Live would look into git, write dvc.yaml and report to a server where it can."""
+    """Writes DVCLive's files only: its own class Live would read git, write dvc.yaml and report to a server."""
     from dvclive.plots import Metric
     from transformers import TrainerCallback
 
@@ -68,7 +68,7 @@ def _dvclive(folder: Path) -> Any:
 
 
 def _cut(file: Path, last: int) -> None:
-    """Take the rows after step `last` away, and one that a kill has torn: they come again."""
+    """Remove rows after step `last`, and one that a kill left incomplete: they are written again."""
     header, *rows = file.read_text().splitlines(keepends=True) or [""]
     kept = [row for row in rows if row.endswith("\n") and int(row.split("\t")[0]) <= last]
     if kept:
@@ -94,7 +94,7 @@ def _tensorboard(folder: Path) -> Any:
 
 
 def _wandb(folder: Path) -> Any:
-    """Where and under which name W&B keeps it is said by its own variables, where the user has not set them."""
+    """Folder and name of the run are set by W&B's own environment variables, unless the user has set them."""
     from transformers.integrations import WandbCallback
 
     folder.mkdir(parents=True, exist_ok=True)

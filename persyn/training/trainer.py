@@ -1,8 +1,8 @@
-"""What training the router and training the student share: processes, devices, kill and resume.
+"""Code shared by the trainings of router and student: processes, devices, checkpoints and resuming.
 
-A training gives one result, whatever runs it: the rows of an update and their order depend on the seed alone, not on
-how many processes share them or how many rows go through the model at once. `torchrun` and `accelerate launch` say by
-RANK and WORLD_SIZE which process this is; without them there is one.
+A training gives the same result however it is run: the rows of an update and their order depend only on the seed, not
+on the number of processes or of rows in a forward pass. `torchrun` and `accelerate launch` set RANK and WORLD_SIZE;
+without them there is one process.
 """
 
 import fcntl
@@ -24,18 +24,18 @@ from persyn.files import cache_folder
 
 
 def is_main() -> bool:
-    """Whether this process writes outputs: the first of those that train together, or the only one."""
+    """Whether this process writes outputs: the first of several, or the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def split_batch(batch_size: int, device_batch_size: int) -> tuple[int, int]:
     """How the rows of an update are split: rows in one forward pass, and forward passes of one process.
 
-    Their product times WORLD_SIZE is `batch_size` to the row.
+    Their product times WORLD_SIZE is exactly `batch_size`.
 
     Args:
-        batch_size: rows an update.
-        device_batch_size: rows in one forward pass at most; the largest divisor up to it is taken.
+        batch_size: rows per update.
+        device_batch_size: rows in one forward pass at most; the largest divisor up to it is used.
 
     Raises:
         InputError: a size is below 1, or the processes cannot share the rows evenly.
@@ -54,12 +54,12 @@ def split_batch(batch_size: int, device_batch_size: int) -> tuple[int, int]:
 
 
 def training_arguments(folder: Path, batch_size: int, device_batch_size: int, seed: int) -> dict[str, Any]:
-    """The arguments of TrainingArguments that both trainings share. bf16 and gradient checkpointing on a GPU, fp32 on
-    a CPU; a checkpoint after every tenth of the training.
+    """Arguments of TrainingArguments shared by both trainings: bf16 and gradient checkpointing on a GPU, fp32 on a
+    CPU; a checkpoint after every tenth of the training.
 
     Raises:
-        InputError: as split_batch; one process would have to use several GPUs; or FSDP's own activation checkpointing
-            is on, under which PEFT 0.21 writes an adapter without any weights.
+        InputError: as split_batch; one process sees several GPUs; or FSDP's own activation checkpointing is on, with
+            which PEFT 0.21 saves an adapter without its weights.
     """
     on_gpu = torch.cuda.is_available()
     if torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
@@ -71,7 +71,7 @@ def training_arguments(folder: Path, batch_size: int, device_batch_size: int, se
     if os.environ.get("FSDP_ACTIVATION_CHECKPOINTING") == "true":
         raise InputError(
             "fsdp_activation_checkpointing is true in the config file of accelerate; set it to false: gradient "
-            "checkpointing is done on a GPU anyway, and under FSDP's own an adapter is saved without its weights"
+            "checkpointing is used on a GPU anyway, and with FSDP's own an adapter is saved without its weights"
         )
     return {
         "output_dir": str(folder),
@@ -84,16 +84,16 @@ def training_arguments(folder: Path, batch_size: int, device_batch_size: int, se
         "save_steps": 0.1,
         "save_total_limit": 1,
         "seed": seed,
-        "report_to": "none",  # who watches is among the callbacks (persyn/live.py)
+        "report_to": "none",  # monitors are callbacks (monitors.py)
     }
 
 
 class SameBatches:
-    """Mixed into a Trainer: its updates take the same rows in the same order however many processes share them, and
-    after a resume.
+    """Mixin for a Trainer: its updates use the same rows in the same order for any number of processes, and after a
+    resume.
 
-    accelerate deals the batches out to the processes and would fill the last round up with rows from the start, which
-    would count twice. Here the last round is filled up with `padding`, a row whose labels weigh nothing.
+    accelerate distributes the batches to the processes and would complete the last round with rows from the start,
+    which would then count twice. Here `padding` completes it, a row whose labels have no weight.
     """
 
     padding: dict[str, Any]
@@ -114,11 +114,11 @@ class SameBatches:
         args, rows = self.args, len(self.train_dataset) - 1
         together = args.per_device_train_batch_size * args.world_size
         updates = -(-rows // (together * args.gradient_accumulation_steps))
-        filled = together if args.world_size > 1 else 1  # one process may have a smaller last batch
+        filled = together if args.world_size > 1 else 1  # a single process may have a smaller last batch
         return _Padded(rows, filled, args.seed, lambda: self.state.global_step // updates)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """FSDP2 gathers a weight that has two names twice; it is written once."""
+        """FSDP2 gathers a weight with two names twice; write it once."""
         twice = getattr(self.model, "all_tied_weights_keys", {}) if state_dict else {}
         once = {name: weight for name, weight in (state_dict or {}).items() if name not in twice}
         super()._save(output_dir, once or None)  # type: ignore[misc]
@@ -127,8 +127,8 @@ class SameBatches:
 class _Padded(Sampler):
     """Positions of all rows, shuffled anew each epoch, then that of the padding, up to a multiple of `together`.
 
-    The epoch is asked for: where several processes resume within an epoch, accelerate's set_epoch does not reach a
-    sampler of our own, and the rest of the epoch would be that of the first.
+    `epoch` is a function, because accelerate's set_epoch does not reach a custom sampler when several processes resume
+    within an epoch: the rest of the epoch would then have the order of the first epoch.
     """
 
     def __init__(self, rows: int, together: int, seed: int, epoch: Callable[[], int]) -> None:
@@ -148,15 +148,15 @@ class _Padded(Sampler):
 
 @contextmanager
 def checkpoints(*decides: Any) -> Iterator[Path]:
-    """A folder in the cache for the checkpoints of one training; removed at the end, kept when it is cut short.
+    """A folder in the cache for the checkpoints of one training; removed at the end, kept if the training is killed.
 
     Args:
-        decides: all that decides the result, as JSON: the folder is named by its hash, so that a run that was killed
-            and is started again finds its own. Speed knobs and the number of processes are not among it; whether the
-            state is sharded is, because one kind of checkpoint cannot be read as the other.
+        decides: everything that decides the result, as JSON. Its hash names the folder, so that a restarted run finds
+            its own checkpoints. Speed knobs and the number of processes do not count; whether the state is sharded
+            does, because the two kinds of checkpoints are incompatible.
 
     Raises:
-        InputError: another process uses it.
+        InputError: another process uses the folder.
     """
     sharded = [kind for kind in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{kind}") == "true"]
     digest = hashlib.sha256(json.dumps([*decides, *sharded], sort_keys=True).encode()).hexdigest()
@@ -169,7 +169,7 @@ def checkpoints(*decides: Any) -> Iterator[Path]:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise InputError(
-                    f"another process trains the same and uses {folder}; wait for it to end, or end it"
+                    f"another process runs the same training and uses {folder}; wait until it ends, or end it"
                 ) from error
         yield folder
         if is_main():
@@ -179,11 +179,11 @@ def checkpoints(*decides: Any) -> Iterator[Path]:
 
 
 def train(trainer: Any, padding: dict[str, Any]) -> None:
-    """Train to the end, from the last whole checkpoint in the trainer's folder where there is one.
+    """Train to the end; resumes from the last complete checkpoint in the trainer's folder, if there is one.
 
     Args:
         trainer: a SameBatches.
-        padding: a row like those of its dataset, whose labels weigh nothing.
+        padding: a row like those of its dataset, whose labels have no weight.
     """
     from transformers.trainer_utils import get_last_checkpoint
 
@@ -198,7 +198,7 @@ def train(trainer: Any, padding: dict[str, Any]) -> None:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether a kill did not cut its writing: the Trainer writes its state last."""
+    """Whether it was written completely: the Trainer writes its state last."""
     try:
         return bool(json.loads((checkpoint / "trainer_state.json").read_text()))
     except (OSError, json.JSONDecodeError):
@@ -206,11 +206,11 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def save_trained(trainer: Any, base: Callable[[], Any] | None, folder: str | Path) -> None:
-    """Write the trained model, whole and as safetensors, and its tokenizer. Every process must call it: where the
-    weights are sharded, they are gathered. It is there on the main process when that returns.
+    """Write the whole trained model, as safetensors, and its tokenizer. Every process must call it, since sharded
+    weights are gathered. The files exist when it returns on the main process.
 
     Args:
-        base: loads the model that the trained adapter is merged into, on the CPU; None where there is no adapter.
+        base: loads, on the CPU, the model that the trained adapter is merged into; None without an adapter.
     """
     saved = Path(trainer.args.output_dir) / "adapter" if base else Path(folder)
     trainer.save_model(str(saved))
@@ -221,9 +221,9 @@ def save_trained(trainer: Any, base: Callable[[], Any] | None, folder: str | Pat
         from peft import PeftModel
 
         with warnings.catch_warnings():
-            warnings.filterwarnings("error", "Found missing adapter keys")  # else the base would pass for the trained
+            warnings.filterwarnings("error", "Found missing adapter keys")  # else the base would be saved as trained
             merged = PeftModel.from_pretrained(base(), str(saved)).merge_and_unload()
-        for name in ("config", "generation_config"):  # training aligned their special tokens with the tokenizer's
+        for name in ("config", "generation_config"):  # training has aligned their special tokens with the tokenizer
             if hasattr(trainer.model, name):
                 setattr(merged, name, getattr(trainer.model, name))
         merged.save_pretrained(folder)
@@ -231,7 +231,7 @@ def save_trained(trainer: Any, base: Callable[[], Any] | None, folder: str | Pat
 
 
 def leave_to_main() -> None:
-    """End every process but the main one: what comes after training is not shared. It goes on as the only one."""
+    """End every process but the main one, which continues alone: work after training is not distributed."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

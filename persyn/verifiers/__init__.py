@@ -1,6 +1,6 @@
-"""Verifiers: what can be said of a response for certain, without a model.
+"""Verifiers: properties of a response that can be checked without a model.
 
-An example of what `checkers` reads in `reference` (IFEval's form):
+An example of a `reference` for `checkers` (IFEval's form):
 [{"instruction_id": "length_constraints:number_words", "kwargs": {"relation": "less than", "num_words": 40}}]
 """
 
@@ -13,7 +13,7 @@ from persyn.errors import InputError
 from persyn.files import cache_folder
 
 ABBREVIATIONS = "dr mr mrs ms prof st vs etc e.g i.e no fig a.m p.m u.s inc ltd jr sr"
-"""After these a full stop ends no sentence."""
+"""A full stop after these does not end a sentence."""
 
 
 def share_of_checks(prompt: str, response: str, reference: str) -> float:
@@ -49,9 +49,9 @@ def is_right_answer(prompt: str, response: str, reference: str) -> float:
 def prepare_ifeval() -> None:
     """Make IFEval's checkers deterministic and self-contained; call it before lm-eval imports them.
 
-    Language detection gets a fixed seed. Where nltk has no sentence splitter, one is provided, so that none is
-    downloaded: an installed punkt_tab is used as it is, otherwise a minimal English one (Punkt's own defaults and a
-    list of common abbreviations) is written to the cache.
+    Language detection gets a fixed seed. To avoid a download, nltk gets a sentence splitter if it has none: an
+    installed punkt_tab is used, otherwise a minimal English one (Punkt's own defaults and a list of common
+    abbreviations) is written to the cache.
     """
     import langdetect
     import nltk

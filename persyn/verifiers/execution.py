@@ -1,7 +1,7 @@
-"""Unit tests: whether the code of a response passes its prompt's tests, in a process that can harm nothing.
+"""Unit tests: whether the code of a response passes its prompt's tests, in a confined process.
 
-The process has limits on time, memory and file size, an empty folder, no environment and no network (a network
-namespace of its own; where the system grants none, nothing is run).
+The process has limits on time, memory and file size, an empty folder, no environment and no network (its own network
+namespace; if the system does not allow one, nothing is run).
 """
 
 import contextlib
@@ -22,20 +22,20 @@ SECONDS = 10
 MEMORY = 1 << 30
 """Bytes of address space."""
 FILE = 1 << 20
-"""Bytes a file may have."""
+"""Largest size of a file in bytes."""
 CODE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 
 
 def passes_tests(prompt: str, response: str, reference: str) -> float:
-    """1.0 if the code of `response` and then `reference`, its tests (asserts, say), run without an error, else 0.0."""
+    """1.0 if the code of `response`, then its tests in `reference` (such as asserts), run without error, else 0.0."""
     return passes(code_of(response), reference)
 
 
 def code_of(response: str, name: str = r"\w+") -> str:
-    """The last ``` block that defines a function or class, so that an example of its use is passed over.
+    """The last ``` block that defines a function or class, so that an example of its use is skipped.
 
-    Where none does, the last block; where there is no block, the whole response. `name` is a pattern.
+    If none does, the last block; if there is no block, the whole response. `name` is a pattern.
     """
     blocks = CODE.findall(response)
     defines = re.compile(rf"^\s*(?:async\s+def|def|class)\s+(?:{name})\b", re.MULTILINE)
@@ -50,10 +50,10 @@ def passes(code: str, tests: str) -> float:
 
 
 def run_python(code: str) -> tuple[int, str]:
-    """Run `code` in a confined process; returns its exit status (124: out of time) and the end of what it printed.
+    """Run `code` in a confined process; returns its exit status (124: out of time) and the end of its output.
 
     Raises:
-        InputError: this system does not let a process give up its network.
+        InputError: this system does not let a process drop its network.
     """
     _check_confinement()
     return _run(code)
@@ -65,7 +65,7 @@ def _check_confinement() -> None:
     if status:
         raise InputError(
             "the method unit_tests needs Linux with unprivileged user namespaces, to run code without a network; "
-            f"they are not to be had here ({output})"
+            f"they are not available here ({output})"
         )
 
 
@@ -89,7 +89,7 @@ def _run(code: str) -> tuple[int, str]:
         except subprocess.TimeoutExpired:
             status = 124
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and whatever it has started
+            os.killpg(process.pid, signal.SIGKILL)  # and all processes that it has started
         process.wait()
         output.seek(max(0, output.seek(0, os.SEEK_END) - 2000))
         return status, output.read().decode(errors="replace")
