@@ -85,10 +85,10 @@ def generate_responses(
             raise
         finally:
             bar.close()
-    rows = [stored_response(store, request, sampling) or failed[request.key] for request in requests]
-    _check_errors(name, prompts, rows, max_error_share)
+    stored = [stored_response(store, request, sampling) or failed[request.key] for request in requests]
+    _check_errors(name, prompts, stored, max_error_share)
     fields = dict(list(RESPONSES.items())[2:])
-    table = pl.DataFrame([{field: row[field] for field in fields} for row in rows], schema=fields)
+    table = pl.DataFrame([{field: row[field] for field in fields} for row in stored], schema=fields)
     return prompts.select("prompt_id", teacher=pl.lit(name)).hstack(table).select(RESPONSES.names())
 
 
