@@ -92,7 +92,7 @@ class Settings(BaseModel):
             InputError: with a line for every mistake.
         """
         try:
-            return cls.model_validate({} if data is None else data)
+            return cls.model_validate(dict(data or {}) if isinstance(data, Mapping | None) else data)
         except ValidationError as error:
             raise InputError(*problems(error, place)) from None
 

@@ -99,5 +99,5 @@ def test_lengths_are_of_the_domain_where_it_is_known() -> None:
     ]
     tokens = expected_tokens(prompts, pl.concat(answers), ["a", "b"])
     assert tokens.tolist() == [[0, 0], [2, 3], [0, 3], [8, 3]], "b has no math answer: its mean over all"
-    with pytest.raises(InputError, match="no length is known of c"):
+    with pytest.raises(InputError, match=r"^c have no .* length"):
         expected_tokens(prompts, pl.concat(answers), ["a", "c"])

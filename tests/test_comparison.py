@@ -215,7 +215,7 @@ def test_seeds_that_cannot_be_compared() -> None:
         compare_seeds({"persyn": [one], "random": [two]}, reference="persin")
     with pytest.raises(InputError, match=r"\{'persyn': 2, 'random': 1\}; evaluate every strategy with the same seeds"):
         compare_seeds({"persyn": [one, two], "random": [two]})
-    with pytest.raises(InputError, match="one at least"):
+    with pytest.raises(InputError, match="at least one"):
         compare_seeds({"persyn": []})
     with pytest.raises(InputError, match=r"seed 1: random and persyn were evaluated on different items \(2 are in one"):
         compare_seeds({"persyn": [one, one], "random": [two, samples([0, 1], first=1)]})

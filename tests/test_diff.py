@@ -136,8 +136,8 @@ def test_another_teacher_or_student_is_another_scale() -> None:
     a = Snapshot(PARAMS, name="A", rewards=rewards("a", 0.5))
     for section in ("teachers", "student"):
         b = Snapshot(PARAMS | {section: {"x": 1}}, name="B", rewards=rewards("a", 0.7))
-        assert "on another scale" in " ".join(printed(build_diff(a, b)).split())
-    assert "on another scale" not in printed(build_diff(a, Snapshot(PARAMS, name="B", rewards=rewards("a", 0.7))))
+        assert "scales differ" in " ".join(printed(build_diff(a, b)).split())
+    assert "scales differ" not in printed(build_diff(a, Snapshot(PARAMS, name="B", rewards=rewards("a", 0.7))))
 
 
 def test_what_differs_is_named_by_its_path() -> None:

@@ -276,7 +276,11 @@ def empty(params: dict[str, Any]) -> None:
         (None, ["--push", "owner/name"], "nobody is logged in to the hub; run `hf auth login`, or set HF_TOKEN"),
         (None, ["--rev", "nonsense"], "cannot read 'nonsense'"),
         (None, ["--out", "params.yaml"], "params.yaml is no folder"),
-        (None, ["--out", "data"], r"data holds files, such as dataset/persyn.parquet, that are no export"),
+        (
+            None,
+            ["--out", "data"],
+            r"data holds files, such as dataset/persyn.parquet, that are not an unchanged export",
+        ),
         (lose("params.yaml"), [], "has no params.yaml here"),
         (lose("data/rewards.parquet"), [], "data/rewards.parquet of workspace is not there; run `dvc repro`"),
         (lose("metrics/router.json"), [], "metrics/router.json of workspace is not there; run `dvc repro`"),
@@ -335,17 +339,17 @@ def test_what_lies_in_the_folder_is_never_lost(project: dict[str, Any], monkeypa
     export("--out", "empty", "--force")
     assert "alpha: 0.5" in Path("empty/README.md").read_text()
     Path("empty/notes.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"empty holds files, such as notes.txt, that are no export"):
+    with pytest.raises(InputError, match=r"empty holds files, such as notes.txt, that are not an unchanged export"):
         export("--out", "empty", "--force")
     for text in ("# Mine\n", "# Mine\n\n- persyn\n", first):
         Path("other").mkdir(exist_ok=True)
         Path("other/README.md").write_text(text)
-        with pytest.raises(InputError, match="other holds files that are no export"):
+        with pytest.raises(InputError, match="other holds files that are not an unchanged export"):
             export("--out", "other", "--force")
     Path("empty/notes.txt").unlink()
     shard = Path("empty/data/train-00000-of-00001.parquet")
     shard.write_bytes(shard.read_bytes() + b"more")
-    with pytest.raises(InputError, match="empty holds files that are no export, or one that was changed since"):
+    with pytest.raises(InputError, match="empty holds files that are not an unchanged export"):
         export("--out", "empty", "--force")
     assert not list(Path().glob(".*"))
 

@@ -126,7 +126,7 @@ def test_nothing_is_uploaded_to_a_dataset_that_others_see_otherwise(hub: Hub, fo
 
 def test_a_refusal_is_one_line_without_the_token(hub: Hub, folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     hub.refuse = "You have no right\nto create owner/name"
-    with pytest.raises(InputError, match=r"the hub did not take owner/name: .*403 Forbidden.*tries again") as raised:
+    with pytest.raises(InputError, match=r"the hub did not accept owner/name: .*403 Forbidden.*try again") as raised:
         push_export(folder, "owner/name", private=True)
     assert "\n" not in str(raised.value)
     printed = "".join(capfd.readouterr())
@@ -135,7 +135,7 @@ def test_a_refusal_is_one_line_without_the_token(hub: Hub, folder: Path, capfd: 
 
 def test_a_hub_that_is_not_there_is_one_line(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(InputError, match=r"the hub did not take owner/name: .*refused"):
+    with pytest.raises(InputError, match=r"the hub did not accept owner/name: .*refused"):
         push_export(folder, "owner/name", private=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match="offline mode is enabled"):

@@ -58,7 +58,7 @@ def test_a_verdict_without_a_legal_score_is_no_number(verdict: str, tmp_path: Pa
 def test_too_many_failures_are_an_error_and_few_leave_their_rows_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with stub_teacher({"400": 1.0}) as server, pytest.raises(InputError, match="of the judge have no answer"):
+    with stub_teacher({"400": 1.0}) as server, pytest.raises(InputError, match="of the judge have no response"):
         judged(server, tmp_path)
     settings = QualitySettings(methods={"instruction": "judge"}, judge=JudgeSettings(model="judge"))
     with stub_teacher(say=lambda asked: "Score: 4" if "hello" in asked else "") as server:
@@ -70,7 +70,7 @@ def test_too_many_failures_are_an_error_and_few_leave_their_rows_out(
 
 @pytest.mark.parametrize(
     ("judge", "message"),
-    [(None, "^quality names the method judge"), ({}, r"^quality\.judge\.model is missing; .*text")],
+    [(None, r"^quality\.judge is null, .* methods names it"), ({}, r"^quality\.judge\.model is missing; .*text")],
 )
 def test_a_judge_needs_a_model(judge: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):

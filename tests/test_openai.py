@@ -83,7 +83,7 @@ def test_what_keeps_failing_becomes_a_typed_error_and_is_asked_again_later(
 @pytest.mark.parametrize("status", ["401", "404"])
 def test_a_server_that_refuses_every_call_is_asked_no_more_and_answers_are_kept(status: str, tmp_path: Path) -> None:
     with stub_teacher({status: 0.2}, delay=0.05, seed=3) as server:
-        with pytest.raises(InputError, match=f"answers with status {status} to the model stub; check that name"):
+        with pytest.raises(InputError, match=f"responds with status {status} to the model stub; check that name"):
             ask(server, tmp_path)
         asked = server.counts["ok"] + server.counts[status]
         assert server.counts["ok"] > 0
@@ -109,7 +109,7 @@ def test_too_many_errors_stop_the_stage_and_the_answers_are_kept(tmp_path: Path)
     with stub_teacher({"400": 0.5}, seed=1) as server:
         knobs = server.speed()
         message = (
-            r"of 40 prompts of t have no answer \(\{'refused': \d+\}\); first .* more than responses.max_error_share"
+            r"of 40 prompts of t have no response \(\{'refused': \d+\}\); first .* more than responses.max_error_share"
         )
         with pytest.raises(InputError, match=message):
             generate_responses(PROMPTS, "t", teacher(), tmp_path, knobs, max_error_share=0.1)

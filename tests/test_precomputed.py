@@ -178,9 +178,7 @@ def test_wrong_answers_are_one_clear_line(
 
 def test_a_teacher_without_a_tokenizer_cannot_take_any(tmp_path: Path) -> None:
     who = teacher("gpt", write(tmp_path, told(TEXTS)), backend="openai")
-    with pytest.raises(
-        InputError, match=r"teachers.t.precomputed: its model's tokenizer must count their tokens: model 'gpt' is nei"
-    ):
+    with pytest.raises(InputError, match=r"teachers.t.precomputed: .*tokenizer.* model 'gpt' is nei"):
         generate_responses(PROMPTS, "t", who, tmp_path / "store", SPEED)
 
 

@@ -68,9 +68,9 @@ def test_each_domain_has_its_method(tmp_path: Path) -> None:
     ("domain", "reference", "methods", "message"),
     [
         ("math", None, {"math": "math_verify"}, "has no reference, which math_verify needs"),
-        ("math", "3", {"math": "verify"}, r"^quality\.methods\.math is 'verify'; .*'checkers', 'math_verify'"),
+        ("math", "3", {"math": "verify"}, r"^quality\.methods\.math is 'verify'; .*checkers, math_verify"),
         ("math", "3", {}, r"^quality\.methods\.math is missing; it must be one of checkers"),
-        ("math", "3", {"math": "reward_model"}, "^quality names the method reward_model .*model: "),
+        ("math", "3", {"math": "reward_model"}, r"^quality\.reward_model is null, .*model: "),
         ("instruction", "no json", {"instruction": "checkers"}, "is not a json list"),
         ("instruction", checks(("x:y", {})), {"instruction": "checkers"}, r"unknown instruction \['x:y'\]"),
     ],

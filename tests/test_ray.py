@@ -35,10 +35,10 @@ def test_actors_answer_each_prompt_once_and_the_table_is_that_of_one_process(tmp
         assert generate_responses(PROMPTS, "t", TEACHER, tmp_path / "ray", nowhere).equals(table)
         server.faults = {"400": 1.0}
         more = prompts_table(["one more"])
-        with pytest.raises(InputError, match=r"1 of 1 prompts of t have no answer \(\{'refused': 1\}\)"):
+        with pytest.raises(InputError, match=r"1 of 1 prompts of t have no response \(\{'refused': 1\}\)"):
             generate_responses(more, "t", TEACHER, tmp_path / "ray", knobs, budget=Budget(max_tokens=10_000))
         server.faults = {"401": 1.0}
-        with pytest.raises(InputError, match="answers with status 401 to the model stub") as raised:
+        with pytest.raises(InputError, match="responds with status 401 to the model stub") as raised:
             generate_responses(more, "t", TEACHER, tmp_path / "ray", knobs)
         assert "\n" not in str(raised.value), "one line, not Ray's pages"
 

@@ -155,7 +155,7 @@ def test_what_is_wrong_is_named() -> None:
     quality, learned = tables(QUALITIES, LEARNED)
     with pytest.raises(InputError, match=r"none of 2 prompts has both scores of every teacher \(scored: a 0, b 2, c 2"):
         build_rewards(quality.filter(pl.col("teacher") != "a"), learned, TEACHERS, alpha=0.4)
-    with pytest.raises(InputError, match=r"scores of c, which is not among a, b"):
+    with pytest.raises(InputError, match=r"scores .* c, .* a, b"):
         build_rewards(quality, learned, ["a", "b"], alpha=0.4)
 
 
