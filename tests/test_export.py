@@ -275,21 +275,21 @@ def empty(params: dict[str, Any]) -> None:
         (None, ["--push", "../../x"], "--push is '../../x'; it must be owner/name"),
         (None, ["--push", "owner/name"], "nobody is logged in to the hub; run `hf auth login`, or set HF_TOKEN"),
         (None, ["--rev", "nonsense"], "cannot read 'nonsense'"),
-        (None, ["--out", "params.yaml"], "params.yaml is no folder"),
+        (None, ["--out", "params.yaml"], "params.yaml is not a folder"),
         (
             None,
             ["--out", "data"],
             r"data holds files, such as dataset/persyn.parquet, that are not an unchanged export",
         ),
         (lose("params.yaml"), [], "has no params.yaml here"),
-        (lose("data/rewards.parquet"), [], "data/rewards.parquet of workspace is not there; run `dvc repro`"),
-        (lose("metrics/router.json"), [], "metrics/router.json of workspace is not there; run `dvc repro`"),
+        (lose("data/rewards.parquet"), [], "data/rewards.parquet of workspace does not exist; run `dvc repro`"),
+        (lose("metrics/router.json"), [], "metrics/router.json of workspace does not exist; run `dvc repro`"),
         (change("data/routes/persyn.parquet", ROUTES, teacher="a"), [], "1 of 3 rows of the dataset have no route"),
         (change("data/routed/persyn.parquet", RESPONSES, response="x"), [], "3 of 3 rows .* have another response"),
         (
             change("data/dataset/persyn.parquet", DATASET, teacher="c"),
             [],
-            "holds answers of c, no teacher",
+            "holds responses of c, which params.yaml does not name",
         ),
         (change("data/dataset/persyn.parquet", DATASET, training="unknown"), [], "3 of 3 rows .* have other terms"),
         (change("data/dataset/persyn.parquet", DATASET, license="GPL"), [], "3 of 3 rows .* have another licence"),
@@ -299,7 +299,7 @@ def empty(params: dict[str, Any]) -> None:
         (empty, [], "--strategy 'persyn' is not in params.yaml"),
         (lambda params: params.pop("quality"), [], "quality in params.yaml must be keys and their values, got None"),
         (spoil("data/rewards.parquet"), [], r"data/rewards.parquet of workspace is damaged \(.*\); delete it"),
-        (spoil("metrics/router.json"), [], r"metrics/router.json of workspace is no JSON \(.*\); run `dvc repro`"),
+        (spoil("metrics/router.json"), [], r"metrics/router.json of workspace is no json \(.*\); run `dvc repro`"),
         (spoil("dvc.lock"), [], "cannot read dvc.lock of workspace: "),
         (None, ["--out", "x" * 300], "cannot be read: File name too long; choose another --out"),
     ],
@@ -448,7 +448,7 @@ def test_what_terms_forbid_or_leave_open_is_not_published_by_accident(
     if not entry:
         change("data/prompts.parquet", PROMPTS, license="")(project)
         change("data/dataset/persyn.parquet", DATASET, license="")(project)
-    with pytest.raises(InputError, match=f"not pushed publicly: {reason}; .* by --accept-terms that you have leave"):
+    with pytest.raises(InputError, match=f"not pushed publicly: {reason}; .* --accept-terms if you have permission"):
         export("--push", "owner/name", "--public")
     assert pushed == []
     assert not Path("exports").exists()

@@ -119,7 +119,7 @@ def test_exactly_the_folder_is_uploaded_and_old_shards_are_deleted(hub: Hub, fol
 def test_nothing_is_uploaded_to_a_dataset_that_others_see_otherwise(hub: Hub, folder: Path, private: bool) -> None:
     hub.private = not private
     kind = "public" if private else "private"
-    with pytest.raises(InputError, match=f"owner/name is there and is {kind}; nothing was uploaded; give --{kind}"):
+    with pytest.raises(InputError, match=f"owner/name exists and is {kind}; nothing was uploaded; give --{kind}"):
         push_export(folder, "owner/name", private)
     assert not any("preupload" in path or "commit" in path for path in hub.asked)
 

@@ -167,7 +167,7 @@ def test_allocation_names_teachers_without_a_prompt() -> None:
         ({"rule": "mix", "strong_shar": 1}, "strong_shar is not a parameter; did you mean strong_share"),
         ({"rule": "mix", "strong_share": 2}, "strong_share is 2; it must be a number from 0 to 1"),
         ({"rule": "strong", "teacher": "z"}, "teacher names 'z', which is no teacher; known: smollm2-terse, "),
-        ({"rule": "persyn", "exclude": ["z"]}, "exclude names 'z', which is no teacher; known: smollm2-terse, "),
+        ({"rule": "persyn", "exclude": ["z"]}, r"exclude\.0 names 'z', which is no teacher; known: smollm2-terse, "),
         ({"rule": "random", "sed": 1}, "sed is not a parameter; did you mean seed"),
     ],
 )
