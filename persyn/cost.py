@@ -25,7 +25,7 @@ class Prices(Settings):
     """The currency of all prices."""
     gpu_hour: Annotated[float, Field(ge=0)] | None = None
     """Of one GPU, for teachers that run on yours."""
-    sizes: dict[str, Annotated[float, Field(gt=0)]] = Field(default_factory=dict)
+    sizes: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(default_factory=dict)
     """Teacher -> billions of parameters, where neither its weights nor its name tell."""
     teachers: dict[str, TokenPrice] = Field(default_factory=dict)
     """Teacher -> the price of its tokens."""

@@ -33,6 +33,10 @@ def ending_in_one_line() -> Iterator[None]:
         if os.environ.get("PERSYN_TRACEBACK"):
             raise
         sys.exit("\n".join(f"error: {printable(str(mistake))}" for mistake in error.args))
+    except OSError as error:  # a folder that cannot be written, a full disk, a name that is too long
+        if os.environ.get("PERSYN_TRACEBACK"):
+            raise
+        sys.exit(f"error: {printable(str(error))}; what was stored before is kept")
     except Stopped as stopped:
         number = stopped.args[0]
         name = signal.Signals(number).name

@@ -7,7 +7,7 @@ the reference of all parameters and `params.schema.json` are generated from it.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -39,6 +39,9 @@ class Settings(BaseModel):
         frozen=True, strict=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False, defer_build=True
     )
 
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Keys of earlier versions -> what they are called now."""
+
     @model_validator(mode="wrap")
     @classmethod
     def _in_plain_words(cls, data: Any, handler: Any) -> Self:
@@ -59,18 +62,17 @@ class Settings(BaseModel):
             field = found["ctx"]["discriminator"].strip("'")
             tags = next(_tags(_schema(cls), field))
             tag = got.get(field) if isinstance(got, Mapping) else None
-            place, text = (
-                (*place, field),
-                f"is {shown(tag)}; it must be one of {', '.join(tags)}{did_you_mean(tag, tags)}",
-            )
+            got_it = "is missing" if tag is None else f"is {shown(tag)}"
+            place, text = (*place, field), f"{got_it}; it must be one of {', '.join(tags)}{did_you_mean(tag, tags)}"
         elif found["type"] == "extra_forbidden":
-            text = f"is not a parameter{nearest(place[-1], cls.model_fields)}"
+            now = cls.renamed.get(str(place[-1]))
+            text = "is not a parameter" + (f"; it is called {now} now" if now else nearest(place[-1], cls.model_fields))
         elif found["type"] == "missing":
             text, kind = f"is missing; it must be {needed(cls, place[0])}", "missing key"
         elif found["type"] == "value_error":
             text, field = _text(found), _misfit(found)
             place, kind = (*place, *field), "missing key" if field else kind  # which it may be
-        elif found["type"] == "string_type" and found["loc"][-1] == KEY:
+        elif found["type"] == "invalid_key" or (found["type"] == "string_type" and found["loc"][-1] == KEY):
             text = f"is a key that must be text; write '{got}' in quotes"
         elif found["loc"][-1:] == (KEY,):
             text = f"is no name that is known here; {found['msg'].replace('Input should', 'it must')}"
@@ -212,7 +214,9 @@ def _place(found: Any, data: Any) -> tuple[Any, ...]:
     for number, part in enumerate(parts, start=1):
         here = node if isinstance(node, Mapping) else dict(enumerate(node)) if isinstance(node, list) else {}
         missing = number == len(parts) and found["type"] in ("missing", "missing key")
-        if part != KEY and (part in here or missing):
+        # A union is told apart by `rule`, and its member has that name: a key of the same name is the last part.
+        member = number < len(parts) and here.get("rule") == part
+        if part != KEY and not member and (part in here or missing):
             place.append(part)
             node = here.get(part)
     return tuple(place)

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 import persyn.project.params
 from persyn.cli import app, main
 from persyn.errors import InputError
+from persyn.files import write_json
 from persyn.generation import Teacher
 from persyn.pairs import PairSettings
 from persyn.project.params import check_params, read_params
@@ -451,3 +452,30 @@ def test_the_commands_mistakes_are_lines(
     with pytest.raises(SystemExit) as raised:
         main()
     assert sorted(str(raised.value).splitlines()) == sorted(message.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"budget__since": "x"}, "budget.since is 'x'; it must be an ISO date or time"),
+        ({"strategies__x": {"rule": "strong", "strong": {}}}, "strategies.x.strong is not a parameter"),
+        ({"strategies__x": {"rule": "strong", "teacher": 3}}, "strategies.x.teacher is 3; it must be text"),
+        ({"strategies__x": {"Rule": "random"}}, "strategies.x.rule is missing; it must be one of"),
+        (
+            {"teachers__smollm2-terse__answers": {}},
+            "teachers.smollm2-terse.answers is not a parameter; it is called prec",
+        ),
+        ({"teachers__judge": SHIPPED["teachers"]["smollm2-terse"]}, "teachers.judge has the name that speed.teachers"),
+        ({"teachers__con": SHIPPED["teachers"]["smollm2-terse"]}, "teachers.con is a name that Windows keeps"),
+        ({"prices__sizes": {"smollm2-terse": 1e308}}, "prices.sizes.smollm2-terse is 1e+308; it must be"),
+    ],
+)
+def test_what_a_stranger_tried(change: dict[str, Any], message: str) -> None:
+    [line, *_] = mistakes(shipped(**change))
+    assert line.startswith(message)
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "metrics").write_text("a file")
+    with pytest.raises(SystemExit, match=r"^error: .*metrics.*kept$"):
+        run(lambda: write_json({}, tmp_path / "metrics" / "x.json"))

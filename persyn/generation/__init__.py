@@ -70,6 +70,8 @@ def _known_backend(name: str) -> str:
 class Teacher(Settings):
     """A teacher: a model, everything that shapes its responses, and their terms."""
 
+    renamed: ClassVar[Mapping[str, str]] = {"answers": "precomputed"}
+
     model: Annotated[str, Field(min_length=1)]
     """`packaged:<name>`, a local folder, a hub id, or what a server calls its model."""
     sampling: Sampling

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,12 +30,21 @@ def _whole(value: float) -> float:
 Tokens = Annotated[Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)], AfterValidator(_whole)]
 
 
+def _iso(value: str) -> str:
+    """Compared with times as text, so any other text would count nothing, or everything, as spent."""
+    try:
+        datetime.fromisoformat(value or "2000-01-01")
+    except ValueError:
+        raise ValueError(f"is {value!r}; it must be an ISO date or time, such as 2026-01-31") from None
+    return value
+
+
 class Budget(Settings):
     """The section `budget`. All tokens in the response store, of all teachers, count as spent."""
 
     max_tokens: Tokens | None = None
     """Prompt and response tokens that may be paid for; null sets no limit."""
-    since: Annotated[str, BeforeValidator(_as_text)] = ""
+    since: Annotated[str, BeforeValidator(_as_text), AfterValidator(_iso)] = ""
     """ISO date or time (UTC): responses made before it do not count."""
 
     def spent(self, folder: Path) -> int:

@@ -45,7 +45,9 @@ SECRET = re.compile(
 
 
 def _file_name(name: str) -> str:
-    if not NAME.fullmatch(name) or name in RESERVED:
+    if name in RESERVED:
+        raise ValueError("is a name that Windows keeps for itself, so that it cannot name a file; choose another")
+    if not NAME.fullmatch(name):
         raise ValueError("cannot name a file; use up to 64 of a-z, 0-9, '-' and '_', a letter or digit first")
     return name
 
@@ -144,6 +146,8 @@ class Params(Settings):
         ]
         without = sorted({source.domain for source in self.prompts.sources} - set(self.quality.methods))
         wrong += [(("quality", "methods"), f"has no method for {domain}, the domain of a source") for domain in without]
+        if JUDGE in self.teachers:
+            wrong.append((("teachers", JUDGE), "has the name that speed.teachers keeps for the judge; choose another"))
         _refuse(type(self).__name__, wrong)
         for name in self.speed.teachers:
             try:
@@ -189,7 +193,7 @@ def check_params(data: Any, name: str = str(PARAMS)) -> Params:
     for section, content in data.items():  # sections that are not ours may hold YAML anchors
         if section in Params.model_fields:
             sections[section] = content
-        elif near := difflib.get_close_matches(str(section), Params.model_fields, n=1, cutoff=0.75):
+        elif near := difflib.get_close_matches(str(section).lower(), Params.model_fields, n=1, cutoff=0.75):
             lines.append(f"{section} is no section that is read; did you mean {near[0]}?")
     try:
         params = params_model().parse(sections)
