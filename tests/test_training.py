@@ -228,7 +228,7 @@ def test_two_runs_of_one_training_do_not_mix() -> None:
         with pytest.raises(BlockingIOError):
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(held)
-        with pytest.raises(InputError, match="another process trains the same"), checkpoints("x"):
+        with pytest.raises(InputError, match="another process runs the same training"), checkpoints("x"):
             pass
         assert folder.is_dir()
     assert not folder.exists()
