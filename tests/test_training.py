@@ -258,7 +258,7 @@ def test_a_stage_launches_itself(word: str, tmp_path: Path, monkeypatch: pytest.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     missing = subprocess.run(program, env=environment, capture_output=True, text=True)
     assert missing.returncode == 1
-    assert "speed.student.launch is 'a.yaml', there is no such file; name a config file" in missing.stderr
+    assert "speed.student.launch is 'a.yaml', which does not exist; name a config file" in missing.stderr
     Path("a.yaml").touch()
     with subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, text=True) as stage:
         assert stage.stdout
