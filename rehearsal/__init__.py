@@ -1,1 +1,1 @@
-"""Rehearsal: a profile's whole graph on tiny random models of the same architectures, without a hub or a GPU."""
+"""Rehearsal: runs all stages of a profile on tiny random models of the same architectures, without a hub or a GPU."""

@@ -1,7 +1,7 @@
 """Rehearse profiles: `python -m rehearsal` runs all of profiles/paper-*, `python -m rehearsal paper-instruct` one.
 
-Each runs its whole graph in .rehearsal/<profile>, and generate-then-select, on the parallel prompts of the first, in
-.rehearsal/<profile>-select. What has run before and has not changed does not run again.
+Each runs all of its stages in .rehearsal/<profile>, then generate-then-select, on the parallel prompts of that run, in
+.rehearsal/<profile>-select. Stages that have run before and have not changed are skipped.
 """
 
 import argparse
@@ -13,7 +13,7 @@ from rehearsal.project import PROFILES, Rehearsed, prepare, rehearse, table
 
 
 def main() -> None:
-    """Rehearse what was asked for, two profiles at once, and print one table."""
+    """Rehearse the named profiles, two at once, and print one table."""
     known = sorted(path.parent.name for path in PROFILES.glob("*/params.yaml"))
     parser = argparse.ArgumentParser(prog="python -m rehearsal", description=__doc__)
     parser.add_argument("profiles", nargs="*", help="folders of profiles/; all paper-* if none is named")
@@ -22,7 +22,7 @@ def main() -> None:
         if name not in known:
             raise InputError(f"there is no profile {name}{nearest(name, known)}")
     done: list[Rehearsed] = []
-    prepared = {name: prepare(name) for name in names}  # not in threads: models are drawn by torch's one generator
+    prepared = {name: prepare(name) for name in names}  # not in threads: random models share torch's global generator
     with ThreadPoolExecutor(2) as pool:
         futures = [pool.submit(rehearse, name, small) for name, small in prepared.items()]
         for future in as_completed(futures):

@@ -1,4 +1,4 @@
-"""Checks: what a profile's run must have made, looked at after a rehearsal."""
+"""Checks of the results of a profile's run, after a rehearsal."""
 
 import json
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ from persyn.schemas import DATASET, REWARDS, read_table
 from rehearsal.families import family_of
 
 ROOM = 1024
-"""Tokens that a prompt must be able to have."""
+"""Tokens that must be left for a prompt."""
 
 
 def check(folder: Path, small: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
-    """Look at what a project made.
+    """Check the results of a project.
 
     Args:
         folder: the project.
@@ -26,10 +26,10 @@ def check(folder: Path, small: Mapping[str, Any], params: Mapping[str, Any]) -> 
         params: the profile's.
 
     Returns:
-        What was looked at, in words.
+        The checks, in words.
 
     Raises:
-        InputError: what is wrong, all of it.
+        InputError: names everything that is wrong.
     """
     teachers, strategies = list(small["teachers"]), list(small["strategies"])
     wrong = [
@@ -49,7 +49,7 @@ def check(folder: Path, small: Mapping[str, Any], params: Mapping[str, Any]) -> 
 
 
 def check_contexts(params: Mapping[str, Any]) -> None:
-    """Whether every teacher's longest answer leaves room for a prompt in what the real model can read.
+    """Check that every teacher's longest response leaves room for a prompt in the real model's context.
 
     Raises:
         InputError: a teacher's does not.
@@ -101,7 +101,7 @@ def _strategy(folder: Path, name: str, small: Mapping[str, Any], params: Mapping
 
 
 def _ending(student: Path, name: str, rows: pl.DataFrame) -> list[str]:
-    """Whether what the student was taught to end its turn with is what generation stops at."""
+    """Check that generation stops at the token with which the student learned to end its turn."""
     tokenizer = load_tokenizer(str(student))
     _, response = encode_completion(tokenizer, "Name a colour.", "Red.", finished=True)
     ends = _json(student / "generation_config.json").get("eos_token_id")

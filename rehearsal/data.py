@@ -21,16 +21,16 @@ from rehearsal.tasks import ROWS
 
 
 class LocalData:
-    """A folder for the data sets of one profile, made anew. It is HF_HOME too: `datasets` keeps what it has read of a
-    folder by the folder's name, whatever is in its files now."""
+    """A fresh folder for the data sets of one profile. It is also HF_HOME, because `datasets` caches a folder by its
+    name and would not notice changed files."""
 
     def __init__(self, folder: Path, seen_from: Path) -> None:
         self.folder, self.seen_from = folder, seen_from
         shutil.rmtree(folder, ignore_errors=True)
 
     def localised(self, source: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A source of prompts or answers that reads rows of its own data set from here; a file's stays as it is. Its
-        revision is a hash of the rows, so that other rows are read anew.
+        """A source of prompts or responses that reads local rows instead of its hub data set; a source with a file is
+        not changed. Its revision is a hash of the rows, so that changed rows are read again.
 
         Raises:
             InputError: there are no rows for it.
@@ -38,7 +38,7 @@ class LocalData:
         if not source.get("hub"):
             return source
         config, stem = source.get("config") or "default", source["hub"].replace("/", "--")
-        split = re.sub(r"\[.*?\]", "", source.get("split", "train"))  # a slice of it: all of the few rows
+        split = re.sub(r"\[.*?\]", "", source.get("split", "train"))  # for a slice, all of the few rows
         place = self.folder / stem
         (place / config).mkdir(parents=True, exist_ok=True)
         content = hashlib.sha1(usedforsecurity=False)

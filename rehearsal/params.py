@@ -1,5 +1,5 @@
-"""Params: all that a rehearsal changes in a profile. Everything else (teachers' names, strategies, defects, rewards,
-the router's settings) is as the profile says.
+"""Params: the changes that a rehearsal makes in a profile. Everything else (teachers' names, strategies, defects,
+rewards, the router's settings) stays.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -8,15 +8,15 @@ from typing import Any
 from science.project import with_changes
 
 PROMPTS = 24
-"""Of all sources together; every other one is parallel."""
+"""Prompts of all sources together; every second one is parallel."""
 MAX_TOKENS = 8
 SELECT = {rule: {"rule": rule} for rule in ("oracle", "grape", "best_quality")}
-"""Generate then select: every prompt must be parallel, so these have a project of their own."""
+"""Rules of generate-then-select: every prompt must be parallel, so they run in their own project."""
 ENGINES = {"vllm", "openai", "ray", "teachers"}
 
 
 def hub_models(params: Mapping[str, Any]) -> dict[str, str]:
-    """Where in the parameters a model of the hub stands, by dotted path, and which."""
+    """Dotted path in the parameters -> the hub model there."""
     found = {f"teachers.{name}.model": teacher["model"] for name, teacher in params["teachers"].items()}
     found |= {f"{section}.model": params[section]["model"] for section in ("student", "router")}
     if params["quality"].get("reward_model"):
@@ -31,7 +31,7 @@ def rehearsed(
 
     Args:
         model: (dotted path, hub id) -> the folder of its stand-in.
-        data: a source of prompts or answers -> the same source, read from local rows.
+        data: a source of prompts or responses -> the same source, read from local rows.
     """
     changes: dict[str, Any] = {path: model(path, hub_id) for path, hub_id in hub_models(params).items()}
     for name, teacher in params["teachers"].items():
@@ -63,15 +63,15 @@ def rehearsed(
 
 
 def selected(params: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Rehearsed parameters with these sources of prompts alone, all parallel, and the strategies that need that beside
-    `persyn`.
+    """Rehearsed parameters with only these sources of prompts, all parallel, and only `persyn` and the strategies that
+    need every prompt to be parallel.
     """
     chosen = {"persyn": params["strategies"]["persyn"], **SELECT}
     return with_changes(params, {"prompts.sources": list(sources), "prompts.num_parallel": None, "strategies": chosen})
 
 
 def _on_this_machine(speed: Mapping[str, Any]) -> dict[str, Any]:
-    """The profile's speed knobs without those of engines and processes that the rehearsal does not have."""
+    """The profile's speed knobs without those of engines and processes that a rehearsal lacks."""
     kept = {section: knobs for section, knobs in speed.items() if section not in ENGINES}
     for section in ("router", "student"):
         if section in kept:

@@ -1,4 +1,4 @@
-"""Project: a profile laid out on stand-ins, run, and looked at."""
+"""Project: a profile set up with stand-ins, run and checked."""
 
 import os
 import re
@@ -26,7 +26,7 @@ STAGE = re.compile(r"Running stage '(.+)':|Stage '(.+)' (?:didn't change|is cach
 
 @dataclass
 class Rehearsed:
-    """What one project did."""
+    """The result of one project's run."""
 
     name: str
     ran: dict[str, float] = field(default_factory=dict)
@@ -36,10 +36,10 @@ class Rehearsed:
 
 
 def prepare(profile: str) -> dict[str, Any]:
-    """Make what a profile needs: stand-ins, data sets, evaluation tasks. Returns its parameters, made small and local.
+    """Make the stand-ins, data sets and evaluation tasks of a profile. Returns its parameters, made small and local.
 
     Raises:
-        InputError: an architecture is not known, an answer would not fit its model, a data set has no rows here.
+        InputError: an architecture is unknown, a response would not fit its model, a data set has no rows here.
     """
     folder, tasks = WORK / profile, WORK / "tasks" / profile
     data = LocalData(WORK / "data" / profile, folder)
@@ -51,13 +51,13 @@ def prepare(profile: str) -> dict[str, Any]:
 
 
 def rehearse(profile: str, small: Mapping[str, Any]) -> list[Rehearsed]:
-    """Run the whole graph of a profile, then generate-then-select on its parallel prompts, and check what came out.
+    """Run all stages of a profile, then generate-then-select on its parallel prompts, and check the results.
 
     Args:
-        small: what `prepare` made of its parameters.
+        small: its parameters, from `prepare`.
 
     Raises:
-        InputError: a stage failed, or what it made is not what a run needs.
+        InputError: a stage failed, or a result is wrong.
     """
     params, tasks = load_profile(PROFILES / profile / "params.yaml"), WORK / "tasks" / profile
     first = run(profile, small, params, tasks)
@@ -66,7 +66,7 @@ def rehearse(profile: str, small: Mapping[str, Any]) -> list[Rehearsed]:
 
 
 def run(name: str, small: Mapping[str, Any], params: Mapping[str, Any], tasks: Path) -> Rehearsed:
-    """One project: laid out, reproduced, `dvc status` clean, planned, checked."""
+    """Set up one project, reproduce it, and check `dvc status`, `persyn plan` and the results."""
     folder, done = WORK / name, Rehearsed(name)
     _forget(folder, small)
     lay_out(folder, small, ROOT / "data/raw", tasks, WORK / "cache")
@@ -98,7 +98,7 @@ def run(name: str, small: Mapping[str, Any], params: Mapping[str, Any], tasks: P
 
 
 def table(done: list[Rehearsed]) -> str:
-    """Markdown: what ran, for how long, what was checked."""
+    """A markdown table of runs, times and checks."""
     rows = ["| project | stages | of these run now | seconds | checked |", "|---|--:|--:|--:|---|"]
     for one in sorted(done, key=lambda one: one.name):
         count, seconds = len(one.ran) + one.unchanged, sum(one.ran.values())
@@ -114,7 +114,7 @@ def table(done: list[Rehearsed]) -> str:
 
 
 def _environment(profile: str) -> dict[str, str]:
-    """A store, a cache and an empty hub of the rehearsal's own: it neither reads nor fills the user's."""
+    """Variables for the rehearsal's own store, cache and empty hub: it does not touch the user's."""
     home = WORK / "home"
     own = {"PERSYN_STORE": home / "store", "PERSYN_CACHE": home / "cache", "HF_HOME": WORK / "data" / profile / "home"}
     offline = {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": "."}
@@ -127,7 +127,7 @@ def _model(folder: Path, path: str, model: str) -> str:
 
 
 def _forget(folder: Path, small: Mapping[str, Any]) -> None:
-    """Remove what a teacher or strategy that the profile no longer names has left; the caches know the rest."""
+    """Remove files of teachers and strategies that the profile no longer names; the caches handle the rest."""
     before = load_profile(folder / "params.yaml") if (folder / "params.yaml").is_file() else small
     if any(before[section].keys() - small[section].keys() for section in ("teachers", "strategies")):
         shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Evaluation tasks without the hub: the same tasks, each data set replaced by a local file of a few rows."""
+"""Evaluation tasks without the hub: the same tasks with local files of a few rows as data sets."""
 
 import shutil
 from pathlib import Path
@@ -16,8 +16,8 @@ def local_tasks(source: Path, rows: Path, out: Path) -> Path:
     """Copy a folder of lm-eval tasks, their hub data sets replaced by json lines.
 
     A data set `owner/name` with the config `c` becomes `<rows>/owner--name--c.jsonl`; every split has all its rows.
-    Only a yaml that names its data set itself is rewritten, so one of the tasks that lm-eval ships needs one here, of
-    the same name, that includes it and names the data set.
+    Only yaml files that name a data set are rewritten. So a task shipped by lm-eval needs a yaml of the same name in
+    `source` that includes it and names the data set.
 
     Args:
         source: task files.

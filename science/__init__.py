@@ -1,1 +1,1 @@
-"""Science: what tests the method's claims, on models small enough to be trained from scratch on a CPU."""
+"""Science: tests of the method's claims, on models small enough to be trained from scratch on a CPU."""

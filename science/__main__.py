@@ -14,7 +14,7 @@ from science.studies import SECOND, STUDIES
 
 
 def main() -> None:
-    """Run what was asked for, then print and write one table and one plot a recipe."""
+    """Run the named recipes and studies, then print and write one table and one plot for each."""
     parser = argparse.ArgumentParser(prog="python -m science", description=__doc__)
     parser.add_argument("names", nargs="*", help="recipes or studies; all if none is named")
     parser.add_argument("--profile", default=ROOT / "profiles/micro.yaml", type=Path, help="parameters to start from")
@@ -29,7 +29,7 @@ def main() -> None:
         if name not in recipes and name not in STUDIES:
             raise InputError(f"there is no recipe {name}{nearest(name, [*recipes, *STUDIES])}")
     profile, seeds = profile_name(asked.profile), range(asked.seeds)
-    base = next(iter(recipes))  # the studies read what the first recipe's projects have made, `students` a second's too
+    base = next(iter(recipes))  # studies read projects of the first recipe; `students` those of a second too
     read = {base} if set(names) & set(STUDIES) else set()
     read |= {SECOND} if "students" in names else set()
     needed = [name for name in recipes if name in {*names, *read}]

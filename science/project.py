@@ -1,7 +1,7 @@
 """Projects: the pipeline under a profile's parameters, each variant in a folder of its own.
 
-A variant shares the DVC cache, its run cache and the response store with all others, so what two variants have in
-common runs once, and nothing of the main project is touched.
+All variants share one DVC cache with its run cache, and one response store, so what they have in common runs once. The
+main project is not touched.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 WORK = ROOT / ".science"
 CACHE = ROOT / ".dvc" / "cache"
 WORLD = "world/"
-"""How a profile names the models of the micro-world."""
+"""Prefix of the micro-world's models in a profile."""
 CODE = ("problems.py", "training.py", "world.py")
 
 
@@ -31,7 +31,7 @@ def load_profile(path: str | Path) -> dict[str, Any]:
 
 
 def profile_name(path: Path) -> str:
-    """What a profile is called: its file, or its folder where that is a `params.yaml`."""
+    """The name of a profile: of its file, or of its folder if the file is `params.yaml`."""
     return path.resolve().parent.name if path.name == "params.yaml" else path.stem
 
 
@@ -39,7 +39,7 @@ def with_changes(params: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
     """`params` with other values at some dotted paths, as `dvc exp run -S path=value` sets them.
 
     Raises:
-        InputError: a section on the path is not there.
+        InputError: a section on the path is missing.
     """
     changed = _replaced(params, "", "")
     for path, value in changes.items():
@@ -53,30 +53,30 @@ def with_changes(params: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[
 
 
 def seeded(params: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """`params` under another seed: of the router, the student and the choice of the parallel prompts."""
+    """`params` with another seed for the router, the student and the choice of parallel prompts."""
     return with_changes(params, {"router.seed": seed, "sft.seed": seed, "prompts.seed": seed})
 
 
 def world_folder(seed: int) -> Path:
-    """Where the micro-world of `seed` is: named by the code that makes it, so that other code makes another."""
+    """The folder of the micro-world of `seed`: a hash of the code names it, so that changed code builds a new one."""
     code = b"".join((Path(__file__).parent / name).read_bytes() for name in CODE)
     return WORK / "worlds" / f"{hashlib.sha256(code).hexdigest()[:12]}-{seed}"
 
 
 def build_world(seed: int) -> None:
-    """Make the micro-world of `seed` where it is not there yet, in a process of its own: its seeds are global."""
+    """Make the micro-world of `seed` if it is missing, in its own process because it sets global seeds."""
     folder = world_folder(seed)
     if not folder.is_dir():
         call("science.world", str(seed), str(folder), cwd=ROOT, log=WORK / f"{folder.name}.log")
 
 
 def needs_world(params: Mapping[str, Any]) -> bool:
-    """Whether a profile names models of the micro-world."""
+    """Whether a profile uses models of the micro-world."""
     return params["student"]["model"].startswith(WORLD)
 
 
 def make_project(name: str, params: Mapping[str, Any], seed: int) -> Path:
-    """The pipeline in a folder of its own with these parameters; what has run there before stays."""
+    """The pipeline in its own folder with these parameters; earlier results there are kept."""
     folder = WORK / name
     raw = world_folder(seed) / "raw" if needs_world(params) else ROOT / "data" / "raw"
     models = os.path.relpath(world_folder(seed), folder) + "/"
@@ -85,8 +85,8 @@ def make_project(name: str, params: Mapping[str, Any], seed: int) -> Path:
 
 
 def lay_out(folder: Path, params: Mapping[str, Any], raw: Path, tasks: Path, cache: Path) -> None:
-    """Make `folder` a project on the code of today: these parameters, raw prompts and evaluation tasks, this DVC cache.
-    What has run there before stays.
+    """Make `folder` a project with the current code and these parameters, raw prompts, evaluation tasks and DVC cache.
+    Earlier results there are kept.
     """
     sources = {part: ROOT / part for part in ("stages", "persyn", "configs")} | {"tasks": tasks, "data/raw": raw}
     for part, source in sources.items():
@@ -105,12 +105,12 @@ def lay_out(folder: Path, params: Mapping[str, Any], raw: Path, tasks: Path, cac
     ]
     (folder / ".dvc" / "config").write_text("\n".join(config) + "\n")
     yaml = YAML()
-    yaml.width = 1 << 30  # a line that is broken inside an escape of a template is another text
+    yaml.width = 1 << 30  # breaking a line inside an escape of a template would change the text
     yaml.dump(dict(params), folder / "params.yaml")
 
 
 def reproduce(folder: Path, *targets: str) -> None:
-    """`dvc repro` there; what it says goes to repro.log."""
+    """Run `dvc repro` there; its output goes to repro.log."""
     call("dvc", "repro", *targets, cwd=folder, log=folder / "repro.log")
 
 
@@ -122,15 +122,15 @@ def call(
     environment: Mapping[str, str] | None = None,
     watch: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """`python -m module words`, on one thread: several run beside one another.
+    """Run `python -m module words` on one thread, since several run at once.
 
     Args:
-        log: where what it says goes.
-        environment: variables beside those of this process.
-        watch: called with each line it says, as soon as it is said.
+        log: the file for its output.
+        environment: variables added to those of this process.
+        watch: called with each line of output, as it comes.
 
     Raises:
-        InputError: it failed; the message has the end of what it said.
+        InputError: it failed; the message has the end of its output.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     own = {"PATH": path, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **(environment or {})}

@@ -24,7 +24,7 @@ from persyn.settings import Settings
 from science.project import WORK, make_project, reproduce, seeded, with_changes
 
 ROUTER = ("hit_at_1", "hit_at_3", "hit_at_3_oracle", "regret", "pair_accuracy", "calibration")
-"""What is taken from metrics/router.json."""
+"""The metrics taken from metrics/router.json."""
 
 
 class Recipe(Settings):
@@ -32,11 +32,11 @@ class Recipe(Settings):
 
     question: str
     reference: str
-    """The variant, or the strategy, that the others are compared with."""
+    """The variant or strategy that all others are compared with."""
     axis: str = "strategy"
-    """What the variants differ in."""
+    """The name of what differs between the variants."""
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Label -> dotted path -> value. Empty: the strategies in `students` are what is compared."""
+    """Label -> dotted path -> value. If empty, the strategies in `students` are compared."""
     students: list[str] = Field(default_factory=list)
     """Strategies whose student is trained and evaluated."""
     changes: dict[str, Any] = Field(default_factory=dict)
@@ -45,7 +45,7 @@ class Recipe(Settings):
 
 @dataclass(frozen=True)
 class Job:
-    """One variant under one seed: a project and what is to be made in it."""
+    """One variant under one seed: a project and its targets."""
 
     recipe: str
     variant: str
@@ -65,7 +65,7 @@ def load_recipes(path: str | Path) -> dict[str, Recipe]:
     """The recipes of a file.
 
     Raises:
-        InputError: a field is unknown or missing, or the reference is not among what is compared.
+        InputError: a field is unknown or missing, or the reference is not among the variants.
     """
     recipes = {}
     for name, row in YAML(typ="safe", pure=True).load(Path(path)).items():
@@ -90,11 +90,11 @@ def plan_jobs(
 
 
 def run_jobs(jobs: Sequence[Job], workers: int, prepare: Callable[[int], None]) -> None:
-    """Run all, several at once, with one bar; the first failure stops what has not begun.
+    """Run all jobs, several at once, with one progress bar; after a failure no further job starts.
 
     Args:
-        prepare: called once a seed, before its first job. The other jobs of the seed wait for that one, since they find
-            in the cache what it has made.
+        prepare: called once for each seed, before its first job. The other jobs of the seed wait for the first one,
+            since they reuse its results from the cache.
     """
     leads: dict[int, Future[None]] = {}
 
@@ -122,7 +122,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, prepare: Callable[[int], None]) 
 
 
 def collect(recipe: Recipe, jobs: Sequence[Job]) -> dict[str, Any]:
-    """What a recipe found: compare_seeds over its variants, or over its strategies."""
+    """The result of a recipe: compare_seeds over its variants, or over its strategies."""
     samples: dict[str, list[pl.DataFrame]] = {}
     for job in jobs:
         evaluated = {s: read_table(job.folder / f"data/evaluation/{s}.parquet", SAMPLES) for s in recipe.students}

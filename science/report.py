@@ -1,4 +1,4 @@
-"""What a recipe found, as a table, a plot and a json file."""
+"""The result of a recipe as a table, a plot and a json file."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +16,7 @@ TITLES = {
     "regret": "router: regret, reward units",
     "math_verify": "student: accuracy",
 }
-"""The metrics that are plotted, in this order, and before any other."""
+"""Metrics to plot first, in this order."""
 UNPLOTTED = {"hit_at_3_oracle", "pair_accuracy", "calibration"}
 
 
@@ -25,7 +25,7 @@ def write_report(name: str, question: str, axis: str, comparison: Mapping[str, A
 
     Args:
         comparison: what compare_seeds returned; its keys are the variants.
-        command: how to make it again.
+        command: reproduces it.
     """
     some = next(metric for tasks in comparison.values() for metrics in tasks.values() for metric in metrics.values())
     text = f"## {name}\n\n{question}\n\n{seeds_table(comparison)}\n\n{some['n_seeds']} seeds. `{command}`\n"

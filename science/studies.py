@@ -27,12 +27,12 @@ Samples = dict[str, pl.DataFrame]
 SECOND = "strategies-steps"
 """The recipe whose projects have another student."""
 ANCHORS = (4, 16, 64, 256)
-"""Prompts that a new teacher answers."""
+"""Numbers of prompts that a new teacher responds to."""
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What a project has made, split as its router was."""
+    """The tables of a project, split as for its router."""
 
     rewards: pl.DataFrame
     pairs: pl.DataFrame
@@ -56,7 +56,7 @@ def read_tables(folder: Path) -> Tables:
 
 
 def transfer(folder: Path, seed: int) -> Samples:
-    """Does a router trained on some sources route others? Measured on every second source, then on the others."""
+    """Does a router trained on some sources route others? Tested on every second source, then on the others."""
     tables = read_tables(folder)
     sources = tables.train["source"].unique().sort().to_list()
     found: dict[str, list[Card]] = {"all sources": [], "the same sources": [], "other sources": []}
@@ -71,8 +71,8 @@ def transfer(folder: Path, seed: int) -> Samples:
 
 
 def anchors(folder: Path, seed: int) -> Samples:
-    """How many prompts must a new teacher answer to join a trained router? Each teacher is the new one in turn. The
-    router is the light one, for there are many to train.
+    """How many prompts must a new teacher respond to, to join a trained router? Each teacher is the new one in turn.
+    Uses the light router, because many are trained.
     """
     tables = read_tables(folder)
     light = tables.settings.changed(light=LightSettings(), lora=None, validation=0.0)
@@ -104,8 +104,8 @@ def controls(folder: Path, seed: int) -> Samples:
 
 
 def planted_strengths(tables: Tables, seed: int) -> np.ndarray:
-    """The ceiling: what who knows the micro-world's teachers would route by. A teacher's mean reward on the training
-    prompts of the same kind on which it was, or was not, taught the misconception.
+    """The ceiling: routing with knowledge of the micro-world's teachers. A strength is the teacher's mean reward on the
+    training prompts of the same kind on which it was (or was not) taught the misconception.
     """
     taught = {teacher: wrong_digits(teacher, seed) for teacher in tables.teachers}
     prompts = pl.concat([tables.train, tables.held_out])
@@ -143,7 +143,7 @@ STUDIES: dict[str, tuple[Callable[[Path, int], Samples], str, str]] = {
         "trained anew",
     ),
 }
-"""Name -> what computes it, its question, and the variant that the others are compared with."""
+"""Name -> its function, its question, and the variant that all others are compared with."""
 
 
 def _train(tables: Tables, prompts: pl.DataFrame, teachers: Sequence[str]) -> Router:

@@ -1,4 +1,4 @@
-"""Stages: one thin script a stage of dvc.yaml. Arguments, parameters and tables in, one call, tables out."""
+"""Stages: a thin script for each stage of dvc.yaml: it reads arguments, parameters and tables and makes one call."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ def run(main: Callable[..., None], *arguments: str, launched: str | None = None)
     """Call `main` with argv, unless `arguments` are given; see ending_in_one_line.
 
     Args:
-        launched: the name of a stage that trains, which `launch` may run instead, in several processes.
+        launched: the name of a training stage, which `launch` may run in several processes instead.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("persyn").setLevel(logging.INFO)
@@ -31,22 +31,22 @@ def run(main: Callable[..., None], *arguments: str, launched: str | None = None)
 
 
 def launch(stage: str) -> None:
-    """Run the stage again by `accelerate launch` and end as that ends, where `speed.<stage>.launch` names the config
-    file of accelerate to do so with. Do nothing where it does not, or where this process has been launched already.
+    """If `speed.<stage>.launch` names a config file of accelerate, rerun the stage by `accelerate launch` and exit with
+    its status. Otherwise, or in a process that was launched so, do nothing.
 
     Raises:
-        InputError: there is no such file.
+        InputError: the file does not exist.
     """
     config = getattr(read_params().speed, stage).launch
     if config is None or not {"RANK", "PERSYN_LAUNCHED"}.isdisjoint(os.environ):
         return
     if not Path(config).is_file():
         raise InputError(
-            f"speed.{stage}.launch is {config!r}, there is no such file; name a config file of accelerate, such as "
+            f"speed.{stage}.launch is {config!r}, which does not exist; name a config file of accelerate, such as "
             f"configs/accelerate/one_gpu.yaml, or null"
         )
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "-m", f"stages.{stage}"]
-    # In a session of its own all that it starts can be told to stop together: accelerate does not pass every signal on.
+    # A session of its own lets us stop all of its processes together: accelerate does not pass every signal on.
     environment = {**os.environ, "PERSYN_LAUNCHED": "1"}
     with subprocess.Popen([*command, *sys.argv[1:]], env=environment, start_new_session=True) as launcher:
         try:
@@ -58,7 +58,7 @@ def launch(stage: str) -> None:
 
 
 def forget_summary(script: Path) -> None:
-    """Remove the summary after a stage that it depends on: its numbers are of earlier results. An experiment that stops
-    there then has no numbers in `dvc exp show`, instead of those of the commit that it started from."""
+    """Remove the summary when a stage that it depends on reruns: its numbers are outdated. An experiment that stops
+    there then shows no numbers in `dvc exp show`, instead of those of the commit that it started from."""
     if script.parent.name == "stages" and script.stem not in KEEP_SUMMARY:
         SUMMARY.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What the other stages measured -> the tables that `dvc plots` draws."""
+"""Results of the other stages -> the tables that `dvc plots` draws."""
 
 from persyn.files import read_json, write_json, write_text
 from persyn.plots import build_plots, plot_entries

@@ -1,4 +1,4 @@
-"""Routes -> what the chosen teachers wrote."""
+"""Routes -> the responses of the chosen teachers."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the other stages measured -> the few numbers by which runs are compared."""
+"""Results of the other stages -> a few numbers for comparing runs."""
 
 from persyn.files import read_json, write_json
 from persyn.project.params import read_params

@@ -221,7 +221,7 @@ def test_a_full_disk_is_one_clear_line_and_the_store_stays_readable(tmp_path: Pa
         check=False,
     )
     assert limited.returncode != 0
-    assert "what was stored before is safe" in limited.stderr
+    assert "rows stored before are safe" in limited.stderr
     assert kept(tmp_path / "store") == [True, True, True, False, False]
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "store")], check=True)
     assert kept(tmp_path / "store") == [True] * 5
@@ -253,7 +253,7 @@ def test_no_space_at_any_write_leaves_what_was_there(
 def test_too_little_space_is_said_before_anything_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=5_000_000))
     Store(tmp_path).check_space(4_000_000)
-    with pytest.raises(InputError, match="about 6 MB of answers are to come, 5 MB are free"):
+    with pytest.raises(InputError, match="about 6 MB of responses will come, 5 MB are free"):
         Store(tmp_path).check_space(6_000_000)
 
 

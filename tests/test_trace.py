@@ -210,4 +210,4 @@ def test_no_prompt_is_one_clear_line(show: Callable[..., Any]) -> None:
         assert isinstance(result.exception, InputError)
         assert message in str(result.exception)
     Path("data/prompts.parquet").unlink()
-    assert "data/prompts.parquet of workspace is not there" in str(show("1").exception)
+    assert "data/prompts.parquet of workspace does not exist" in str(show("1").exception)

@@ -228,7 +228,7 @@ def test_two_runs_of_one_training_do_not_mix() -> None:
         with pytest.raises(BlockingIOError):
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(held)
-        with pytest.raises(InputError, match="another process trains the same"), checkpoints("x"):
+        with pytest.raises(InputError, match="another process runs the same training"), checkpoints("x"):
             pass
         assert folder.is_dir()
     assert not folder.exists()
@@ -258,7 +258,7 @@ def test_a_stage_launches_itself(word: str, tmp_path: Path, monkeypatch: pytest.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     missing = subprocess.run(program, env=environment, capture_output=True, text=True)
     assert missing.returncode == 1
-    assert "speed.student.launch is 'a.yaml', there is no such file; name a config file" in missing.stderr
+    assert "speed.student.launch is 'a.yaml', which does not exist; name a config file" in missing.stderr
     Path("a.yaml").touch()
     with subprocess.Popen(program, env=environment, stdout=subprocess.PIPE, text=True) as stage:
         assert stage.stdout

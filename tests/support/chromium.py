@@ -1,4 +1,4 @@
-"""Chromium without a window, for the tests of the report, its screenshots and its benchmark. Nothing is downloaded."""
+"""Headless Chromium for the tests of the report, its screenshots and its benchmark. Nothing is downloaded."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def open_chromium(width: int = 1280, height: int = 900) -> Iterator["Chrome"]:
 
 
 def open_page(driver: "Chrome", page: Path, address: str = "") -> None:
-    """Open a file and wait until its sample can be browsed."""
+    """Open a file and wait until its sample is ready to browse."""
     from selenium.webdriver.support.ui import WebDriverWait
 
     driver.get("about:blank")
@@ -65,6 +65,6 @@ def open_page(driver: "Chrome", page: Path, address: str = "") -> None:
 
 
 def requests(driver: "Chrome") -> list[str]:
-    """The address of every request since this was last asked."""
+    """The address of every request since the last call."""
     events: list[dict[str, Any]] = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     return [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]

@@ -1,4 +1,4 @@
-"""Invented projects: `invented` has every table and metric of a small one, `made_up` the tables of one of any size."""
+"""Invented projects: `invented` makes every table and metric of a small one, `made_up` the tables of any size."""
 
 from typing import Any
 
@@ -33,14 +33,14 @@ from persyn.schemas import (
 def invented(
     teachers: list[str], strategies: list[str], tasks: list[str], count: int = 40, source: str = "s"
 ) -> Snapshot:
-    """So many prompts, half of them parallel; strategies choose at random, and the later ones have worse students."""
+    """A project of this many prompts, half of them parallel; strategies choose at random, later ones score worse."""
     random = np.random.default_rng(0)
     ids = [f"{number:016x}" for number in range(count)]
     domains = [["instruction", "math"][number % 2] for number in range(count)]
     texts, parallel = [f"prompt {each}" for each in ids], [number % 4 < 2 for number in range(count)]
     prompts = _table(PROMPTS, ids, texts, domains, None, source, "MIT", parallel)
     asked = prompts.filter("parallel")["prompt_id"].to_list()
-    responses = {name: _answers(teachers, [name] * len(asked), asked) for name in teachers}
+    responses = {name: _responses(teachers, [name] * len(asked), asked) for name in teachers}
     quality, learnability = {}, {}
     for number, name in enumerate(teachers):
         scores = random.random(len(asked)), -random.random(len(asked)) - number / 9
@@ -54,7 +54,7 @@ def invented(
     strengths = matrix + random.normal(size=matrix.shape) / 3
     chosen = {name: random.choice(teachers, count).tolist() for name in strategies}
     routes = {name: _table(ROUTES, ids, who, None, None) for name, who in chosen.items()}
-    routed = {name: _answers(teachers, who, ids) for name, who in chosen.items()}
+    routed = {name: _responses(teachers, who, ids) for name, who in chosen.items()}
     samples = {name: _samples(random, tasks, number) for number, name in enumerate(strategies)}
     shares = {name: {teacher: who.count(teacher) / count for teacher in teachers} for name, who in chosen.items()}
     read = {"read": count + 3, "dropped": {"duplicate": 3}, "kept": count, "parallel": len(asked)}
@@ -97,11 +97,11 @@ def invented(
 
 
 def made_up(count: int, teachers: int, characters: int, parallel: float = 1.0) -> dict[str, Any]:
-    """The tables of a project of so many prompts and teachers, as a Snapshot takes them.
+    """The tables of a project with these numbers of prompts and teachers, as a Snapshot takes them.
 
     Args:
         characters: of every response; a prompt has a fifth.
-        parallel: share of the prompts that every teacher answers; two strategies route the others.
+        parallel: share of the prompts that are parallel; two strategies route the others.
     """
     random = np.random.default_rng(0)
     stream = _words(random, 4_000_000)
@@ -182,8 +182,8 @@ def _table(schema: pl.Schema, *columns: Any) -> pl.DataFrame:
     return pl.DataFrame(dict(zip(schema, columns, strict=True)), schema=schema)
 
 
-def _answers(teachers: list[str], who: list[str], to: list[str]) -> pl.DataFrame:
-    """Each teacher's are of one length."""
+def _responses(teachers: list[str], who: list[str], to: list[str]) -> pl.DataFrame:
+    """RESPONSES; those of one teacher have equal lengths."""
     lengths = [10 + 7 * (teachers.index(name) % 9) for name in who]
     reasons = ["length" if length > 50 else "stop" for length in lengths]
     return _table(RESPONSES, to, who, [f"answer {each}" for each in to], reasons, 9, lengths)
@@ -215,7 +215,7 @@ def _losses(random: np.random.Generator) -> pl.DataFrame:
 
 
 def _words(random: np.random.Generator, count: int) -> str:
-    """So many words of 2,000, the commonest first by Zipf's law."""
+    """Words drawn from 2,000 by Zipf's law."""
     letters = random.integers(97, 123, (2000, 9)).astype(np.uint8)
     known = [bytes(row[: 3 + position % 7]).decode() for position, row in enumerate(letters)]
     weights = 1 / np.arange(1, 2001)

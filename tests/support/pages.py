@@ -1,4 +1,4 @@
-"""Pages, read: the documentation's blocks, commands and links, a project to run them in, and a report's tables."""
+"""Pages: reads blocks, commands and links of the documentation and tables of a report; runs blocks in a project."""
 
 import html
 import os
@@ -23,12 +23,12 @@ PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"
     (ROOT / "docs").glob("*.md")
 )
 NOT_RUN = "not-run:"
-"""Begins the info string of a block that cannot be run here, and why: ```sh not-run: needs a GPU"""
+"""Starts the info string of a block that cannot be run here, with the reason: ```sh not-run: needs a GPU"""
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block. `info` is what follows its language: nothing, why it is not run, or the file that it is."""
+    """A fenced block. `info`, after its language, is empty, the reason not to run it, or the name of its file."""
 
     page: Path
     line: int
@@ -45,14 +45,14 @@ class Block:
 
     @property
     def commands(self) -> list[list[str]]:
-        """Its commands, word by word, without comments and what is redirected."""
+        """The words of its commands, without comments and redirections."""
         joined = self.text.replace("\\\n", " ")
         lines = [part for line in joined.splitlines() for part in line.split(" && ")]
         return [words for line in lines if (words := split(line))]
 
 
 def split(line: str) -> list[str]:
-    """The words of a command as a shell reads them, up to a pipe or a redirection; without variables before it."""
+    """The words of a command as a shell reads them, up to a pipe or a redirection, without leading assignments."""
     words = shlex.split(line, comments=True)
     end = next((number for number, word in enumerate(words) if re.fullmatch(r"\||\d?>>?", word)), len(words))
     start = next((number for number, word in enumerate(words) if not re.match(r"[A-Z_]+=", word)), end)
@@ -79,19 +79,19 @@ def inline(page: Path) -> Iterator[Token]:
 
 
 def inline_commands(page: Path) -> list[list[str]]:
-    """Commands in running text: code that begins as one of ours does."""
+    """Commands in running text: inline code that starts like one of ours."""
     found = [token.content for token in inline(page) if token.type == "code_inline"]
     return [split(text) for text in found if re.match(r"(persyn|dvc|make|python -m) [a-z]", text)]
 
 
 def links(page: Path) -> list[str]:
-    """Where its links and images lead."""
+    """The targets of its links and images."""
     found = [token for token in inline(page) if token.type in ("link_open", "image")]
     return [str(token.attrGet("href") or token.attrGet("src")) for token in found]
 
 
 def anchors(page: Path) -> set[str]:
-    """What GitHub makes of its headings."""
+    """The anchors that GitHub makes for its headings."""
     found = tokens(page)
     texts = [found[number + 1].content for number, token in enumerate(found) if token.type == "heading_open"]
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts}
@@ -121,7 +121,7 @@ class Workplace:
         self.shell("git init -q -b main && git add -A && git commit -q -m project", "the project")
 
     def shell(self, text: str, name: str) -> str:
-        """Run it where the last one ended; returns what it printed.
+        """Run a script in the folder where the last one ended; returns its output.
 
         Raises:
             AssertionError: one of its commands failed.
@@ -143,7 +143,7 @@ class Workplace:
         return done.stdout + done.stderr
 
     def write(self, block: Block) -> None:
-        """Save a block as the file that it names; of params.yaml, replace the sections that it holds."""
+        """Save a block as the file that it names; in params.yaml, replace only the block's sections."""
         file = self.folder / block.info
         if file.name == "params.yaml":
             yaml = YAML()

@@ -13,7 +13,7 @@ SUM, POEM = "12 + 34 + 5 99", "poem story tale 99"
 
 
 def planted(number: int = 24) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Sums are best answered by `high`, then `middle`; poems the other way round."""
+    """On sums `high` is best, then `middle`; on poems the other way round."""
     texts = [f"{'12 + 34 + 5' if i % 2 else 'poem story tale'} {i}" for i in range(number)]
     prompts = prompts_table(texts)
     rows = [

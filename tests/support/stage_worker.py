@@ -1,7 +1,7 @@
 """A stage in a process of its own, as `python -m stages.<name>` runs it: argv is the stage's name and its argv.
 
-KILL_AFTER: kill -9 this process when it has taken so many steps. FSDP_ON_CPU: accelerate shards on GPUs only; make it
-do so on a CPU.
+KILL_AFTER: kill -9 this process after this many steps. FSDP_ON_CPU: make accelerate, which shards only on GPUs, shard
+on a CPU.
 """
 
 import os

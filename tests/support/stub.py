@@ -1,4 +1,4 @@
-"""A stub teacher: an OpenAI-compatible server on loopback whose answers depend on the prompt alone, with faults."""
+"""A stub teacher: an OpenAI-compatible server on loopback whose responses depend only on the prompt, with faults."""
 
 import hashlib
 import json
@@ -14,12 +14,12 @@ from typing import Any
 from persyn.generation.openai import OpenAISpeed
 
 FAULTS = {"429": 0.03, "500": 0.02, "cut": 0.01, "hang": 0.005, "empty": 0.005}
-"""Share of the calls that go wrong, by how."""
+"""Fault -> share of the calls."""
 WORDS = ["a", "clock", "struck", "twelve", "while", "rain", "fell", "on", "the", "old", "town", "and", "nobody", "came"]
 
 
 class StubServer(ThreadingHTTPServer):
-    """Answers every prompt after `delay` seconds; `hang` seconds where it hangs."""
+    """Responds to every prompt after `delay` seconds; after `hang` seconds if the fault is to hang."""
 
     daemon_threads = True
 
@@ -31,7 +31,7 @@ class StubServer(ThreadingHTTPServer):
         self.faults, self.delay, self.hang, self.seed = faults, delay, hang, seed
         self.lock, self.random, self.counts = threading.Lock(), random.Random(seed), Counter[str]()
         self.capacity, self.retry_after = 10**6, "0"
-        """Calls at once beyond which it answers 429, and the header that comes with it."""
+        """With more calls at once it responds 429, and the header sent with it."""
         self.in_flight, self.headers_seen, self.bodies_seen = 0, list[dict[str, str]](), list[Any]()
 
     @property
@@ -39,7 +39,7 @@ class StubServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}/v1"
 
     def speed(self, **knobs: Any) -> OpenAISpeed:
-        """The knobs by which the backend openai finds this server, and others."""
+        """Knobs of the backend openai for this server, with `knobs` added."""
         return OpenAISpeed(base_url=self.url, **knobs)
 
     def draw(self) -> str:
@@ -51,7 +51,7 @@ class StubServer(ThreadingHTTPServer):
             return drawn
 
     def handle_error(self, *_: Any) -> None:
-        """A client that was killed is no error of ours."""
+        """Ignore clients that were killed."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -79,7 +79,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.server.in_flight -= 1
 
     def _reply(self, fault: str, asked: dict[str, Any]) -> None:
-        with self.server.lock:  # counted before it is sent: a client killed while reading has been charged for it
+        with self.server.lock:  # counted before it is sent: a client killed while reading pays for it
             self.server.counts["ok"] += fault == "ok"
         if fault in ("429", "500"):
             self._send(
@@ -94,10 +94,10 @@ class Handler(BaseHTTPRequestHandler):
         elif fault in ("400", "401", "404"):
             self._send(int(fault), {"error": {"message": "the words of the server"}})
         else:
-            answer = completion(asked, self.server.seed, fault)
+            sent = completion(asked, self.server.seed, fault)
             if self.server.say:
-                answer["choices"][0]["message"]["content"] = self.server.say(asked["messages"][-1]["content"])
-            self._send(200, answer, cut=fault == "cut")
+                sent["choices"][0]["message"]["content"] = self.server.say(asked["messages"][-1]["content"])
+            self._send(200, sent, cut=fault == "cut")
 
     def _send(self, status: int, body: Any, headers: Mapping[str, str] | None = None, cut: bool = False) -> None:
         data = (body if isinstance(body, str) else json.dumps(body)).encode()
@@ -115,7 +115,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def completion(asked: Mapping[str, Any], seed: int, fault: str) -> dict[str, Any]:
-    """What a server would send for `asked`."""
+    """The body that a server would send for `asked`."""
     content = json.dumps(asked["messages"], sort_keys=True)
     draw = random.Random(hashlib.sha256(f"{seed}{content}".encode()).digest())
     words = draw.choices(WORDS, k=draw.randint(5, 60))
@@ -141,7 +141,7 @@ def stub_teacher(
     seed: int = 0,
     say: Callable[[str], str] | None = None,
 ) -> Iterator[StubServer]:
-    """A running stub teacher; `say` gives its answer to the last message, instead of words drawn for it."""
+    """A running stub teacher; `say` makes its response from the last message, instead of random words."""
     server = StubServer(faults or {}, delay, hang, seed, say)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Tiny tables: PROMPTS, RESPONSES, and the teachers that gave them."""
+"""Tiny tables: PROMPTS, RESPONSES, and the teachers that wrote them."""
 
 from typing import Any
 

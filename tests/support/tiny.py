@@ -56,7 +56,7 @@ def build_model(folder: Path, family: str = "llama", chat_template: str | None =
 
 
 def tiny_params(model: str) -> dict[str, Any]:
-    """The shipped parameters, every model replaced by `model` and everything made short."""
+    """The shipped parameters with `model` in place of every model, made short to run."""
     params = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
     for entry in [*params["teachers"].values(), params["student"], params["router"]]:
         entry["model"] = model
@@ -72,7 +72,7 @@ def tiny_params(model: str) -> dict[str, Any]:
 
 
 def tiny_project(folder: Path, params: dict[str, Any]) -> Path:
-    """A copy of this project's pipeline in `folder`, with these parameters and nothing run."""
+    """A copy of this project's pipeline in `folder` with these parameters, not run yet."""
     for name in ("stages", "persyn", "tasks", "configs", "data/raw"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):

@@ -1,6 +1,6 @@
-"""Wrong parameters: every value of every shipped params.yaml is replaced by wrong ones, and check_params must say so.
+"""Wrong parameters: replaces every value of every shipped params.yaml by wrong ones, which check_params must report.
 
-`python -m tests.support.wrong_params` prints the counts and fails where one that must be 0 is not.
+`python -m tests.support.wrong_params` prints the counts and fails if one that must be 0 is not.
 """
 
 import json
@@ -74,11 +74,11 @@ LEGAL = {
         r"quality\.judge\.(lowest|highest)",
     ),
 }
-"""Why a wrong value is none -> which of WRONG, and the places where it is none; written by hand, not of the code."""
+"""Why a value of WRONG is legal -> the value, and the places where it is legal; written by hand, not from the code."""
 
 
 def places(node: Any, at: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """The place of every value below `node`: mappings and lists before what they hold."""
+    """The place of every value below `node`: mappings and lists before their content."""
     inner = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in inner:
         yield (*at, key)
