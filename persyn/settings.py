@@ -62,7 +62,7 @@ class Settings(BaseModel):
             field = found["ctx"]["discriminator"].strip("'")
             tags = next(_tags(_schema(cls), field))
             tag = got.get(field) if isinstance(got, Mapping) else None
-            got_it = "is missing" if tag is None else f"is {shown(tag)}"
+            got_it = f"is {shown(tag)}" if isinstance(got, Mapping) and field in got else "is missing"
             place, text = (*place, field), f"{got_it}; it must be one of {', '.join(tags)}{did_you_mean(tag, tags)}"
         elif found["type"] == "extra_forbidden":
             now = cls.renamed.get(str(place[-1]))

@@ -146,7 +146,7 @@ def test_no_wrong_value_is_taken_or_ends_in_a_traceback() -> None:
             {"strategies__strong": {"rule": "stron"}},
             "strategies.strong.rule is 'stron'; it must be one of best_quality,",
         ),
-        ({"strategies__strong": {}}, "strategies.strong.rule is null; it must be one of best_quality, best_single,"),
+        ({"strategies__strong": {}}, "strategies.strong.rule is missing; it must be one of best_quality, best_single,"),
         ({"strategies__strong": 3}, "strategies.strong"),
         ({"strategies__strong__techer": "x"}, "strategies.strong.techer is not a parameter; did you mean teacher?"),
         (
@@ -338,7 +338,7 @@ def test_what_is_no_key_is_none() -> None:
 def test_a_name_that_cannot_be_a_file_is_refused(section: str, name: str) -> None:
     entry = next(iter(SHIPPED[section].values()))
     [line] = mistakes(shipped(**{section: {**SHIPPED[section], name: entry}}))
-    assert line.startswith(f"{section}.{name}".removesuffix(".") + " cannot name a file; use up to 64 of a-z"), line
+    assert line.startswith(f"{section}.{name}".removesuffix(".") + " cannot name a file"), line
 
 
 def test_data_cannot_steer_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,7 +466,7 @@ def test_the_commands_mistakes_are_lines(
             "teachers.smollm2-terse.answers is not a parameter; it is called prec",
         ),
         ({"teachers__judge": SHIPPED["teachers"]["smollm2-terse"]}, "teachers.judge has the name that speed.teachers"),
-        ({"teachers__con": SHIPPED["teachers"]["smollm2-terse"]}, "teachers.con is a name that Windows keeps"),
+        ({"teachers__con": SHIPPED["teachers"]["smollm2-terse"]}, "teachers.con cannot name a file: Windows keeps"),
         ({"prices__sizes": {"smollm2-terse": 1e308}}, "prices.sizes.smollm2-terse is 1e+308; it must be"),
     ],
 )

@@ -46,7 +46,7 @@ SECRET = re.compile(
 
 def _file_name(name: str) -> str:
     if name in RESERVED:
-        raise ValueError("is a name that Windows keeps for itself, so that it cannot name a file; choose another")
+        raise ValueError("cannot name a file: Windows keeps that name for itself; choose another")
     if not NAME.fullmatch(name):
         raise ValueError("cannot name a file; use up to 64 of a-z, 0-9, '-' and '_', a letter or digit first")
     return name
