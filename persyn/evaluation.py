@@ -74,13 +74,14 @@ def evaluate_student(
     except (OSError, ValueError, LookupError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(f"the student in {folder} cannot be loaded ({reason}); run `dvc repro student`") from error
-    if not model.tokenizer.chat_template:
-        raise InputError(f"{folder}: the student's tokenizer has no chat template; run `dvc repro student` again")
     with tempfile.TemporaryDirectory() as scratch, _task_code(task_folder):
+        manager = _task_manager(Path(task_folder), settings.tasks, Path(scratch))
+        if not model.tokenizer.chat_template:
+            raise InputError(f"{folder}: the student's tokenizer has no chat template; run `dvc repro student` again")
         results = simple_evaluate(
             model=model,
             tasks=settings.tasks,
-            task_manager=_task_manager(Path(task_folder), settings.tasks, Path(scratch)),
+            task_manager=manager,
             num_fewshot=settings.num_fewshot,
             limit=settings.limit,
             gen_kwargs={"max_gen_toks": settings.max_tokens} if settings.max_tokens else None,
