@@ -63,10 +63,10 @@ def test_a_part_is_read_once_and_none_before_it_is_asked_for(project: Path) -> N
 @pytest.mark.parametrize(
     ("need", "part", "message"),
     [
-        (Snapshot.need, ("pairs",), "data/pairs.parquet of workspace is not there"),
-        (Snapshot.need, ("routes", "strong"), "data/routes/strong.parquet of workspace is not there"),
-        (Snapshot.need_metric, ("cost",), "metrics/cost.json of workspace is not there"),
-        (Snapshot.need_metric, ("dataset", "persyn"), "metrics/dataset/persyn.json of workspace is not there"),
+        (Snapshot.need, ("pairs",), "data/pairs.parquet of workspace does not exist"),
+        (Snapshot.need, ("routes", "strong"), "data/routes/strong.parquet of workspace does not exist"),
+        (Snapshot.need_metric, ("cost",), "metrics/cost.json of workspace does not exist"),
+        (Snapshot.need_metric, ("dataset", "persyn"), "metrics/dataset/persyn.json of workspace does not exist"),
     ],
 )
 def test_what_is_needed_is_named(project: Path, need: Any, part: tuple[str, ...], message: str) -> None:

@@ -120,7 +120,7 @@ def main(*words):
     for out in [Path(word) for word in words if "/" in word and not Path(word).exists()]:
         file = out if out.suffix else out / "file"
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(str(read_params("rewards")))
+        file.write_text(str(read_params().rewards))
 
 if __name__ == "__main__":
     run(main)
