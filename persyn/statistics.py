@@ -69,13 +69,53 @@ def detectable_shift(n: int) -> float:
     return float(optimize.brentq(lambda shift: POWER - stats.nct.sf(critical, n - 1, shift), 0.0, 30.0))
 
 
+def corrected_interval(differences: np.ndarray, train: int, test: int) -> dict[str, Any]:
+    """Mean difference over J random splits of the same data into `train` and `test`, with its corrected uncertainty.
+
+    Training sets of different splits share most of their data, so an ordinary t test over splits is far too sure. The
+    corrected resampled t test takes (1/J + test/train) times the sample variance as the squared standard error, with
+    J - 1 degrees of freedom (Nadeau and Bengio 2003, Inference for the Generalization Error, section 3).
+
+    Args:
+        differences: (J,), one a split, in any unit; above 0 where the split is won.
+        train: how many units (say prompts) of a split were trained on.
+        test: how many were tested on.
+
+    Returns:
+        difference (mean), interval (95 %), p (two-sided, against 0), mde (smallest true difference found with 80 %
+        power at 5 %, by the noncentral t), splits, and splits_won (how many are above 0). If all differences are equal
+        to d, interval is [d, d], p is 1 where d is 0, else 0, and mde is None. One split has no interval, p and mde.
+
+    Raises:
+        ValueError: there is no difference, one is not finite, or `train` or `test` is below 1.
+    """
+    values = np.asarray(differences, dtype=float)
+    if not values.size or not np.isfinite(values).all() or min(train, test) < 1:
+        raise ValueError(f"got {values.size} differences (finite ones are needed), {train=}, {test=}; all must be >= 1")
+    mean, splits = float(values.mean()), len(values)
+    result: dict[str, Any] = {"difference": mean, "interval": None, "p": None, "mde": None}
+    if splits > 1 and _is_constant(values):
+        result |= {"interval": [mean, mean], "p": float(mean == 0)}
+    elif splits > 1:
+        error = float(np.sqrt((1 / splits + test / train) * values.var(ddof=1)))
+        low, high = stats.t.interval(1 - LEVEL, splits - 1, loc=mean, scale=error)
+        p = 2 * stats.t.sf(abs(mean) / error, splits - 1)
+        result |= {"interval": [float(low), float(high)], "p": float(p), "mde": detectable_shift(splits) * error}
+    return result | {"splits": splits, "splits_won": int((values > 0).sum())}
+
+
+def _is_constant(values: np.ndarray) -> bool:
+    """Whether all are equal up to rounding."""
+    return bool(np.ptp(values) <= max(1e-9 * np.abs(values).max(), 1e-12))
+
+
 def _t_test(values: np.ndarray) -> tuple[list[float] | None, float | None, float | None]:
     """Interval, p and mde of the mean of (S,) values against 0; all None where t is not defined.
 
     That is the case with one value, and if all are equal up to rounding: their deviation is 0, so t is infinite or 0/0.
     Scores of few items can be equal by chance, and a seed that changes nothing measures no noise.
     """
-    if len(values) < 2 or np.ptp(values) <= max(1e-9 * np.abs(values).max(), 1e-12):
+    if len(values) < 2 or _is_constant(values):
         return None, None, None
     test = stats.ttest_1samp(values, 0.0)
     interval = [float(bound) for bound in test.confidence_interval(1 - LEVEL)]
