@@ -11,7 +11,7 @@ import polars as pl
 
 from persyn.errors import InputError, nearest
 from persyn.files import markdown_table
-from persyn.statistics import LEVEL, _t_test, holm, paired_difference, seed_difference
+from persyn.statistics import are_shares, holm, mean_interval, paired_difference, seed_difference, verdict
 
 REFERENCE = "persyn"
 KEYS = ["task", "metric", "sample_id"]
@@ -24,12 +24,12 @@ def compare_strategies(samples: Mapping[str, pl.DataFrame], seed: int = 0) -> di
 
     Args:
         samples: strategy -> SAMPLES.
-        seed: of the bootstrap and the permutations.
+        seed: of the sign flips, where they are drawn at random.
 
     Returns:
         strategy -> task -> metric -> the fields of paired_difference, p_holm (p corrected by `holm` for the number of
-        strategies compared on this task and metric, not for the number of tasks) and verdict: "differs" where
-        p_holm < 0.05, else "within noise". Intervals and mde are not corrected.
+        strategies compared on this task and metric, not for the number of tasks) and statistics.verdict of p_holm.
+        Intervals and mde are not corrected.
 
     Raises:
         InputError: `persyn` is missing, an item occurs twice, or two strategies were evaluated on different items.
@@ -52,13 +52,14 @@ def compare_seeds(samples: Seeds, reference: str = REFERENCE, seed: int = 0) -> 
         samples: strategy -> S SAMPLES; the i-th of every strategy have the same seed and the same items; another seed
             may have other items.
         reference: the strategy that all others are compared with.
-        seed: of the permutations.
+        seed: of the sign flips, where they are drawn at random.
 
     Returns:
-        strategy -> task -> metric -> mean (over seeds, of the means over items), interval (95 % of it, Student's t with
-        S - 1 degrees of freedom), seeds (the S means), n_seeds, n_items (over all seeds); for all but the reference
-        also the fields of seed_difference, p_holm and verdict as in compare_strategies. With one seed, or equal
-        values for all seeds, the tests are None and the verdict is "within noise"; Holm counts such a p as 1.
+        strategy -> task -> metric -> mean (over seeds, of the means over items), interval (statistics.mean_interval; it
+        stays in [0, 1] if all values of all strategies are there), seeds (the S means), n_seeds, n_items (over all
+        seeds); for all but the reference also the fields of seed_difference, p_holm and verdict as in
+        compare_strategies. With one seed, or equal differences for all seeds, the tests are None and the verdict is
+        "not tested", or "identical" if no item differs; Holm counts such a p as 1.
 
     Raises:
         InputError: `reference` is missing, strategies have no or unequally many seeds, an item occurs twice, or
@@ -68,9 +69,11 @@ def compare_seeds(samples: Seeds, reference: str = REFERENCE, seed: int = 0) -> 
     comparison: dict[str, Any] = {strategy: {} for strategy in samples}
     for task, metric in by_seed[0]:
         values = {name: [aligned[task, metric][name] for aligned in by_seed] for name in samples}
+        shares = are_shares([part for parts in values.values() for part in parts])
         for strategy in samples:
             means = np.array([each.mean() for each in values[strategy]])
-            scores = {"mean": float(means.mean()), "interval": _t_test(means)[0], "seeds": means.tolist()}
+            interval = mean_interval(means, shares)
+            scores = {"mean": float(means.mean()), "interval": interval, "seeds": means.tolist()}
             counts = {"n_seeds": len(means), "n_items": sum(map(len, values[strategy]))}
             comparison[strategy].setdefault(task, {})[metric] = scores | counts
         others = {name: comparison[name][task][metric] for name in samples if name != reference}
@@ -86,12 +89,13 @@ def comparison_table(samples: Mapping[str, pl.DataFrame], comparison: Mapping[st
     keys, rows = ["task", "metric", "strategy"], []
     for task, metric, strategy, value in means.group_by(keys).agg(pl.col("value").mean()).sort(keys).rows():
         found = comparison.get(strategy, {}).get(task, {}).get(metric)
-        gap = ("-",) * 4
+        gap = ("-",) * 5
         if found:
             interval = "[{:+z.3f}, {:+z.3f}]".format(*found["interval"]) if found["interval"] else "-"
-            gap = (f"{found['difference']:+z.3f}", interval, _shown(found["p_holm"]), found["verdict"])
+            shown = _shown(found["p_holm"]), detectable(found), found["verdict"]
+            gap = (f"{found['difference']:+z.3f}", interval, *shown)
         rows.append((task, metric, strategy, f"{value:.3f}", *gap))
-    columns = [*keys, "value", f"{REFERENCE} minus it", "95 %", "p (Holm)", "verdict"]
+    columns = [*keys, "value", f"{REFERENCE} minus it", "95 %", "p (Holm)", "smallest detectable", "verdict"]
     return markdown_table(columns, rows, aligned=True)
 
 
@@ -108,7 +112,7 @@ def seeds_table(comparison: Mapping[str, Any]) -> str:
         gap = ("-",) * 4
         if "difference" in fields:
             shown = _with_interval(fields["difference"], fields["difference_interval"], "+z.3f")
-            gap = (shown, _shown(fields["p_holm"]), _shown(fields["mde"]), fields["verdict"])
+            gap = (shown, _shown(fields["p_holm"]), detectable(fields), fields["verdict"])
         else:
             reference = strategy
         rows.append((task, metric, strategy, _with_interval(fields["mean"], fields["interval"], "z.3f"), *gap))
@@ -116,12 +120,23 @@ def seeds_table(comparison: Mapping[str, Any]) -> str:
     return markdown_table(["task", "metric", "strategy", *measured], rows, aligned=True)
 
 
+def detectable(found: Mapping[str, Any]) -> str:
+    """The mde of paired_difference or seed_difference for a table, in words where no difference could be found.
+
+    A dash where nothing was tested, so that nothing is known of the noise.
+    """
+    if found.get("mde") is not None or found.get("p") is None or found.get("identical", found.get("interval") is None):
+        return _shown(found.get("mde"))
+    number, what = (found["n"], "item") if "n" in found else (found["n_seeds"], "seed")
+    return f"none with {number} {what}{'s' if number != 1 else ''}"
+
+
 def _decide(family: Collection[dict[str, Any]]) -> None:
     """Add p_holm and verdict to the fields of all strategies compared on one task and metric."""
     corrected = holm([1.0 if fields["p"] is None else fields["p"] for fields in family])
     for fields, p in zip(family, corrected, strict=True):
         fields["p_holm"] = None if fields["p"] is None else p
-        fields["verdict"] = "differs" if p < LEVEL else "within noise"
+        fields["verdict"] = verdict(fields["p_holm"], fields["identical"])
 
 
 def _aligned(samples: Mapping[str, pl.DataFrame], reference: str, where: str = "") -> Values:

@@ -7,30 +7,42 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import optimize, special, stats
 
 LEVEL = 0.05  # significance level of every test; intervals cover 1 - LEVEL
-
 POWER = 0.8
+FLIPS = 65_535
+"""Up to so many sign flips (16 items) all are tried, else 10,000 at random."""
+FEWEST = 6
+"""Items that both tests of paired_difference need: with fewer, even the clearest result has p above 0.05."""
 
 
 def paired_difference(reference: np.ndarray, other: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """`reference` minus `other`, both (N,) over the same items.
 
+    The interval is that of the test, so it excludes 0 exactly where p < 0.05. If all values are 0 or 1 the test is
+    exact McNemar: wins among the D items that differ, against one half. Its interval has every (2w - 1) * s with w in
+    the Clopper-Pearson interval of the wins' share of D, and s in that of D among N. (With s fixed at D / N it would
+    cover as little as half of the time if one side wins every item.) Otherwise the test flips the signs of the paired
+    differences, taken as symmetric about their mean: its interval lies between quantiles of the means of the subsets of
+    the differences (Hartigan 1969, Using subsample values as typical values).
+
     Returns:
-        difference: mean of the paired differences; interval: its 95 % percentile bootstrap interval;
-        p: exact McNemar if all values are 0 or 1, else a paired sign-flip permutation test; mde: the smallest true
-        difference found with 80 % power at 5 %; n. If no item differs, or there is only one, interval and mde are
-        None: such a sample says nothing about their size.
+        difference: mean of the paired differences; interval (95 %); p (two-sided); mde: the smallest true difference
+        that the test finds with 80 % power at 5 %; n (N); identical: whether no item differs. The mde of McNemar's test
+        is detectable_gap. That of the sign-flip test is taken from the t test (detectable_shift times the standard
+        error), which is near from ten items on. mde is None if not even the largest difference would be found so often.
+        interval is None, too, where N is below 6 and values are not binary, or N is 1. If no item differs, p is 1, and
+        interval and mde are None: such a sample says nothing about their size.
     """
-    gaps = reference - other
-    n, p = len(gaps), _p_value(reference, other, seed)
-    result: dict[str, Any] = {"difference": float(gaps.mean()), "interval": None, "p": p, "mde": None, "n": n}
-    if gaps.any() and n > 1:
-        bootstrap = stats.bootstrap((gaps,), np.mean, n_resamples=2000, method="percentile", rng=seed)
-        result["interval"] = [float(bound) for bound in bootstrap.confidence_interval]
-        result["mde"] = float((stats.norm.ppf(1 - LEVEL / 2) + stats.norm.ppf(POWER)) * stats.sem(gaps))
-    return result
+    gaps = np.asarray(reference, dtype=float) - other
+    n, identical = len(gaps), not gaps.any()
+    result = {"difference": float(gaps.mean()), "interval": None, "p": 1.0, "mde": None, "n": n, "identical": identical}
+    if identical or n < 2:
+        return result
+    if np.isin([reference, other], (0, 1)).all():
+        return result | _mcnemar(int((gaps > 0).sum()), int((gaps < 0).sum()), n)
+    return result | _sign_flip(gaps, seed, most=1.0 if are_shares([reference, other]) else np.inf)
 
 
 def seed_difference(reference: Sequence[np.ndarray], other: Sequence[np.ndarray], seed: int = 0) -> dict[str, Any]:
@@ -38,13 +50,53 @@ def seed_difference(reference: Sequence[np.ndarray], other: Sequence[np.ndarray]
 
     Returns:
         difference: mean over seeds of the mean paired differences; difference_interval (95 %), p (two-sided), mde: of
-        the paired t test over these S means; p_items: the test of paired_difference over the items of all seeds. It
-        ignores training noise and counts an item in two seeds as two items, so it may be far too small.
+        the paired t test over these S means; identical: whether no item of any seed differs; p_items: the test of
+        paired_difference over the items of all seeds. It ignores training noise and counts an item in two seeds as two
+        items, so it may be far too small. If all values are in [0, 1], the interval is cut at -1 and 1, and an mde
+        above 1 is None: no difference of shares is so large.
     """
     gaps = np.array([(one - two).mean() for one, two in zip(reference, other, strict=True)])
     interval, p, mde = _t_test(gaps)
-    p_items = _p_value(np.concatenate(reference), np.concatenate(other), seed)
-    return {"difference": float(gaps.mean()), "difference_interval": interval, "p": p, "p_items": p_items, "mde": mde}
+    if are_shares([*reference, *other]):
+        interval = interval and np.clip(interval, -1.0, 1.0).tolist()
+        mde = None if mde is None or mde > 1 else mde
+    items = paired_difference(np.concatenate(reference), np.concatenate(other), seed)
+    fields = {"difference": float(gaps.mean()), "difference_interval": interval, "p": p, "p_items": items["p"]}
+    return fields | {"mde": mde, "identical": items["identical"]}
+
+
+def mean_interval(means: np.ndarray, shares: bool) -> list[float] | None:
+    """95 % interval of the mean of (S,) values, one a seed, by Student's t with S - 1 degrees of freedom.
+
+    Args:
+        means: the S values.
+        shares: whether they are means of values in [0, 1]. The t interval is then that of the logit of their mean, with
+            the standard error by the delta method, mapped back (as by `svy: proportion` of Stata). So it stays in
+            [0, 1], and near a bound, where seeds scatter askew, it covers the mean more often than a t interval cut at
+            the bound does (`tests/test_statistics.py` measures both).
+
+    Returns:
+        None where t is not defined: with one value, and if all are equal.
+    """
+    interval = _t_test(means)[0]
+    if interval is None or not shares:
+        return interval
+    mean = means.mean()
+    half = (interval[1] - mean) / (mean * (1 - mean))
+    return special.expit(special.logit(mean) + np.array([-half, half])).tolist()
+
+
+def are_shares(values: Sequence[np.ndarray]) -> bool:
+    """Whether all values are in [0, 1], so that their means are, too."""
+    return all(((part >= 0) & (part <= 1)).all() for part in map(np.asarray, values))
+
+
+def verdict(p: float | None, identical: bool) -> str:
+    """What a difference is called: "identical" (no item differs: the same run, or the same scores), "not tested" (p is
+    None), "differs" (p < 0.05) or "within noise"."""
+    if identical:
+        return "identical"
+    return "not tested" if p is None else "differs" if p < LEVEL else "within noise"
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -67,6 +119,30 @@ def detectable_shift(n: int) -> float:
     """
     critical = stats.t.ppf(1 - LEVEL / 2, n - 1)
     return float(optimize.brentq(lambda shift: POWER - stats.nct.sf(critical, n - 1, shift), 0.0, 30.0))
+
+
+@cache
+def detectable_gap(n: int, discordant: int) -> float | None:
+    """Smallest true difference of two shares that exact McNemar finds with 80 % power at 5 %, by the binomial.
+
+    Args:
+        n: items.
+        discordant: how many of them differed, above 0. Their share is taken to be the true one; for a difference above
+            it the share is as large as the difference, so that one side wins them all.
+
+    Returns:
+        None if a difference of 1 would not be found so often: that is so below 6 items.
+    """
+    counts = np.arange(n + 1)  # of the items that will differ
+    needed = stats.binom.isf(LEVEL / 2, counts, 0.5) + 1  # wins among them, for p < 0.05
+
+    def power(gap: float) -> float:
+        share = max(discordant / n, gap)
+        wins = min(1.0, (1 + gap / share) / 2)
+        found = stats.binom.sf(needed - 1, counts, wins) + stats.binom.cdf(counts - needed, counts, wins)
+        return float(stats.binom.pmf(counts, n, share) @ found)
+
+    return float(optimize.brentq(lambda gap: power(gap) - POWER, 0.0, 1.0)) if power(1.0) >= POWER else None
 
 
 def corrected_interval(differences: np.ndarray, train: int, test: int) -> dict[str, Any]:
@@ -122,12 +198,41 @@ def _t_test(values: np.ndarray) -> tuple[list[float] | None, float | None, float
     return interval, float(test.pvalue), float(detectable_shift(len(values)) * stats.sem(values))
 
 
-def _p_value(reference: np.ndarray, other: np.ndarray, seed: int) -> float:
-    gaps = reference - other
-    wins, losses = int((gaps > 0).sum()), int((gaps < 0).sum())
-    if not wins + losses or len(gaps) < 2:
-        return 1.0
-    if np.isin([reference, other], (0, 1)).all():
-        return float(stats.binomtest(wins, wins + losses).pvalue)
-    test = stats.permutation_test((gaps,), np.mean, permutation_type="samples", n_resamples=5000, rng=seed, batch=500)
-    return float(test.pvalue)
+def _mcnemar(wins: int, losses: int, n: int) -> dict[str, Any]:
+    """Interval, p and mde of paired_difference for binary items."""
+    differ = wins + losses
+    test = stats.binomtest(wins, differ)
+    won, share = test.proportion_ci(1 - LEVEL), stats.binomtest(differ, n).proportion_ci(1 - LEVEL)
+    ends = [(2 * w - 1) * s for w in (won.low, won.high) for s in (share.low, share.high)]
+    return {"interval": [float(min(ends)), float(max(ends))], "p": float(test.pvalue), "mde": detectable_gap(n, differ)}
+
+
+def _sign_flip(gaps: np.ndarray, seed: int, most: float) -> dict[str, Any]:
+    """Interval, p and mde of paired_difference for (N,) other differences; none of them is above `most`.
+
+    A flip of some signs makes the mean of `gaps` minus a constant as large as it is exactly if the mean of the flipped
+    gaps is at most the constant. So the means of subsets, sorted, have both p and the bounds in them.
+    """
+    n, means = len(gaps), np.sort(_subset_means(gaps, seed))
+    means[np.abs(means) < 1e-12 * np.abs(gaps).max()] = 0.0  # of values that cancel but for rounding
+    flips = len(means) + 1  # with the data as they are
+    extreme = 1 + min((means <= 0).sum(), (means >= 0).sum())
+    outside = int(np.ceil(round(LEVEL / 2 * flips, 6))) - 1  # means beyond each bound, and the bound
+    interval = [float(means[outside - 1]), float(means[-outside])] if outside > 0 else None
+    mde = detectable_shift(n) * stats.sem(gaps)
+    possible = n >= FEWEST and mde <= most
+    return {"interval": interval, "p": float(min(1.0, 2 * extreme / flips)), "mde": float(mde) if possible else None}
+
+
+def _subset_means(gaps: np.ndarray, seed: int) -> np.ndarray:
+    """Means of all subsets of (N,) values but the empty one, if they are at most FLIPS; else of some at random."""
+    n = len(gaps)
+    if 2**n - 1 <= FLIPS:
+        chosen = np.arange(1, 2**n)[:, None] >> np.arange(n) & 1
+        return chosen @ gaps / chosen.sum(axis=1)
+    rng, means = np.random.default_rng(seed), []
+    for _ in range(20):
+        chosen = rng.integers(0, 2, size=(500, n), dtype=np.int8)
+        chosen = chosen[chosen.any(axis=1)]
+        means.append(chosen @ gaps / chosen.sum(axis=1, dtype=float))
+    return np.concatenate(means)

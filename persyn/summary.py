@@ -11,6 +11,8 @@ MAIN_METRICS = ("prompt_level_strict_acc", "math_verify", "pass@1", "exact_match
 misses a right result in another notation: in the demo it is 0 for every student."""
 MOST_TASKS = 2
 """Up to this many tasks are shown one by one; if there are more, only their mean."""
+HITS = 3
+"""The k of Hit@3."""
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """task -> metric -> {value, stderr, n}: a file of metrics/evaluation."""
@@ -59,6 +61,14 @@ def build_summary(
         "fewer": cost["saved"][REFERENCE].get("calls"),
     }
     return {name: float(f"{n:.4g}") if isinstance(n, float) else n for name, n in numbers.items() if n is not None}
+
+
+def told_hits(router: Mapping[str, Any]) -> list[str]:
+    """The Hit metrics of metrics/router.json that say something. With three teachers or fewer, Hit@3 is 1 however the
+    router chooses, so it is left out; so is one that is None or missing.
+    """
+    names = ["hit_at_1"] if len(router.get("share", ())) <= HITS else ["hit_at_1", "hit_at_3", "hit_at_3_oracle"]
+    return [name for name in names if router.get(name) is not None]
 
 
 def main_score(metrics: Mapping[str, Mapping[str, Any]]) -> float:

@@ -128,8 +128,7 @@ def collect(recipe: Recipe, jobs: Sequence[Job]) -> dict[str, Any]:
         evaluated = {s: read_table(job.folder / f"data/evaluation/{s}.parquet", SAMPLES) for s in recipe.students}
         if recipe.variants:
             card = json.loads((job.folder / "metrics/router.json").read_text())
-            measured = {metric: card[metric] for metric in ROUTER if card[metric] is not None}
-            tables = [card_samples(measured), *evaluated.values()]
+            tables = [card_samples({metric: card[metric] for metric in ROUTER}), *evaluated.values()]
             samples.setdefault(job.variant, []).append(pl.concat(tables))
         else:
             for strategy, table in evaluated.items():
@@ -137,7 +136,7 @@ def collect(recipe: Recipe, jobs: Sequence[Job]) -> dict[str, Any]:
     return compare_seeds(samples, recipe.reference)
 
 
-def card_samples(card: Mapping[str, float]) -> pl.DataFrame:
-    """A router's metrics as SAMPLES: one item a metric."""
-    rows = [("router", "card", metric, float(value), "") for metric, value in card.items()]
+def card_samples(card: Mapping[str, float | None]) -> pl.DataFrame:
+    """A router's metrics as SAMPLES: one item a metric. One that is None (Hit@3 of three teachers) is left out."""
+    rows = [("router", "card", metric, float(value), "") for metric, value in card.items() if value is not None]
     return pl.DataFrame(rows, schema=SAMPLES, orient="row")

@@ -17,6 +17,7 @@ TITLES = {
     "math_verify": "student: accuracy",
 }
 """Metrics to plot first, in this order."""
+ROUTER_ALONE = "No student was trained: this is about how prompts are routed, not about accuracy."
 UNPLOTTED = {"hit_at_3_oracle", "pair_accuracy", "calibration"}
 
 
@@ -28,7 +29,10 @@ def write_report(name: str, question: str, axis: str, comparison: Mapping[str, A
         command: reproduces it.
     """
     some = next(metric for tasks in comparison.values() for metrics in tasks.values() for metric in metrics.values())
-    text = f"## {name}\n\n{question}\n\n{seeds_table(comparison)}\n\n{some['n_seeds']} seeds. `{command}`\n"
+    tasks = {task for found in comparison.values() for task in found}
+    about = f" {ROUTER_ALONE}" if tasks == {"router"} else ""
+    table = seeds_table(comparison)
+    text = f"## {name}\n\n{question}{about}\n\n{table}\n\n{some['n_seeds']} seeds. `{command}`\n"
     write_json({"question": question, "command": command, "variants": comparison}, out / f"{name}.json")
     write_text(text, out / f"{name}.md")
     _plot(question, axis, comparison, out / f"{name}.svg")

@@ -4,7 +4,7 @@ Each returns variant -> SAMPLES of the router's metrics for one seed, as the rec
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from science.project import load_profile
 from science.recipes import card_samples
 from science.world import TEACHERS, wrong_digits
 
-Card = dict[str, float]
+Card = Mapping[str, float | None]
 Samples = dict[str, pl.DataFrame]
 """Variant -> SAMPLES."""
 

@@ -11,7 +11,7 @@ from persyn.errors import InputError
 from persyn.schemas import SAMPLES
 from persyn.statistics import detectable_shift, holm, paired_difference
 
-NO_NOISE = {"difference_interval": None, "p": None, "mde": None, "p_holm": None, "verdict": "within noise"}
+NO_NOISE = {"difference_interval": None, "p": None, "mde": None, "p_holm": None}
 
 
 def samples(values: Iterable[float], task: str = "task", first: int = 0) -> pl.DataFrame:
@@ -46,10 +46,10 @@ def test_binary_values_get_the_exact_mcnemar_test() -> None:
 
 def test_no_difference_claims_nothing() -> None:
     result = paired_difference(np.ones(5), np.ones(5))
-    assert result == {"difference": 0.0, "interval": None, "p": 1.0, "mde": None, "n": 5}
+    assert result == {"difference": 0.0, "interval": None, "p": 1.0, "mde": None, "n": 5, "identical": True}
     found = compare_strategies({"persyn": samples([1, 1]), "random": samples([1, 1])})["random"]["task"]["acc"]
     assert found["p_holm"] == 1.0
-    assert found["verdict"] == "within noise"
+    assert found["verdict"] == "identical"
 
 
 def test_a_small_gap_is_within_noise_and_the_detectable_one_is_larger() -> None:
@@ -63,10 +63,10 @@ def test_a_small_gap_is_within_noise_and_the_detectable_one_is_larger() -> None:
 def test_the_table_says_it_in_words() -> None:
     tables = {"persyn": samples([1, 0, 1, 1]), "random": samples([0, 0, 1, 1])}
     header, _, persyn, random = cells(comparison_table(tables, compare_strategies(tables)))
-    assert header[3:] == ["value", "persyn minus it", "95 %", "p (Holm)", "verdict"]
-    assert persyn == ["task", "acc", "persyn", "0.750", "-", "-", "-", "-"]
+    assert header[3:] == ["value", "persyn minus it", "95 %", "p (Holm)", "smallest detectable", "verdict"]
+    assert persyn == ["task", "acc", "persyn", "0.750", "-", "-", "-", "-", "-"]
     assert random[2:5] == ["random", "0.500", "+0.250"]
-    assert random[6:] == ["1.000", "within noise"]
+    assert random[6:] == ["1.000", "none with 4 items", "within noise"]
 
 
 def test_items_are_paired_by_their_content_whatever_the_order() -> None:
@@ -143,7 +143,8 @@ def test_without_noise_between_seeds_nothing_is_claimed(gaps: list[float]) -> No
     assert found["difference"] == pytest.approx(np.mean(gaps))
     assert found["n_seeds"] == len(gaps)
     assert NO_NOISE.items() <= found.items()
-    assert cells(seeds_table(comparison))[-1][-3:] == ["-", "-", "within noise"]
+    assert found["verdict"] == ("not tested" if any(gaps) else "identical")
+    assert cells(seeds_table(comparison))[-1][-3:] == ["-", "-", found["verdict"]]
 
 
 def test_under_the_null_few_experiments_claim_anything() -> None:
@@ -229,6 +230,20 @@ def test_seeds_that_cannot_be_compared() -> None:
 def test_one_item_proves_nothing(value: float) -> None:
     """One held-out prompt, or one seed of a router's metric."""
     found = paired_difference(np.array([value]), np.array([0.0]))
-    assert found == {"difference": value, "interval": None, "p": 1.0, "mde": None, "n": 1}
+    assert found == {"difference": value, "interval": None, "p": 1.0, "mde": None, "n": 1, "identical": False}
     tables = {"persyn": [samples([value])], "random": [samples([0.0])]}
-    assert compare_seeds(tables)["random"]["task"]["acc"]["verdict"] == "within noise"
+    assert compare_seeds(tables)["random"]["task"]["acc"]["verdict"] == "not tested"
+
+
+def test_accuracies_stay_in_0_and_1_and_the_same_runs_are_not_noise() -> None:
+    """Before: 0.917 [0.558, 1.275], and "within noise" of itself."""
+    seeds = [samples([1, 1, 1, 1]), samples([1, 1, 1, 0]), samples([1, 1, 1, 1])]
+    comparison = compare_seeds({"persyn": seeds, "random": seeds, "strong": [samples([0, 1, 0, 0])] * 3})
+    low, high = comparison["persyn"]["task"]["acc"]["interval"]
+    assert 0 < low < 11 / 12 < high < 1
+    verdicts = [comparison[name]["task"]["acc"]["verdict"] for name in ("random", "strong")]
+    assert verdicts == ["identical", "differs"]
+    swapped = [samples([1, 1, 1, 1]), samples([1, 1, 0, 1]), samples([1, 1, 1, 1])]
+    found = scores({"persyn": seeds, "random": swapped}, "random")
+    assert (found["difference"], found["verdict"]) == (0, "not tested"), "the means are equal, an item is not"
+    assert scores({"persyn": [samples([0.5, 1.5])] * 2, "random": [samples([0, 0])] * 2}, "random")["interval"] is None

@@ -88,7 +88,7 @@ def test_evaluations_are_paired_by_item_and_say_what_is_noise() -> None:
     shifted = found["strong"]["task"]["acc"]
     assert (shifted["n"], shifted["unpaired"], shifted["verdict"]) == (18, 4, "within noise")
     text = printed(build_diff(a, b), width=80)
-    for piece in ("evaluation of persyn", "[+1, +1]", "n 18 of 22", "within noise"):
+    for piece in ("evaluation of persyn", "[+0.5514, +1]", "n 18 of 22", "within noise"):
         assert piece in text
 
 

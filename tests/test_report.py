@@ -15,6 +15,7 @@ from persyn.report import build_report
 from persyn.report.charts import forest
 from persyn.report.overview import _fewer, verdict
 from persyn.report.page import teacher_looks
+from persyn.report.routing import router_section
 from persyn.routes import allocation
 from tests.support.invented import invented
 from tests.support.pages import rows
@@ -96,6 +97,29 @@ def test_the_verdict_says_no_more_than_the_numbers(run: Snapshot) -> None:
     assert "below strong on words (accuracy \u22120.400" in two
     assert "the other 1 of 2 differences are within noise" in two
     assert "within noise" not in verdict({"strong": {"sums": {"accuracy": differs}}})
+    same = cell | {"verdict": "identical", "mde": None, "interval": None, "difference": 0.0, "identical": True}
+    assert verdict({"strong": {"sums": {"accuracy": same}}}) == (
+        "persyn minus strong, on sums: the comparison has the same score for every item (16 items a task)."
+    )
+    mixed = verdict({"strong": {"sums": {"accuracy": same, "loose": within}}})
+    assert "1 of 2 differences are within noise; in 1 every item has the same score" in mixed
+    few = {"strong": {"sums": {"accuracy": within | {"mde": None, "n": 4}}}}
+    assert "(4 items a task; so few cannot show any difference)" in verdict(few)
+
+
+def test_hit_at_3_of_three_teachers_is_not_shown(run: Snapshot) -> None:
+    """It is 1 however the router chooses."""
+    card = run.metric("router")
+    text = str(router_section(run))
+    assert ("Hit@3" in text) == (len(card["share"]) > 3)
+    three = {**card, "share": {"a": 0.5, "b": 0.5, "c": 0.0}, "oracle_share": {"a": 0.5, "b": 0.5, "c": 0.0}}
+    for hit in (1.0, None):
+        hits = {"hit_at_3": hit, "hit_at_3_oracle": hit}
+        controls = {name: of | hits for name, of in card["controls"].items()}
+        metrics = {**run.metrics, "router": three | hits | {"controls": controls}}
+        page = str(router_section(run.replace(metrics=metrics)))
+        assert "Hit@1" in page
+        assert "Hit@3" not in page
 
 
 def test_equal_runs_give_equal_pages(run: Snapshot, page: str) -> None:

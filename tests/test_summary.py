@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 from persyn.errors import InputError
 from persyn.files import write_json
-from persyn.summary import build_summary, main_score
+from persyn.summary import build_summary, main_score, told_hits
 from stages import SUMMARY
 
 ROOT = Path(__file__).parent.parent
@@ -205,3 +205,9 @@ def test_experiments_fit_the_screen_and_one_that_stopped_early_has_no_numbers(re
     assert max(map(len, table.splitlines())) <= WIDEST, table
     difference = dvc(repository, "metrics", "diff", "HEAD", "alpha-0-65")
     assert len(names) < len(difference.splitlines()) <= SCREEN, difference
+
+
+@pytest.mark.parametrize(("teachers", "hit", "told"), [(4, 0.8, 3), (3, 1.0, 1), (3, None, 1), (4, None, 1)])
+def test_hit_at_3_is_told_only_where_it_can_miss(teachers: int, hit: float | None, told: int) -> None:
+    card = {"share": dict.fromkeys("abcd"[:teachers], 0.25), "hit_at_1": 0.5, "hit_at_3": hit, "hit_at_3_oracle": hit}
+    assert told_hits(card) == ["hit_at_1", "hit_at_3", "hit_at_3_oracle"][:told]

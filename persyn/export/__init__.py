@@ -12,6 +12,7 @@ from persyn.errors import InputError
 from persyn.files import markdown_table, markdown_text
 from persyn.generation import Teacher
 from persyn.schemas import MESSAGES
+from persyn.summary import told_hits
 
 KEYS = ["prompt_id", "teacher"]
 COLUMNS: dict[str, tuple[Any, str]] = {
@@ -177,7 +178,8 @@ def _list(lines: Sequence[str]) -> str:
 
 
 def _router(found: Mapping[str, Any]) -> str:
-    names = ("num_train", "num_held_out", "hit_at_1", "hit_at_3", "pair_accuracy", "regret", "calibration")
+    hits = [name for name in told_hits(found) if name != "hit_at_3_oracle"]
+    names = ("num_train", "num_held_out", *hits, "pair_accuracy", "regret", "calibration")
     values = ", ".join(f"{name} {found[name]}" for name in names if name in found)
     over, placed = found.get("over_majority"), ", ".join(found.get("placed") or [])
     beside = ""

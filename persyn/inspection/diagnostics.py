@@ -125,7 +125,7 @@ def _controls(router: Mapping[str, Any]) -> Signature:
     lost = over["difference"] < 0 and over["verdict"] == "differs"
     value = f"{over['difference']:+.3f} reward over the majority teacher ({over['verdict']})"
     value += f"; regret no higher: {', '.join(better)}" if better else "; lower regret than all of them"
-    state: State = "alarm" if lost else "watch" if better or over["verdict"] == "within noise" else "ok"
+    state: State = "alarm" if lost else "watch" if better or over["verdict"] != "differs" else "ok"
     return Signature(name, what, value, state, "more parallel prompts, or teachers that differ more; else do not route")
 
 

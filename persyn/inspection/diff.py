@@ -7,7 +7,7 @@ import polars as pl
 
 from persyn.comparison import KEYS
 from persyn.project.snapshot import Snapshot, changed_values
-from persyn.statistics import LEVEL, holm, paired_difference
+from persyn.statistics import holm, paired_difference, verdict
 
 ROUTED = ["strength", "margin"]
 SCORES = ["quality", "learnability", "reward"]
@@ -106,8 +106,8 @@ def compare_evaluations(a: Snapshot, b: Snapshot, strategy: str | None = None) -
     Returns:
         strategy -> task -> metric -> {a, b: means}. If both have the samples, also the fields of
         statistics.paired_difference (B minus A), unpaired (items of one side only), p_holm (corrected for the
-        strategies compared on this task and metric) and verdict: "differs" if p_holm < 0.05, else "within noise". A
-        strategy of one side only is {only}.
+        strategies compared on this task and metric) and statistics.verdict of it. A strategy of one side only is
+        {only}.
     """
     found = _by_name(_strategies(a, b, strategy), lambda name: _metrics(a, b, name))
     families: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -118,7 +118,7 @@ def compare_evaluations(a: Snapshot, b: Snapshot, strategy: str | None = None) -
                     families.setdefault((task, metric), []).append(fields)
     for family in families.values():
         for fields, p in zip(family, holm([fields["p"] for fields in family]), strict=True):
-            fields |= {"p_holm": p, "verdict": "differs" if p < LEVEL else "within noise"}
+            fields |= {"p_holm": p, "verdict": verdict(p, fields["identical"])}
     return found
 
 
@@ -190,4 +190,5 @@ def _differs(found: Mapping[str, Any]) -> list[bool]:
 
 def is_changed(evaluated: Mapping[str, Any]) -> bool:
     """Whether a metric of compare_evaluations differs between the two sides."""
-    return bool(evaluated.get("a") != evaluated.get("b") or evaluated.get("interval") or evaluated.get("unpaired"))
+    unlike = evaluated.get("a") != evaluated.get("b") or not evaluated.get("identical", True)
+    return bool(unlike or evaluated.get("unpaired"))

@@ -7,6 +7,7 @@ from typing import Any
 from persyn.project.snapshot import Snapshot
 from persyn.report.page import REFERENCE, Table, count, decimal, interval, listed
 
+Cell = tuple[str, str, str, Any]  # strategy, task, metric, their fields in metrics/comparison.json
 NAMED = 3  # differences that the verdict lists one by one
 
 
@@ -57,9 +58,8 @@ def verdict(comparison: Mapping[str, Any] | None) -> str:
     if not differing:
         tasks = listed(list(dict.fromkeys(task for _, task, _, _ in cells)))
         sizes = [found["n"] for *_, found in cells]
-        of = f"all {len(cells)} differences are" if len(cells) > 1 else "the difference is"
         return (
-            f"{REFERENCE} minus {listed(list(comparison))}, on {tasks}: {of} within noise "
+            f"{REFERENCE} minus {listed(list(comparison))}, on {tasks}: {_undecided(cells)} "
             f"({_range([min(sizes), max(sizes)], 0)} items a task{_detectable(cells)})."
         )
     told = [
@@ -69,13 +69,14 @@ def verdict(comparison: Mapping[str, Any] | None) -> str:
     ]
     if len(differing) > NAMED:
         above = sum(found["difference"] > 0 for *_, found in differing)
+        identical = _identical(cells)
+        same = f", the same for every item in {identical}" if identical else ""
         return (
             f"Of {len(cells)} differences {REFERENCE} is above in {above}, below in {len(differing) - above} and "
-            f"within noise in {len(cells) - len(differing)}; the largest: {told[0]}."
+            f"within noise in {len(cells) - len(differing) - identical}{same}; the largest: {told[0]}."
         )
-    rest = len(cells) - len(differing)
-    within = f"; the other {rest} of {len(cells)} differences are within noise" if rest else ""
-    return f"{REFERENCE} is {', '.join(told)}{within}."
+    rest = [cell for cell in cells if cell[3]["verdict"] != "differs"]
+    return f"{REFERENCE} is {', '.join(told)}{f'; {_undecided(rest, len(cells))}' if rest else ''}."
 
 
 def asides(run: Snapshot) -> list[str]:
@@ -83,7 +84,7 @@ def asides(run: Snapshot) -> list[str]:
     found, over, cost = [], run.metric("router").get("over_majority"), run.metric("cost")
     if over:
         better = "better than" if over["difference"] > 0 else "worse than"
-        better = "not shown to be better than" if over["verdict"] == "within noise" else better
+        better = "not shown to be better than" if over["verdict"] != "differs" else better
         held_out = run.metric("router")["num_held_out"]
         found.append(
             f"On {held_out} held-out prompts the router is {better} one teacher for everything "
@@ -184,11 +185,31 @@ def _fewer(ratio: float, what: str) -> str:
     return f"{ratio:.2f} times fewer {what}" if ratio > 1 else f"{1 / ratio:.2f} times more {what}"
 
 
-def _detectable(cells: list[tuple[str, str, str, Any]]) -> str:
+def _undecided(cells: list[Cell], of: int | None = None) -> str:
+    """What is said of differences that no test calls one; `of` so many, where others do differ."""
+    identical, other = _identical(cells), "the other " if of else ""
+    among = f" of {of}" if of else ""
+    if identical == len(cells) == 1 and not of:
+        return "the comparison has the same score for every item"
+    if identical == len(cells):
+        return f"{other or 'all '}{identical}{among} comparisons have the same score for every item"
+    if identical:
+        within = f"{len(cells) - identical} of {len(cells)} differences are within noise"
+        return f"{'of the others, ' if of else ''}{within}; in {identical} every item has the same score"
+    if of:
+        return f"the other {len(cells)} of {of} differences are within noise"
+    return f"all {len(cells)} differences are within noise" if len(cells) > 1 else "the difference is within noise"
+
+
+def _identical(cells: list[Cell]) -> int:
+    return sum(cell[3]["verdict"] == "identical" for cell in cells)
+
+
+def _detectable(cells: list[Cell]) -> str:
     found = [cell[3]["mde"] for cell in cells if cell[3].get("mde") is not None]
-    return (
-        f"; the smallest true difference likely to be found is {_range([min(found), max(found)], 2)}" if found else ""
-    )
+    if found:
+        return f"; the smallest true difference likely to be found is {_range([min(found), max(found)], 2)}"
+    return "" if _identical(cells) == len(cells) else "; so few cannot show any difference"
 
 
 def _range(bounds: list[float], places: int) -> str:

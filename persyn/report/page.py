@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from markupsafe import Markup
 
+from persyn.comparison import detectable
 from persyn.project.snapshot import Snapshot
 from persyn.report.svg import STRATEGY_COLOURS, Look, looks
 
@@ -75,6 +77,12 @@ def decimal(number: float | None, places: int = 3, sign: bool = False) -> str:
 
 def interval(bounds: Sequence[float] | None) -> str:
     return "—" if bounds is None else f"{decimal(bounds[0], sign=True)} to {decimal(bounds[1], sign=True)}"
+
+
+def smallest(found: Mapping[str, Any]) -> str:
+    """The smallest detectable difference of a comparison; in words where none could be found."""
+    told = detectable(found)
+    return "—" if told == "-" else told
 
 
 def listed(names: Sequence[str], most: int = 6) -> str:

@@ -7,7 +7,7 @@ import polars as pl
 from persyn.plots import comparison_curve, ledger_curve
 from persyn.project.snapshot import Snapshot
 from persyn.report import bars, charts
-from persyn.report.page import REFERENCE, Chart, Section, Table, count, decimal, interval, strategy_looks
+from persyn.report.page import REFERENCE, Chart, Section, Table, count, decimal, interval, smallest, strategy_looks
 from persyn.report.svg import Look
 
 PARTS = {"parallel set": Look(6), "new answers of the chosen teachers": Look(0), "all teachers on all prompts": Look(1)}
@@ -19,7 +19,8 @@ def comparison_section(run: Snapshot) -> Section:
     lead = (
         f"{REFERENCE} minus each strategy, item by item. Right of the line {REFERENCE} scores higher; whether that is "
         "better depends on the metric. A difference is called within noise unless p, corrected for the number of "
-        "strategies compared on a metric (Holm), is below 0.05. Metrics and tasks are not corrected for."
+        "strategies compared on a metric (Holm), is below 0.05; identical, if no item has another score. "
+        "Metrics and tasks are not corrected for."
     )
     evaluation, comparison = run.metric("evaluation"), run.metric("comparison")
     if not evaluation:
@@ -33,8 +34,8 @@ def comparison_section(run: Snapshot) -> Section:
             f"{row['verdict']}"
             for row in gaps.iter_rows(named=True)
         )
-        caption = "Difference and its 95 % interval. Hollow and blue: within noise. Filled and orange: differs. "
-        caption += "No line: no item differs, or there is only one, so nothing is known of the noise."
+        caption = "Difference and its 95 % interval. Hollow and blue: within noise, or identical. Filled and "
+        caption += "orange: differs. No line: no item differs, or the items are too few to bound the difference."
         drawn = [Chart(charts.forest("forest", told, gaps), caption)]
     rows = [_compared(row, evaluation, comparison) for row in curve.iter_rows(named=True)]
     columns = ["task", "metric", "strategy", "verdict", "score", "items"]
@@ -114,7 +115,7 @@ def _compared(row: dict[str, Any], evaluation: Any, comparison: Any) -> list[str
         decimal(row["value"]) + (f" ± {decimal(scored['stderr'])}" if scored.get("stderr") is not None else ""),
         count(scored.get("n")),
         decimal(row["difference"], sign=True) + (f" ({interval(found['interval'])})" if found.get("interval") else ""),
-        decimal(found.get("mde")),
+        smallest(found),
         decimal(found.get("p_holm")),
     ]
 

@@ -18,9 +18,14 @@ from persyn.report.page import (
     interval,
     listed,
     percent,
+    smallest,
     teacher_looks,
 )
 from persyn.report.svg import Look
+from persyn.summary import told_hits
+
+HITS = {"hit_at_1": "Hit@1 ↑", "hit_at_3": "Hit@3 ↑", "hit_at_3_oracle": "Hit@3, oracle's ↑"}
+HIT_3 = "Hit@3: the best is among its three first; oracle's: its choice is among the three best. "
 
 
 def allocation_section(run: Snapshot) -> Section:
@@ -96,20 +101,15 @@ def router_section(run: Snapshot) -> Section:
     if not card:
         return Section("router", title, lead, missing=["router"])
     lead += f" Here: {card['num_held_out']:,} held-out prompts, {card['num_pairs']:,} pairs. {_worth(card)}"
-    names = {
-        "hit_at_1": "Hit@1 ↑",
-        "hit_at_3": "Hit@3 ↑",
-        "hit_at_3_oracle": "Hit@3, oracle's ↑",
-        "regret": "regret ↓",
-    }
+    names = {field: HITS[field] for field in told_hits(card)} | {"regret": "regret ↓"}
     ranked = {"router": card, **card["controls"]}
     panels = {label: {name: of[field] for name, of in ranked.items()} for field, label in names.items()}
     told = ", ".join(f"{name} {of['hit_at_1']:.2f}" for name, of in ranked.items())
     drawn = [
         Chart(
             bars.small_bars("controls", f"Router and controls. Hit@1: {told}", panels, "router"),
-            "Hit@1: it chose the best teacher. Hit@3: the best is among its three first; oracle's: its choice is among "
-            "the three best. Regret: mean reward lost against the best.",
+            f"Hit@1: it chose the best teacher. {HIT_3 if 'hit_at_3' in names else ''}"
+            "Regret: mean reward lost against the best.",
         )
     ]
     bins = run.reliability
@@ -142,7 +142,7 @@ def _card(card: Any) -> Table:
         ["calibration error (ECE)", decimal(card["calibration"])],
         ["reward over the majority teacher", decimal(over["difference"], sign=True)],
         ["its 95 % interval", interval(over["interval"])],
-        ["smallest detectable", decimal(over["mde"])],
+        ["smallest detectable", smallest(over)],
         ["p", decimal(over["p"])],
         ["verdict", over["verdict"]],
         ["entropy of its shares, of the oracle's (nats)", f"{card['entropy']:.3f}, {card['oracle_entropy']:.3f}"],
