@@ -10,8 +10,8 @@ from persyn.errors import InputError
 from persyn.project.params import check_params
 from science import project
 from science.project import lay_out, load_profile, make_project, profile_name, reproduce, seeded, with_changes
-from science.recipes import Recipe, collect, load_recipes, plan_jobs, run_jobs
-from science.report import write_report
+from science.recipes import Recipe, card_samples, collect, load_recipes, plan_jobs, run_jobs
+from science.report import ROUTER_ALONE, write_report
 from science.studies import STUDIES
 from tests.support.tiny import build_model, tiny_params
 
@@ -90,7 +90,8 @@ def test_a_recipe_runs_its_variants_and_ends_in_a_table_and_a_plot(work: Path, t
     assert comparison.keys() == {"0.5", "1"}
     assert comparison["1"]["router"]["regret"]["n_seeds"] == 1
     text = write_report("alpha", recipe.question, recipe.axis, comparison, "python -m science alpha", tmp_path / "out")
-    assert "within noise" in text
+    assert "within noise" not in text, "one seed tests nothing"
+    assert ROUTER_ALONE in text
     assert json.loads((tmp_path / "out/alpha.json").read_text())["variants"].keys() == {"0.5", "1"}
     assert (tmp_path / "out/alpha.svg").read_text().count("Does alpha matter?") == 1
     study, _, reference = STUDIES["controls"]
@@ -114,6 +115,22 @@ def test_the_committed_results_of_the_micro_world_say_what_the_readme_says() -> 
     pages = [(ROOT / name).read_text().replace("`", "") for name in ("docs/science.md", "README.md")]
     assert all(f"| {name} | {value:.3f}" in pages[0] for name, value in accuracy.items())
     assert all(f"| {name} | {value:.3f}" in pages[1] for name, value in accuracy.items() if f"| {name} |" in pages[1])
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "metrics/science/micro").glob("*.json")), ids=lambda file: file.stem)
+def test_the_committed_tables_claim_no_more_than_they_show(file: Path) -> None:
+    """No share outside [0, 1], no noise between equal runs, no accuracy where no student was trained."""
+    variants = json.loads(file.read_text())["variants"]
+    found = [fields for tasks in variants.values() for metrics in tasks.values() for fields in metrics.values()]
+    assert all(0 <= bound <= 1 for fields in found for bound in fields["interval"] or [])
+    same = [fields for fields in found if fields.get("difference_interval", ...) is None]
+    assert all(fields["verdict"] in ("identical", "not tested") for fields in same)
+    trained = any(task != "router" for tasks in variants.values() for task in tasks)
+    assert (ROUTER_ALONE in file.with_suffix(".md").read_text()) != trained
+
+
+def test_hit_at_3_of_three_teachers_is_left_out_of_tables() -> None:
+    assert card_samples({"hit_at_1": 0.5, "hit_at_3": None})["metric"].to_list() == ["hit_at_1"]
 
 
 def test_a_stage_that_fails_is_named_with_what_it_said(work: Path, tmp_path: Path) -> None:
