@@ -13,7 +13,7 @@ from stages import run
 def main(name: str, prompts: str, cleaning: str, routes: str, routed: str, out: str, metrics: str, readme: str) -> None:
     params = read_params()
     asked, teachers = read_table(prompts, PROMPTS), params.teachers
-    scoring = store_folder(), params.quality, params.speed_of(JUDGE), params.budget
+    scoring = store_folder(), params.quality, params.speed_of(JUDGE), params.budget, teachers
     dataset, counts = build_dataset(
         asked,
         read_table(routed, RESPONSES),

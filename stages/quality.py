@@ -7,10 +7,11 @@ from persyn.store import store_folder
 from stages import run
 
 
-def main(prompts: str, responses: str, out: str) -> None:
+def main(name: str, prompts: str, responses: str, out: str) -> None:
     params = read_params()
     tables = read_table(prompts, PROMPTS), read_table(responses, RESPONSES)
-    quality = score_quality(*tables, store_folder(), params.quality, params.speed_of(JUDGE), params.budget)
+    how = params.quality, params.speed_of(JUDGE), params.budget, {name: params.named("teachers", name)}
+    quality = score_quality(*tables, store_folder(), *how)
     write_table(quality, out, QUALITY)
 
 

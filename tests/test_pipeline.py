@@ -23,7 +23,7 @@ NEUTRAL = {"persyn/__init__.py", "persyn/project"} | {
 # What a training tells while it runs is no result; a DVC file cannot be an output.
 UNDECLARED = re.compile(r"metrics/live/|metrics/reports/dvc\.yaml$")
 DERIVED = {"anchored": "teachers", "speed_of": "speed"}  # what Params tells of a section
-IMPLIED = {"evaluation": {"data/raw/evaluation"}}  # named by the task files
+IMPLIED = {"evaluation": {"data/raw/evaluation"}, "quality": {"data/raw"}}  # named by task files, by `precomputed`
 WHETHER = {"responses": {"licenses"}, "routed": {"licenses"}}  # another licence allowed asks nothing again
 
 

@@ -14,16 +14,20 @@ from persyn.chat import encode_prompt, with_chat_template
 from persyn.errors import InputError
 from persyn.generation import Precomputed, Sampling, Teacher
 from persyn.generation.budget import Budget
+from persyn.generation.precomputed import precomputed_suffix
 from persyn.generation.requests import open_store, prepare_requests, stored_response
 from persyn.generation.terms import Licenses
 from persyn.generation.transformers import TransformersSpeed
 from persyn.models import load_tokenizer
+from persyn.project.params import check_params
+from persyn.quality import QualitySettings, score_quality
 from persyn.responses import generate_responses
 from persyn.routed import build_routed
-from persyn.schemas import RESPONSES, ROUTES, check_table
+from persyn.schemas import QUALITY, RESPONSES, ROUTES, check_table
 from persyn.store import count_rows, shelves
 from tests.support.stub import stub_teacher
-from tests.support.tables import prompts_table
+from tests.support.tables import prompts_table, responses_table
+from tests.support.tiny import tiny_params
 
 TEXTS = [f"Tell story number {number}." for number in range(6)]
 PROMPTS = prompts_table(TEXTS)
@@ -213,3 +217,101 @@ def test_a_store_that_was_filled_before_is_read(
     [request] = prepare_requests(PROMPTS[:1], taken)
     assert (request.key, request.precomputed) == (key, f"{key}:90a47e6d64fa98e6")
     assert open_store(tmp_path, who).folder == tmp_path / "name-c69e6411"
+
+
+def given(responses: pl.DataFrame, who: Teacher, folder: Path) -> dict[str, float]:
+    """The quality of the teacher's responses by the method given, by the text of the response."""
+    settings = QualitySettings(methods={"instruction": "given"})
+    table = score_quality(PROMPTS, responses, folder, settings, teachers={"t": who})
+    check_table(table, QUALITY, "quality")
+    by_prompt = dict(responses.select("prompt_id", "response").rows())
+    return {by_prompt[identity]: quality for identity, quality in table.select("prompt_id", "quality").rows()}
+
+
+def scored(texts: list[str], scores: list[Any]) -> list[dict[str, Any]]:
+    return [{**row, "rating": score} for row, score in zip(told(texts), scores, strict=True)]
+
+
+def test_a_score_that_responses_have_is_their_quality(tokenizer_only: str, tmp_path: Path) -> None:
+    """Numbers and their text; of repeated judgements the mean; other responses to the prompt do not count."""
+    rows = scored(TEXTS, [4, 4.5, "3.25", " -1e2 ", 0.1, 0])
+    rows += [{"prompt": f" {TEXTS[0]}\r\n", "response": f"Once: {TEXTS[0]} ", "rating": 1}]
+    rows += [{"prompt": TEXTS[1], "response": "another one", "rating": 0}]
+    source = write(tmp_path, rows).changed(score="rating")
+    who = teacher(tokenizer_only, source)
+    table = generate_responses(PROMPTS, "t", who, tmp_path / "store", SPEED)
+    expected = dict(zip(table["response"], [2.5, 4.5, 3.25, -100.0, 0.1, 0.0], strict=True))
+    assert given(table, who, tmp_path) == expected
+
+
+def test_scores_by_template_as_in_a_rating_set(tokenizer_only: str, tmp_path: Path) -> None:
+    """One row a prompt, all models in it, each with its rating; a model that has not answered is left out."""
+    rows = [
+        {"instruction": text, "completions": [{"model": by, "text": f"{by} says", "rating": rating} for by in names]}
+        for rating, (text, names) in enumerate(zip(TEXTS, [("x", "me"), ("me", "x"), ("x",)] * 2, strict=True))
+    ]
+    mine = "(completions | selectattr('model', 'eq', 'me') | first)"
+    fields = {"prompt": "{{ instruction }}", "response": f"{{{{ {mine}.text }}}}", "score": f"{{{{ {mine}.rating }}}}"}
+    where = "{{ completions | selectattr('model', 'eq', 'me') | list | length }}"
+    who = teacher(tokenizer_only, write(tmp_path, rows).changed(**fields, where=where))
+    few = PROMPTS[[0, 1, 3, 4]]
+    table = generate_responses(few, "t", who, tmp_path / "store", SPEED)
+    settings = QualitySettings(methods={"instruction": "given"})
+    found = score_quality(PROMPTS, table, tmp_path, settings, teachers={"t": who})
+    by_prompt = dict(found.select("prompt_id", "quality").rows())
+    assert [by_prompt[identity] for identity in few["prompt_id"]] == [0.0, 1.0, 3.0, 4.0]
+
+
+def test_responses_without_a_score_are_left_out_and_counted(
+    tokenizer_only: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = scored(TEXTS[:5], [1, None, "good", "1_0", "1e999"])
+    who = teacher(tokenizer_only, write(tmp_path, rows).changed(score="rating"))
+    made = generate_responses(PROMPTS[:5], "t", who, tmp_path / "store", SPEED)
+    generated = responses_table(PROMPTS[5:], "t", ["not in the data set"])
+    with caplog.at_level(logging.WARNING, "persyn"):
+        assert given(made.vstack(generated), who, tmp_path) == {f"Once: {TEXTS[0]}": 1.0}
+    [line] = caplog.messages
+    assert line.startswith("t: 5 of 6 responses have no score in ")
+    assert "(with an empty one: 1; generated responses have none)" in line
+    assert "3 scores are no finite number (row 2: 'good', row 3: '1_0', row 4: '1e999'); 1 scores were read" in line
+
+
+def test_where_no_score_is_left_it_is_one_clear_line(tokenizer_only: str, tmp_path: Path) -> None:
+    rows = scored(TEXTS, ["good"] * 6)
+    source = write(tmp_path, rows)
+    who = teacher(tokenizer_only, source.changed(score="rating"))
+    table = generate_responses(PROMPTS, "t", who, tmp_path / "store", SPEED)
+    with pytest.raises(InputError, match=r"^teachers\.t\.precomputed\.score: 6 of 6 .* 6 scores are no finite number"):
+        given(table, who, tmp_path)
+    with pytest.raises(InputError, match=r"^teachers\.t\.precomputed\.score: 1 of 1 .*generated responses have none"):
+        given(responses_table(PROMPTS[:1], "t", ["generated"]), who, tmp_path)
+    with pytest.raises(InputError, match=r"^teachers\.t\.precomputed\.score is null, .* given needs"):
+        given(table, teacher(tokenizer_only, source), tmp_path)
+    with pytest.raises(InputError, match=r"^teachers\.t\.precomputed is null, .* given needs"):
+        given(table, teacher(tokenizer_only, None), tmp_path)
+    write(tmp_path, scored(TEXTS, [True] * 6))
+    with pytest.raises(InputError, match=r"row 0, column 'rating' is bool; it must hold numbers .* 1 if rating else 0"):
+        given(table, who, tmp_path)
+
+
+def test_a_score_added_later_asks_for_nothing_again(tokenizer_only: str, tmp_path: Path) -> None:
+    source = write(tmp_path, scored(TEXTS, [1] * 6))
+    keys = {precomputed_suffix(teacher(tokenizer_only, each)) for each in (source, source.changed(score="rating"))}
+    assert len(keys) == 1
+
+
+def test_every_teacher_without_a_score_is_named_before_anything_runs() -> None:
+    params = tiny_params("model")
+    first, second, *_ = params["teachers"]
+    params["quality"]["methods"]["math"] = "given"
+    params["teachers"][first]["precomputed"] = {"path": "a.jsonl"}
+    params["teachers"][second]["precomputed"] = {"path": "a.jsonl", "score": "rating"}
+    with pytest.raises(InputError) as raised:
+        check_params(params)
+    lines = list(raised.value.args)
+    assert len(lines) == len(params["teachers"]) - 1
+    assert lines[0].startswith(
+        f"params.yaml: teachers.{first}.precomputed.score is null; quality.methods.math is given"
+    )
+    assert not any(f"teachers.{second}." in line for line in lines)

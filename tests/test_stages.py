@@ -40,7 +40,7 @@ def run_up_to_routed(teachers: list[str], strategies: list[str]) -> None:
     for teacher in teachers:
         responses = f"data/responses/{teacher}.parquet"
         run_stage("responses", teacher, PROMPTS, responses)
-        run_stage("quality", PROMPTS, responses, f"data/quality/{teacher}.parquet")
+        run_stage("quality", teacher, PROMPTS, responses, f"data/quality/{teacher}.parquet")
     run_stage("learnability", PROMPTS, "data/responses", "data/learnability")
     run_stage("defects", PROMPTS, "data/responses", "data/defects.parquet", "metrics/defects.json")
     scored = "data/quality", "data/learnability", "data/defects.parquet"

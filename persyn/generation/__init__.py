@@ -59,6 +59,9 @@ class Precomputed(Rows):
     """Column or template of the prompt. It must equal the prompt's text, except for blanks at the ends of lines."""
     response: str = "response"
     """Column or template of the response."""
+    score: str | None = None
+    """Column (of numbers or their text) or template of the response's score, higher for better, for the quality method
+    `given`."""
 
 
 def _known_backend(name: str) -> str:

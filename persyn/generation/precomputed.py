@@ -8,8 +8,10 @@ either changes, the rows are read again.
 import hashlib
 import json
 import logging
-from collections import Counter
-from collections.abc import Mapping
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Set
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +25,7 @@ from persyn.prompts.sources import normalise, prompt_id
 
 logger = logging.getLogger(__name__)
 HERE = Path()
+NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 
 
 def precomputed_suffix(teacher: Teacher) -> str:
@@ -35,7 +38,8 @@ def precomputed_suffix(teacher: Teacher) -> str:
     source = teacher.precomputed
     if source is None:
         return ""
-    fields = json.dumps([source.model_dump(), source.origin(HERE)], sort_keys=True)
+    # The score decides no response, and stores that were filled before there was one are read as before.
+    fields = json.dumps([source.model_dump(exclude={"score"}), source.origin(HERE)], sort_keys=True)
     return hashlib.sha256(fields.encode()).hexdigest()[:16]
 
 
@@ -62,8 +66,7 @@ def read_precomputed(
     found: dict[str, dict[str, Any]] = {}
     tokenizer: Any = None
     for row in source.read(HERE, prompt=source.prompt, response=source.response).values():
-        identity = prompt_id(normalise(row["prompt"] or ""))
-        response = (row["response"] or "").encode("utf-8", "replace").decode().strip()
+        identity, response = _key(row)
         if identity not in prompts or (identity in found and response):
             count["unmatched"] += 1
             continue
@@ -84,6 +87,60 @@ def read_precomputed(
         *(name, len(found), origin, count["unmatched"], count["empty"], count["too long"], max_tokens),
     )
     return found
+
+
+def read_scores(wanted: Set[tuple[str, str]], name: str, source: Precomputed) -> dict[tuple[str, str], float]:
+    """The scores that the data set gives to these responses; of several rows with the same prompt and response, their
+    mean. Responses without a score are counted in the log, by why they have none.
+
+    Args:
+        wanted: (prompt_id, response) of the teacher's responses.
+        name: the teacher's key in params.yaml.
+        source: its `precomputed`, with a `score`.
+
+    Returns:
+        (prompt_id, response) -> score, of those that have one.
+
+    Raises:
+        InputError: the rows cannot be read, or no response has a score.
+    """
+    if source.score is None:
+        raise InputError(f"teachers.{name}.precomputed.score is null, which the quality method given needs; name it")
+    scores, empty, wrong = defaultdict[tuple[str, str], list[float]](list), set[tuple[str, str]](), list[str]()
+    fields = {"prompt": source.prompt, "response": source.response, "score": source.score}
+    for number, row in source.read(HERE, numeric=["score"], **fields).items():
+        key, text = _key(row), (row["score"] or "").strip()
+        if key not in wanted:
+            continue
+        score = float(text) if NUMBER.fullmatch(text) else math.nan
+        if math.isfinite(score):
+            scores[key].append(score)
+        elif text:
+            wrong.append(f"row {number}: {text[:40]!r}")
+        else:
+            empty.add(key)
+    absent = len(wanted) - len(scores)
+    told = (
+        f"{absent} of {len(wanted)} responses have no score in {source.name} (with an empty one: "
+        f"{len(empty - scores.keys())}; generated responses have none); {len(wrong)} scores are no finite number"
+        f"{' (' + ', '.join(wrong[:3]) + ')' if wrong else ''}"
+    )
+    if not scores:
+        raise InputError(
+            f"teachers.{name}.precomputed.score: {told}; correct its column or template, or choose another method "
+            f"than given in quality.methods"
+        )
+    logger.log(
+        logging.WARNING if absent or wrong else logging.INFO,
+        *("%s: %s; %d scores were read", name, told, sum(map(len, scores.values()))),
+    )
+    return {key: math.fsum(values) / len(values) for key, values in scores.items()}
+
+
+def _key(row: Mapping[str, str | None]) -> tuple[str, str]:
+    """prompt_id and response of a row, as the tables have them."""
+    response = (row["response"] or "").encode("utf-8", "replace").decode().strip()
+    return prompt_id(normalise(row["prompt"] or "")), response
 
 
 def _tokenizer(name: str, teacher: Teacher) -> Any:

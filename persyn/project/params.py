@@ -146,6 +146,7 @@ class Params(Settings):
         ]
         without = sorted({source.domain for source in self.prompts.sources} - set(self.quality.methods))
         wrong += [(("quality", "methods"), f"has no method for {domain}, the domain of a source") for domain in without]
+        wrong += self._without_scores()
         if JUDGE in self.teachers:
             wrong.append((("teachers", JUDGE), "has the name that speed.teachers keeps for the judge; choose another"))
         _refuse(type(self).__name__, wrong)
@@ -156,6 +157,19 @@ class Params(Settings):
                 place = ("speed", "teachers", name)
                 _refuse(type(self).__name__, [((*place, *one["loc"]), one["msg"]) for one in error.errors()])
         return self
+
+    def _without_scores(self) -> list[tuple[tuple[Any, ...], str]]:
+        """The teachers without the scores that the quality method given needs."""
+        domains = {source.domain for source in self.prompts.sources}
+        given = sorted(domain for domain in domains if self.quality.methods.get(domain) == "given")
+        return [
+            (
+                ("teachers", name, "precomputed", *(["score"] if teacher.precomputed else [])),
+                f"is null; quality.methods.{given[0]} is given, which needs the column of the responses' scores",
+            )
+            for name, teacher in self.teachers.items()
+            if given and (teacher.precomputed is None or teacher.precomputed.score is None)
+        ]
 
 
 def read_params(path: Path | str | None = None) -> Params:

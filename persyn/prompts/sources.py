@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -70,11 +70,12 @@ class Rows(Settings):
         with _file(folder, self).open("rb") as file:
             return f"{self.path}@{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
-    def read(self, folder: Path, **fields: str) -> dict[int, dict[str, str | None]]:
+    def read(self, folder: Path, *, numeric: Collection[str] = (), **fields: str) -> dict[int, dict[str, str | None]]:
         """The text of every field, by row number from 0.
 
         Args:
             folder: that `path` is relative to.
+            numeric: the fields whose column may hold numbers; their text is the shortest that reads back as them.
             fields: field -> column or template.
 
         Raises:
@@ -90,7 +91,7 @@ class Rows(Settings):
                 )
             holds = self._text("where", self.where, rows)
             numbers = [number for number in numbers if (holds(number) or "").strip().lower() not in FALSE]
-        texts = {field: self._text(field, given, rows) for field, given in fields.items()}
+        texts = {field: self._text(field, given, rows, field in numeric) for field, given in fields.items()}
         return {number: {field: text(number) for field, text in texts.items()} for number in numbers[: self.limit]}
 
     def _columns(self, fields: Mapping[str, str]) -> set[str]:
@@ -104,7 +105,9 @@ class Rows(Settings):
                 named.add(given)
         return named
 
-    def _text(self, field: str, given: str, rows: list[dict[str, Any]]) -> Callable[[int], str | None]:
+    def _text(
+        self, field: str, given: str, rows: list[dict[str, Any]], numeric: bool = False
+    ) -> Callable[[int], str | None]:
         """A function from a row's number to the field's text."""
         columns = ", ".join(dict.fromkeys(name for row in rows for name in row))
         if is_template(given):
@@ -125,10 +128,14 @@ class Rows(Settings):
 
         def stored(number: int) -> str | None:
             value = rows[number].get(given)
+            if numeric and isinstance(value, int | float) and not isinstance(value, bool):
+                return repr(value)
             if not isinstance(value, str | None):
+                needed = ("numbers", f"one by a template: {{{{ 1 if {given} else 0 }}}}")
+                needed = needed if numeric else ("text", f"text by a template: {{{{ {given} }}}}")
                 raise InputError(
-                    f"source {self.name}: row {number}, column {given!r} is {type(value).__name__}; it must hold text "
-                    f"(or be made text by a template: {{{{ {given} }}}})"
+                    f"source {self.name}: row {number}, column {given!r} is {type(value).__name__}; it must hold "
+                    f"{needed[0]} (or be made {needed[1]})"
                 )
             return value
 

@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -12,8 +13,10 @@ from pydantic import AfterValidator, Field, model_validator
 from tqdm import tqdm
 
 from persyn.errors import InputError, did_you_mean
+from persyn.generation import Teacher
 from persyn.generation.budget import Budget
 from persyn.generation.openai import OpenAISpeed
+from persyn.generation.precomputed import read_scores
 from persyn.prompts import Domain
 from persyn.quality.judge import JudgeSettings, judge_scores
 from persyn.quality.reward_model import RewardModelSettings, reward_model_scores
@@ -27,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 
 def quality_methods() -> list[str]:
-    """The methods that `quality.methods` may name: the verifiers, and two that use models."""
-    return [*VERIFIERS, "unit_tests", "reward_model", "judge"]
+    """The methods that `quality.methods` may name: the verifiers, two that use models, and scores that exist."""
+    return [*VERIFIERS, "unit_tests", "reward_model", "judge", "given"]
 
 
 def _known_method(name: str) -> str:
@@ -51,7 +54,8 @@ class QualitySettings(Settings):
     methods: dict[Domain, Method]
     """Domain -> checkers (share of the constraints in `reference` that hold), math_verify (1 if the final answer equals
     `reference`, else 0), unit_tests (1 if the code passes the tests in `reference`, else 0), reward_model (the scalar
-    of a sequence-classification model) or judge (a language model's grade)."""
+    of a sequence-classification model), judge (a language model's grade) or given (the score that the response has in
+    its teacher's `precomputed`; every teacher needs one)."""
     reward_model: RewardModelSettings | None = None
     """Needed by the method reward_model."""
     judge: JudgeSettings | None = None
@@ -72,22 +76,25 @@ def score_quality(
     settings: QualitySettings,
     speed: OpenAISpeed | None = None,
     budget: Budget | None = None,
+    teachers: Mapping[str, Teacher] | None = None,
 ) -> pl.DataFrame:
     """Score every response by the method of its prompt's domain. Errors have no score. A score that is not finite is
     left out with a warning. A prompt without a score is left out of the rewards.
 
     Args:
         prompts: PROMPTS.
-        responses: RESPONSES of one teacher, each prompt_id in `prompts`.
+        responses: RESPONSES, each prompt_id in `prompts`.
         folder: the response store, which keeps the scores of reward models and the verdicts of judges.
         speed: the knobs of the judge's server.
         budget: tokens that may be paid for; None sets no limit.
+        teachers: name -> teacher of these responses, for the method given.
 
     Returns:
         QUALITY.
 
     Raises:
-        InputError: a domain has no method, or a reference it needs is missing or malformed.
+        InputError: a domain has no method, a reference it needs is missing or malformed, or no response of a teacher
+            has the score that the method given needs.
     """
     written = responses.filter(pl.col("finish_reason") != "error")
     rows = written.join(prompts, on="prompt_id", how="left", validate="m:1").sort("prompt_id")
@@ -100,6 +107,8 @@ def score_quality(
             scores = reward_model_scores(part, folder, settings.reward_model)
         elif method == "judge" and settings.judge:
             scores = judge_scores(part, folder, speed or OpenAISpeed(), budget, settings.judge)
+        elif method == "given":
+            scores = _given(part, teachers or {})
         else:
             scores = _verified(part, method)
         parts.append(part.select("prompt_id", "teacher", quality=pl.Series(scores, dtype=pl.Float64)))
@@ -108,6 +117,20 @@ def score_quality(
     if broken.height:
         logger.warning("%d scores are not finite and left out, first %s", broken.height, broken.rows()[:3])
     return scored.filter(pl.col("quality").is_finite())
+
+
+def _given(rows: pl.DataFrame, teachers: Mapping[str, Teacher]) -> list[float | None]:
+    """The scores in the teachers' precomputed data sets, row by row; None where there is none."""
+    scores: dict[tuple[str, str, str], float] = {}
+    for name in rows["teacher"].unique().sort():
+        source = teachers[name].precomputed if name in teachers else None
+        if source is None:
+            raise InputError(
+                f"teachers.{name}.precomputed is null, whose score the quality method given needs; name a data set"
+            )
+        wanted = set(rows.filter(teacher=name).select("prompt_id", "response").rows())
+        scores |= {(name, *key): score for key, score in read_scores(wanted, name, source).items()}
+    return [scores.get(key) for key in rows.select("teacher", "prompt_id", "response").rows()]
 
 
 def _verified(rows: pl.DataFrame, method: str) -> list[float]:
