@@ -7,13 +7,19 @@ import polars as pl
 from polars import selectors as cs
 
 from persyn.defects import Policies
-from persyn.rewards import RewardSettings, build_rewards
+from persyn.rewards import RewardSettings, join_scores, mix_rewards
+from persyn.statistics import tie_width
 
 Scores = tuple[
-    Mapping[str, pl.DataFrame], Mapping[str, pl.DataFrame], pl.DataFrame, Sequence[str], Policies, Sequence[str]
+    Mapping[str, pl.DataFrame],
+    Mapping[str, pl.DataFrame],
+    pl.DataFrame,
+    Sequence[str],
+    Policies,
+    Sequence[str],
+    pl.DataFrame | None,
 ]
 ALPHAS = [tenths / 10 for tenths in range(11)]
-TIE = 1e-9  # rewards closer than this differ only by rounding
 
 
 def allocation_curve(allocations: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
@@ -57,11 +63,12 @@ def alpha_curve(
     policies: Policies,
     settings: RewardSettings,
     anchored: Sequence[str] = (),
+    domains: pl.DataFrame | None = None,
 ) -> pl.DataFrame:
     """For how many parallel prompts each teacher would be the best under other weights of learnability.
 
     Args:
-        quality, learnability, defects, teachers, policies, anchored: as build_rewards takes them.
+        quality, learnability, defects, teachers, policies, anchored, domains: as build_rewards takes them.
         settings: the section `rewards`; its alpha is ignored.
 
     Returns:
@@ -71,11 +78,9 @@ def alpha_curve(
     Raises:
         InputError: as build_rewards.
     """
-    tables = quality, learnability, defects, teachers, policies
+    scores = join_scores(quality, learnability, defects, teachers, policies, anchored, domains)
     shares = [
-        _best(build_rewards(*tables, settings.changed(alpha=alpha), anchored)[0]).select(
-            pl.lit(alpha).alias("alpha"), pl.all()
-        )
+        _best(mix_rewards(scores, settings.changed(alpha=alpha))).select(pl.lit(alpha).alias("alpha"), pl.all())
         for alpha in ALPHAS
     ]
     return pl.concat(shares)
@@ -140,7 +145,7 @@ def build_plots(
     """All curves of a run, in the form that DVC's own templates draw.
 
     Args:
-        scores: teacher -> QUALITY, teacher -> LEARNABILITY, DEFECTS, and the last three of alpha_curve.
+        scores: teacher -> QUALITY, teacher -> LEARNABILITY, DEFECTS, and the last four of alpha_curve.
         weighing: the section `rewards` of params.yaml.
         rewards: REWARDS.
         allocations, evaluations, comparison, cost: as the curves of these names take them.
@@ -153,10 +158,11 @@ def build_plots(
     Raises:
         InputError: as build_rewards.
     """
-    quality, learnability, defects, teachers, policies, anchored = scores
+    quality, learnability, defects, teachers, policies, anchored, domains = scores
     tables = pl.concat(quality.values()), pl.concat(learnability.values()), defects
     compared = comparison_curve(comparison, evaluations).filter(pl.col("difference").is_not_null())
-    landscape, alpha = landscape_curve(rewards), alpha_curve(*tables, teachers, policies, weighing, anchored)
+    landscape = landscape_curve(rewards)
+    alpha = alpha_curve(*tables, teachers, policies, weighing, anchored, domains)
     curves = {
         "allocation": _labelled(allocation_curve(allocations), "strategy", "teacher"),
         "landscape": _spread(landscape, landscape.columns, "learnability"),
@@ -197,7 +203,7 @@ def plot_entries(teachers: Sequence[str], strategies: Sequence[str]) -> dict[str
 
 def _best(rewards: pl.DataFrame) -> pl.DataFrame:
     """teacher, share of the prompts of REWARDS on which its reward is the highest; ties are split equally."""
-    first = pl.col("reward") >= pl.col("reward").max().over("prompt_id") - TIE
+    first = pl.col("reward") >= pl.col("reward").max().over("prompt_id") - tie_width("reward")
     won = first / first.sum().over("prompt_id")
     prompts = rewards["prompt_id"].n_unique()
     return rewards.with_columns(won=won).group_by("teacher").agg(share=pl.col("won").sum() / prompts).sort("teacher")

@@ -1,9 +1,11 @@
 """Rewards: raw quality and learnability -> one reward a response, comparable within its prompt."""
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import polars as pl
 from pydantic import Field
 
@@ -11,8 +13,14 @@ from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.schemas import REWARDS
 from persyn.settings import Settings, Share
+from persyn.statistics import TIE, tie_width
 
+logger = logging.getLogger(__name__)
 KEYS = ["prompt_id", "teacher"]
+ALPHAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
+"""The weights of learnability that the metrics compare the chosen one with."""
+FLAT = 0.2
+"""If no pair changes over a range of alpha this wide, the stage says so."""
 
 
 class RewardSettings(Settings):
@@ -24,10 +32,20 @@ class RewardSettings(Settings):
     """How much the weight depends on the prompt (ours, not the paper's). It is alpha + alpha_slope * (e - 1/2), clipped
     to 0 to 1; e is the rank of the prompt's mean quality among all prompts, 0 to 1. Above 0, learnability decides
     prompts on which most teachers do well, quality decides hard ones."""
-    normalization: Literal["min_max", "z_score", "none"] = "min_max"
-    """Over the responses to a prompt: min_max to 0 to 1; z_score; none. Equal scores normalise to 0."""
+    normalization: Literal["min_max", "z_score", "rank", "shared", "none"] = "min_max"
+    """Over the responses to a prompt: min_max to 0 to 1; z_score; rank (0 for the worst to 1 for the best, equal scores
+    share the mean of their ranks); shared (minus the prompt's mean, divided by the standard deviation within prompts
+    of the whole domain, so that a small difference stays small); none. Equal scores normalise to 0. Where quality has
+    two values, min_max gives the same pairs for every alpha below 1/2: shared and rank do not. Penalised responses do
+    not count; their scores are clipped to the range of the others."""
+    length_control: bool = False
+    """Whether quality is freed from what length alone brings, since judges favour long responses (ours, after
+    AlpacaEval-LC, arXiv 2404.04475): quality - slope * (log tokens - their mean on the prompt). One slope a domain, by
+    least squares with an effect of each prompt and each teacher, so that a good teacher that writes long keeps its
+    lead."""
     penalty: Annotated[float, Field(ge=0)] = 1.0
-    """Subtracted from the reward of a response with a defect; with min_max, 1 or more ranks it below all others."""
+    """Subtracted from the reward of a response with a defect; with min_max or rank, 1 or more puts it above no
+    other."""
 
 
 def build_rewards(
@@ -38,6 +56,7 @@ def build_rewards(
     policies: Policies,
     settings: RewardSettings,
     anchored: Sequence[str] = (),
+    domains: pl.DataFrame | None = None,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """r = (1 - alpha) * r_q + alpha * r_l (PerSyn, Eq. 2), both normalised over the teachers of a prompt.
 
@@ -49,33 +68,38 @@ def build_rewards(
             finite) is left out and counted: no comparison on it would be fair.
         policies: which defects cost settings.penalty.
         anchored: the teachers that got only some prompts: a prompt is complete without them.
+        domains: columns prompt_id and domain; None: all prompts are of one. Quality's scale is the domain's own.
 
     Returns:
         REWARDS and their metrics: {prompts, kept, dropped: {incomplete}, penalised, ties (prompts on which all rewards
         are equal), length_correlation (Spearman, of reward and response tokens: near 1 or -1, the reward mostly
-        measures length; None where either is constant), teachers: {name: {quality, learnability, reward: mean}}}.
+        measures length; None where either is constant), length_within_prompt: {uncontrolled, controlled: the mean
+        over prompts of that correlation on the prompt, without and with length_control, whichever is chosen},
+        length_slopes: {domain: quality a unit of log tokens}, alpha: as alpha_effect, teachers: {name: {quality,
+        learnability, reward: mean}}}.
 
     Raises:
         InputError: a score belongs to an unknown teacher, or no prompt is left.
     """
-    alpha, alpha_slope, penalty = settings.alpha, settings.alpha_slope, settings.penalty
-    scores = quality.join(learnability, on=KEYS, how="full", coalesce=True, validate="1:1").sort(KEYS)
-    complete = _complete(scores, teachers, anchored).join(defects, on=KEYS, how="left", validate="1:1").sort(KEYS)
-    penalised = pl.any_horizontal(pl.lit(False), *policies.kinds("penalise", "drop")).fill_null(False)
-    normalised = complete.with_columns(r_q=_normalised("quality", settings.normalization), penalised=penalised)
-    normalised = normalised.with_columns(r_l=_normalised("learnability", settings.normalization))
-    weight = pl.lit(alpha) if not alpha_slope else (alpha + alpha_slope * (_ease() - 0.5)).clip(0, 1)
-    mixed = (1 - weight) * pl.col("r_q") + weight * pl.col("r_l")
-    rewards = normalised.with_columns(reward=mixed - pl.when("penalised").then(float(penalty)).otherwise(0.0))
-    prompts, kept = scores["prompt_id"].n_unique(), complete["prompt_id"].n_unique()
-    spread = rewards.group_by("prompt_id").agg(pl.col("reward").max() > pl.col("reward").min())
-    counts = {
+    scores = join_scores(quality, learnability, defects, teachers, policies, anchored, domains)
+    both = {control: settings.changed(length_control=control) for control in (False, True)}
+    mixed = {control: mix_rewards(scores, how) for control, how in both.items()}
+    rewards = mixed[settings.length_control]
+    prompts = len(set(quality["prompt_id"]) | set(learnability["prompt_id"]))
+    kept = rewards["prompt_id"].n_unique()
+    counts: dict[str, Any] = {
         "prompts": prompts,
         "kept": kept,
         "dropped": {"incomplete": prompts - kept},
-        "penalised": int(normalised["penalised"].sum()),
-        "ties": int((~spread["reward"]).sum()),
-        "length_correlation": _correlation(rewards),
+        "penalised": int(rewards["penalised"].sum()),
+        "ties": _count_ties(rewards),
+        "length_correlation": _finite(rewards.select(pl.corr("reward", "num_tokens", method="spearman")).item()),
+        "length_within_prompt": {
+            "uncontrolled": _correlation_within(mixed[False]),
+            "controlled": _correlation_within(mixed[True]),
+        },
+        "length_slopes": dict(scores.select(pl.col("domain").fill_null("all"), "slope").unique().sort("domain").rows()),
+        "alpha": alpha_effect(rewards, settings),
         "teachers": {
             row.pop("teacher"): row
             for row in rewards.group_by("teacher")
@@ -84,19 +108,165 @@ def build_rewards(
             .to_dicts()
         },
     }
+    _tell_alpha(counts["alpha"], settings)
     return rewards.select(REWARDS.names()), counts
 
 
-def _normalised(column: str, normalization: str) -> pl.Expr:
-    value = pl.col(column)
+def join_scores(
+    quality: pl.DataFrame,
+    learnability: pl.DataFrame,
+    defects: pl.DataFrame,
+    teachers: Sequence[str],
+    policies: Policies,
+    anchored: Sequence[str] = (),
+    domains: pl.DataFrame | None = None,
+) -> pl.DataFrame:
+    """All that mix_rewards needs, of the prompts with all scores; arguments and errors as of build_rewards.
+
+    Returns:
+        QUALITY joined with LEARNABILITY; penalised; domain; log_tokens, minus their mean on the prompt; slope, of its
+        domain.
+    """
+    scores = quality.join(learnability, on=KEYS, how="full", coalesce=True, validate="1:1").sort(KEYS)
+    rows = _complete(scores, teachers, anchored).join(defects, on=KEYS, how="left", validate="1:1").sort(KEYS)
+    penalised = pl.any_horizontal(pl.lit(False), *policies.kinds("penalise", "drop")).fill_null(False)
+    log_tokens = pl.col("num_tokens").clip(1).log()
+    rows = rows.with_columns(
+        penalised=penalised, log_tokens=log_tokens - log_tokens.mean().over("prompt_id"), domain=pl.lit(None, pl.String)
+    )
+    if domains is not None:
+        known = domains.select("prompt_id", pl.col("domain").cast(pl.String))
+        rows = rows.drop("domain").join(known, on="prompt_id", how="left", validate="m:1", maintain_order="left")
+    slopes = {domain: _length_slope(part) for (domain,), part in rows.group_by("domain")}
+    slope = pl.Series([slopes[domain] for domain in rows["domain"]], dtype=pl.Float64)
+    return rows.with_columns(slope=slope)
+
+
+def mix_rewards(scores: pl.DataFrame, settings: RewardSettings) -> pl.DataFrame:
+    """The rewards of join_scores' rows by these settings, for which nothing is scored or joined again.
+
+    Returns:
+        `scores` with counted (whether it sets the range of its prompt), r_q and r_l (normalised), shift (what
+        alpha_slope adds to alpha), cost (the penalty) and reward.
+    """
+    controlled = pl.col("quality") - (pl.col("slope") * pl.col("log_tokens") if settings.length_control else 0.0)
+    free = ~pl.col("penalised") | (settings.penalty == 0)
+    rows = scores.with_columns(controlled=controlled, counted=free | ~free.any().over("prompt_id"))
+    rows = _normalise(rows, "controlled", "r_q", settings.normalization)
+    rows = _normalise(rows, "learnability", "r_l", settings.normalization)
+    cost = pl.when("penalised").then(float(settings.penalty)).otherwise(0.0)
+    shift = settings.alpha_slope * (_ease() - 0.5) if settings.alpha_slope else pl.lit(0.0)
+    weight = (settings.alpha + pl.col("shift")).clip(0, 1)
+    mixed = (1 - weight) * pl.col("r_q") + weight * pl.col("r_l")
+    return rows.with_columns(cost=cost, shift=shift).with_columns(reward=mixed - pl.col("cost"))
+
+
+def alpha_effect(rewards: pl.DataFrame, settings: RewardSettings) -> dict[str, Any]:
+    """What another alpha would change. On a pair of responses the reward differs by dq + w * (dl - dq), less the
+    penalties, where w is the weight of learnability: its sign changes at one w at most, which gives the alpha exactly.
+
+    Args:
+        rewards: of mix_rewards by these settings.
+
+    Returns:
+        chosen; pairs: how many have an order at the chosen alpha (pairs.min_margin is not regarded); same_order:
+        {alpha: share of them that it orders alike}, for ALPHAS and the chosen one, None where there is no pair;
+        unchanged: [low, high], the widest range of alpha around the chosen one between which no pair changes.
+    """
+    side = rewards.select(*KEYS, "r_q", "r_l", "cost", "shift", width=tie_width("reward"))
+    pairs = side.join(side, on="prompt_id", suffix="_2", validate="m:m").filter(pl.col("teacher") < pl.col("teacher_2"))
+    gap = {name: (pairs[name] - pairs[f"{name}_2"]).to_numpy() for name in ("r_q", "r_l", "cost")}
+    start, slope = gap["r_q"] - gap["cost"], gap["r_l"] - gap["r_q"]
+    shift, width = pairs["shift"].to_numpy(), pairs["width"].to_numpy()
+
+    def order(alpha: float) -> np.ndarray:
+        """-1, 0 or 1 for each pair."""
+        difference = start + np.clip(alpha + shift, 0, 1) * slope
+        return np.where(np.abs(difference) > width, np.sign(difference), 0)
+
+    now = order(settings.alpha)
+    num_pairs = int((now != 0).sum())
+    shares = {
+        f"{alpha:g}": float((order(alpha) == now)[now != 0].mean()) if num_pairs else None
+        for alpha in sorted({*ALPHAS, float(settings.alpha)})
+    }
+    turns = np.abs(slope) > width
+    weights = -start[turns] / slope[turns]
+    within = (weights > -TIE) & (weights < 1 + TIE)
+    flips = (weights - shift[turns])[within]
+    low = max([0.0, *flips[flips < settings.alpha + TIE]])
+    high = min([1.0, *flips[flips > settings.alpha - TIE]])
+    unchanged = [float(min(low, settings.alpha)), float(max(high, settings.alpha))]
+    return {"chosen": float(settings.alpha), "pairs": num_pairs, "same_order": shares, "unchanged": unchanged}
+
+
+def _tell_alpha(effect: dict[str, Any], settings: RewardSettings) -> None:
+    if not effect["pairs"]:
+        return
+    shares = ", ".join(f"{alpha}: {share:.0%}" for alpha, share in effect["same_order"].items())
+    logger.info(
+        "alpha %g orders %d pairs; the share that other alphas order alike: %s", *list(effect.values())[:2], shares
+    )
+    low, high = effect["unchanged"]
+    if high - low > FLAT - TIE:
+        better = (
+            "" if settings.normalization in ("rank", "shared") else "; rewards.normalization shared or rank may help"
+        )
+        logger.warning(
+            "no pair changes for any alpha between %.3g and %.3g (alpha is %g), so alpha has no effect there, as where "
+            "quality has few values%s",
+            *(low, high, settings.alpha, better),
+        )
+
+
+def _normalise(rows: pl.DataFrame, column: str, into: str, normalization: str) -> pl.DataFrame:
+    """`rows` with `column` normalised within the prompt. Only the rows that are `counted` set its range."""
     if normalization == "none":
-        return value
-    shift, scale = {
-        "min_max": (value.min(), value.max() - value.min()),
-        "z_score": (value.mean(), value.std(ddof=0)),
-    }[normalization]
-    spread = value.max().over("prompt_id") > value.min().over("prompt_id")
-    return pl.when(spread).then((value - shift.over("prompt_id")) / scale.over("prompt_id")).otherwise(0.0)
+        return rows.with_columns(pl.col(column).alias(into))
+    value, by, counted = pl.col(column), "prompt_id", pl.when("counted").then(pl.col(column))
+    low, high, mean, unit = (pl.col(name) for name in ("low", "high", "mean", "unit"))
+    rows = rows.with_columns(
+        low=counted.min().over(by), high=counted.max().over(by), mean=counted.mean().over(by), unit=pl.lit(0.0)
+    )
+    constant = high - low <= TIE * pl.max_horizontal(low.abs(), high.abs())
+    rows = rows.with_columns(constant=constant, **{column: value.clip(low, high)})
+    unit_range = (value - low) / (high - low)
+    if normalization == "z_score":
+        rows = rows.with_columns(unit=counted.std(ddof=0).over(by))
+    elif normalization == "shared":
+        centred = pl.when("counted").then(pl.when("constant").then(0.0).otherwise(value - mean))
+        rows = rows.with_columns(unit=centred.pow(2).mean().sqrt().over("domain"))
+    elif normalization == "rank":
+        rounded = unit_range.round(-math.floor(math.log10(TIE)))
+        rows = rows.with_columns(all=rounded, some=pl.when("counted").then(rounded))
+        places = {
+            name: (pl.col(name).rank() - 1).over(by) / (pl.col(name).count() - 1).over(by) for name in ("all", "some")
+        }
+        unit_range = pl.when("counted").then(places["some"]).otherwise(places["all"])
+    scaled = (value - mean) / unit if normalization in ("z_score", "shared") else unit_range
+    rows = rows.with_columns(pl.when("constant").then(0.0).otherwise(scaled).alias(into))
+    return rows.select(pl.exclude("low", "high", "mean", "unit", "constant", "all", "some"))
+
+
+def _length_slope(rows: pl.DataFrame) -> float:
+    """Quality a unit of log tokens, by least squares over the rows that are not penalised, with an effect of each
+    prompt and each teacher (Frisch-Waugh: both are taken out of the length first); 0 where they explain all lengths.
+
+    AlpacaEval-LC fits preferences over one baseline by a logistic model of the length difference, a slope a model.
+    Ours is linear, for scores of any scale, with one slope for all teachers of a domain.
+    """
+    free = rows.filter(~pl.col("penalised"))
+    names = free["teacher"].unique().sort()[1:]
+    columns = [
+        pl.col("quality"),
+        pl.col("num_tokens").clip(1).log(),
+        *(pl.col("teacher").eq(n).cast(float) for n in names),
+    ]
+    within = [(column - column.mean().over("prompt_id")).alias(str(n)) for n, column in enumerate(columns)]
+    matrix = free.select(within).to_numpy()
+    quality, length, teachers = matrix[:, 0], matrix[:, 1], matrix[:, 2:]
+    own = length - teachers @ np.linalg.lstsq(teachers, length, rcond=None)[0]
+    return float(own @ quality / (own @ own)) if own @ own > TIE * (length @ length) else 0.0
 
 
 def _ease() -> pl.Expr:
@@ -105,9 +275,22 @@ def _ease() -> pl.Expr:
     return (mean.rank() - 0.5) / pl.len()
 
 
-def _correlation(rewards: pl.DataFrame) -> float | None:
-    found = rewards.select(pl.corr("reward", "num_tokens", method="spearman")).item()
-    return found if found is not None and math.isfinite(found) else None
+def _count_ties(rewards: pl.DataFrame) -> int:
+    """Prompts on which all rewards are equal but for rounding."""
+    rows = rewards.select("prompt_id", "reward", width=tie_width("reward"))
+    spread = pl.col("reward").max() - pl.col("reward").min()
+    return int(rows.group_by("prompt_id").agg(tie=spread <= pl.col("width").first())["tie"].sum())
+
+
+def _correlation_within(rewards: pl.DataFrame) -> float | None:
+    """The mean over prompts of Spearman's correlation of reward and tokens; prompts on which either is constant are
+    left out."""
+    rho = pl.corr("reward", "num_tokens", method="spearman").fill_nan(None)
+    return _finite(rewards.group_by("prompt_id").agg(rho=rho).sort("prompt_id")["rho"].mean())
+
+
+def _finite(value: Any) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _complete(scores: pl.DataFrame, teachers: Sequence[str], anchored: Sequence[str]) -> pl.DataFrame:

@@ -3,16 +3,17 @@
 from persyn.files import read_json, write_json, write_text
 from persyn.plots import build_plots, plot_entries
 from persyn.project.params import read_params
-from persyn.schemas import DEFECTS, LEARNABILITY, QUALITY, REWARDS, read_folder, read_table
+from persyn.schemas import DEFECTS, LEARNABILITY, PROMPTS, QUALITY, REWARDS, read_folder, read_table
 from stages import run
 
 
 def main(*paths: str) -> None:
-    quality, learnability, defects, rewards, allocation, evaluation, comparison, cost, out, plots = paths
+    prompts, quality, learnability, defects, rewards, allocation, evaluation, comparison, cost, out, plots = paths
     params = read_params()
     teachers, strategies = list(params.teachers), list(params.strategies)
     scored = read_folder(quality, teachers, QUALITY), read_folder(learnability, teachers, LEARNABILITY)
-    scores = *scored, read_table(defects, DEFECTS), teachers, params.defects, params.anchored
+    how = teachers, params.defects, params.anchored, read_table(prompts, PROMPTS)
+    scores = *scored, read_table(defects, DEFECTS), *how
     shares, values = [{s: read_json(f"{folder}/{s}.json") for s in strategies} for folder in (allocation, evaluation)]
     made = read_table(rewards, REWARDS), shares, values, read_json(comparison), read_json(cost)
     for name, curve in build_plots(scores, params.rewards, *made).items():

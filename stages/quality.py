@@ -9,9 +9,9 @@ from stages import run
 
 def main(name: str, prompts: str, responses: str, out: str) -> None:
     params = read_params()
-    tables = read_table(prompts, PROMPTS), read_table(responses, RESPONSES)
-    how = params.quality, params.speed_of(JUDGE), params.budget, {name: params.named("teachers", name)}
-    quality = score_quality(*tables, store_folder(), *how)
+    asked, written = read_table(prompts, PROMPTS), read_table(responses, RESPONSES)
+    scoring = params.quality, params.speed_of(JUDGE), params.budget, {name: params.named("teachers", name)}
+    quality = score_quality(asked, written, store_folder(), *scoring)
     write_table(quality, out, QUALITY)
 
 

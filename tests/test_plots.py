@@ -137,7 +137,7 @@ def run(strategies: list[str]) -> dict[str, pl.DataFrame]:
     comparison = {name: {"math": {"exact": same}} for name in strategies if name != "persyn"}
     use = {"calls": 1, "prompt_tokens": 20, "response_tokens": 300}
     return build_plots(
-        (by_teacher[0], by_teacher[1], pl.DataFrame(schema=DEFECTS), ["a", "b", "c"], Policies(), ()),
+        (by_teacher[0], by_teacher[1], pl.DataFrame(schema=DEFECTS), ["a", "b", "c"], Policies(), (), None),
         SETTINGS,
         rewards,
         {name: {"prompts": 2, "share": {"a": 0.5, "b": 0.0, "c": 0.5}} for name in strategies},

@@ -1,5 +1,6 @@
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -129,14 +130,17 @@ def test_one_teacher_has_rewards_but_no_pairs() -> None:
 
 
 def test_a_defect_loses_by_policy() -> None:
-    """On p, teacher c had the highest reward, 0.8 (test_equation_2_by_hand); with the penalty it has -0.2."""
+    """On p, teacher c had the highest reward, 0.8 (test_equation_2_by_hand). Penalised, it does not set the range: b
+    has quality 1 of 0 to 1, c is clipped to 1 and has 0.6 + 0.4 * 0.5 - 1 = -0.2.
+    """
     defects = pl.DataFrame([("p", "c", False, True, *[False] * 4)], schema=DEFECTS, orient="row")
     scores = tables(QUALITIES, LEARNED)
-    cases: list[tuple[Policy, float]] = [("keep", 0.8), ("penalise", -0.2), ("drop", -0.2)]
+    cases: list[tuple[Policy, list[float]]] = [("keep", [0.4, 0.3, 0.8])]
+    cases += [("penalise", [0.4, 0.6, -0.2]), ("drop", [0.4, 0.6, -0.2])]
     for policy, expected in cases:
         policies, settings = Policies(refusal=policy), RewardSettings(alpha=0.4)
         table, counts = build(*scores, defects, TEACHERS, policies, settings)
-        assert rewards(table, "p") == pytest.approx([0.4, 0.3, expected])
+        assert rewards(table, "p") == pytest.approx(expected)
         assert counts["penalised"] == (policy != "keep")
         assert rewards(table, "q") == pytest.approx([0.4, 0.0, 0.2]), "other prompts are as they were"
 
@@ -170,3 +174,180 @@ def test_what_is_wrong_is_named() -> None:
 def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         RewardSettings.parse({"alpha": 0.4, **changes}, "rewards")
+
+
+def made_up(num_prompts: int, num_teachers: int, seed: int, binary: bool = False) -> tuple[Any, Any, Any, list[str]]:
+    """QUALITY, LEARNABILITY and DEFECTS (a fifth refuse) at random, and the teachers."""
+    random, names = np.random.default_rng(seed), [f"t{number}" for number in range(num_teachers)]
+    keys = [(f"p{number:03d}", name) for number in range(num_prompts) for name in names]
+    drawn = random.random((3, len(keys)))
+    quality = [(*key, float(score > 0.4 if binary else 9 * score)) for key, score in zip(keys, drawn[0], strict=True)]
+    learned = [(*key, -float(score), 5, False) for key, score in zip(keys, drawn[1], strict=True)]
+    refused = [(*key, False, bool(lot < 0.2), *[False] * 4) for key, lot in zip(keys, drawn[2], strict=True)]
+    rows = zip((quality, learned, refused), (QUALITY, LEARNABILITY, DEFECTS), strict=True)
+    return *(pl.DataFrame(table, schema=schema, orient="row") for table, schema in rows), names  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("normalization", ["min_max", "rank", "z_score", "shared"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_penalised_response_does_not_move_the_others(normalization: Any, seed: int) -> None:
+    """The others' rewards are what they are without it, and with 0 to 1 it is never above them."""
+    quality, learned, defects, names = made_up(20, 5, seed)
+    extreme = quality.join(defects, on=["prompt_id", "teacher"], maintain_order="left")
+    extreme = extreme.with_columns(quality=pl.when("refusal").then(-1000.0).otherwise("quality")).select(
+        QUALITY.names()
+    )
+    settings, policies = RewardSettings(alpha=0.4, normalization=normalization), Policies()
+    side = ["prompt_id", "teacher", "reward", "refusal"]
+    mild, wild = (
+        build(each, learned, defects, names, policies, settings)[0].join(defects, on=["prompt_id", "teacher"])[side]
+        for each in (quality, extreme)
+    )
+    all_refuse = pl.col("refusal").all().over("prompt_id")
+    ours = [table.filter(~pl.col("refusal") & ~all_refuse) for table in (mild, wild)]
+    assert ours[0].equals(ours[1])
+    assert ours[0].height > 50
+    if normalization in ("min_max", "rank"):
+        worst = pl.when(~pl.col("refusal")).then(pl.col("reward")).min().over("prompt_id")
+        refused = mild.with_columns(worst=worst).filter("refusal")
+        assert (refused["reward"] <= refused["worst"].fill_null(0.0)).all()
+        assert ours[0]["reward"].is_between(0, 1).all()
+        assert refused["reward"].is_between(-1, 0).all()
+
+
+def test_without_a_penalty_a_defect_changes_nothing() -> None:
+    quality, learned, defects, names = made_up(10, 4, 0)
+    settings = RewardSettings(alpha=0.4, penalty=0.0)
+    free = build(quality, learned, NO_DEFECTS, names, Policies(), settings)[0]
+    assert build(quality, learned, defects, names, Policies(), settings)[0].equals(free)
+
+
+def test_a_tie_by_rounding_is_no_pair_and_counts_as_a_tie() -> None:
+    """0.1 + 0.2 and 0.3 differ by rounding; so do 3e9 + 1e-6 and 3e9."""
+    assert 0.1 + 0.2 > 0.3
+    cells = [("p", "a", 0.1 + 0.2), ("p", "b", 0.3), ("q", "a", 3e9 + 1e-6), ("q", "b", 3e9), ("r", "a", 0.1)]
+    rows = [(prompt, teacher, 0.0, 0.0, reward) for prompt, teacher, reward in [*cells, ("r", "b", 0.1 + 2e-9)]]
+    table = pl.DataFrame(rows, REWARDS, orient="row")
+    pairs = build_pairs(table, PairSettings())
+    assert pairs.select("prompt_id", "winner", "loser").rows() == [("r", "b", "a")]
+    quality = {"p": [0.3, 0.1 + 0.2, 0.3]}
+    settings = RewardSettings(alpha=0.4)
+    rewards, counts = build(*tables(quality, {"p": [-1.0] * 3}), NO_DEFECTS, TEACHERS, Policies(), settings)
+    assert counts["ties"] == 1
+    assert rewards["reward"].to_list() == [0.0] * 3, "a range that is only rounding is none"
+
+
+def test_a_margin_that_is_min_margin_but_for_rounding_makes_no_pair() -> None:
+    rows = [("p", "a", 0.0, 0.0, 0.1 + 0.2), ("p", "b", 0.0, 0.0, 0.2), ("p", "c", 0.0, 0.0, 0.0)]
+    pairs = build_pairs(pl.DataFrame(rows, REWARDS, orient="row"), PairSettings(min_margin=0.1))
+    assert pairs.select("winner", "loser").rows() == [("a", "c"), ("b", "c")]
+
+
+def test_rank_and_shared_by_hand() -> None:
+    """p: quality 0, 0, 10 ranks 0.5, 0.5 and 2 of 2. Pooled over p and q, squared deviations sum to 66 2/3 of p and 2/3
+    of q: a standard deviation of (67 1/3 / 6) ** 0.5.
+    """
+    scores = tables({"p": [0.0, 0.0, 10.0], "q": [1.0, 1.0, 2.0]}, {"p": [-1.0] * 3, "q": [-1.0] * 3})
+    ranked = build_rewards(*scores, TEACHERS, alpha=0, normalization="rank")
+    assert rewards(ranked, "p") == rewards(ranked, "q") == [0.25, 0.25, 1.0]
+    shared = build_rewards(*scores, TEACHERS, alpha=0, normalization="shared")
+    unit = ((200 / 3 + 2 / 3) / 6) ** 0.5
+    assert rewards(shared, "p") == pytest.approx([-10 / 3 / unit, -10 / 3 / unit, 20 / 3 / unit])
+    assert rewards(shared, "q") == pytest.approx([-1 / 3 / unit, -1 / 3 / unit, 2 / 3 / unit])
+    domains = pl.DataFrame({"prompt_id": ["p", "q"], "domain": ["instruction", "math"]})
+    settings = RewardSettings(alpha=0, normalization="shared")
+    apart = build(*scores, NO_DEFECTS, TEACHERS, Policies(), settings, domains=domains)[0]
+    assert rewards(apart, "p") == pytest.approx(rewards(apart, "q")), "each domain has its own scale"
+
+
+@pytest.mark.parametrize("normalization", ["min_max", "z_score", "rank", "shared"])
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("slope", [0.0, 0.5])
+def test_the_range_in_which_no_pair_changes_is_exact(normalization: Any, binary: bool, slope: float) -> None:
+    """Just inside it all pairs are those of the chosen alpha; just outside one differs. It is empty if two rewards are
+    equal at the chosen alpha alone.
+    """
+    quality, learned, defects, names = made_up(6, 4, 3, binary)
+    settings = RewardSettings(alpha=0.4, alpha_slope=slope, normalization=normalization)
+
+    def pairs(alpha: float) -> set[tuple[str, ...]]:
+        table = build(quality, learned, defects, names, Policies(), settings.changed(alpha=alpha))[0]
+        return set(build_pairs(table, PairSettings()).select("prompt_id", "winner", "loser").rows())
+
+    chosen = pairs(0.4)
+    known = build(quality, learned, defects, names, Policies(), settings)[1]["alpha"]
+    (low, high), small = known["unchanged"], 1e-6
+    assert low <= 0.4 <= high
+    assert known["pairs"] == len(chosen)
+    assert known["same_order"] == {
+        f"{alpha:g}": pytest.approx(len(chosen & pairs(alpha)) / len(chosen))
+        for alpha in (0, 0.2, 0.4, 0.5, 0.6, 0.8, 1)
+    }
+    for inside, outside in ((low + small, low - small), (high - small, high + small)):
+        assert low == high or pairs(inside) == chosen
+        assert not 0 <= outside <= 1 or pairs(outside) != chosen
+
+
+def test_two_valued_quality_is_said_to_leave_alpha_without_effect(caplog: pytest.LogCaptureFixture) -> None:
+    """By min_max every alpha from 0 to 1/2 gives the same pairs; by shared and rank alpha matters there."""
+    quality, learned, _, names = made_up(200, 6, 1, binary=True)
+
+    def found(normalization: Any) -> dict[str, Any]:
+        caplog.clear()
+        settings = RewardSettings(alpha=0.4, normalization=normalization)
+        return build(quality, learned, NO_DEFECTS, names, Policies(), settings)[1]["alpha"]
+
+    with caplog.at_level("WARNING", "persyn"):
+        flat = found("min_max")
+        assert flat["unchanged"] == pytest.approx([0.0, 0.5])
+        assert flat["same_order"]["0.2"] == 1.0 > flat["same_order"]["0.6"]
+        assert "no pair changes for any alpha between 0 and 0.5 (alpha is 0.4)" in caplog.text
+        for normalization in ("rank", "shared"):
+            low, high = found(normalization)["unchanged"]
+            assert high - low < 0.1
+            assert not caplog.text
+
+
+def lengthy(bias: float, skill: float, seed: int = 0) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Teacher c is better by `skill` and three times as long; a nat of log tokens brings `bias` of quality."""
+    random, quality, learned = np.random.default_rng(seed), [], []
+    for prompt in range(300):
+        for teacher, factor in zip(TEACHERS, (1.0, 1.0, 3.0), strict=True):
+            tokens = int(100 * factor * np.exp(random.normal(0, 0.5)))
+            noise = random.normal(0, 0.05) + prompt % 7
+            quality.append((f"{prompt:03d}", teacher, bias * np.log(tokens) + skill * (teacher == "c") + noise))
+            learned.append((f"{prompt:03d}", teacher, -1.0, tokens, False))
+    return pl.DataFrame(quality, QUALITY, orient="row"), pl.DataFrame(learned, LEARNABILITY, orient="row")
+
+
+def test_length_control_takes_the_bias_and_leaves_the_skill() -> None:
+    quality, learned = lengthy(bias=0.5, skill=1.0)
+    settings = RewardSettings(alpha=0, normalization="none", length_control=True)
+    table, known = build(quality, learned, NO_DEFECTS, TEACHERS, Policies(), settings)
+    assert known["length_slopes"] == {"all": pytest.approx(0.5, abs=0.01)}
+    mean = {teacher: found["reward"] for teacher, found in known["teachers"].items()}
+    assert mean["c"] - mean["a"] == pytest.approx(1.0, abs=0.03), "without control it is 1 + 0.5 * log 3"
+    assert table["quality"].to_list() == quality.sort("prompt_id", "teacher")["quality"].to_list(), "stays as scored"
+    within = known["length_within_prompt"]
+    assert within["uncontrolled"] > within["controlled"] > 0.2, "what is left is the long teacher's skill"
+    _, biased = build(*lengthy(0.5, 0.0), NO_DEFECTS, TEACHERS, Policies(), settings)
+    assert biased["length_within_prompt"]["uncontrolled"] > 0.8
+    assert abs(biased["length_within_prompt"]["controlled"]) < 0.1
+
+
+def test_length_control_knows_each_domain_and_needs_lengths_that_vary() -> None:
+    first, second = lengthy(0.5, 1.0), lengthy(-20.0, 1.0, seed=1)
+    quality, learned = (
+        pl.concat([one, other.with_columns(prompt_id="x" + pl.col("prompt_id"))])
+        for one, other in zip(first, second, strict=True)
+    )
+    ids = quality["prompt_id"].unique().sort()
+    domains = pl.DataFrame({"prompt_id": ids, "domain": ["math" if i[0] == "x" else "instruction" for i in ids]})
+    settings = RewardSettings(alpha=0, length_control=True)
+    _, known = build(quality, learned, NO_DEFECTS, TEACHERS, Policies(), settings, domains=domains)
+    slopes = {"instruction": pytest.approx(0.5, abs=0.01), "math": pytest.approx(-20, abs=0.01)}
+    assert known["length_slopes"] == slopes
+    table, constant = build(*tables(QUALITIES, LEARNED), NO_DEFECTS, TEACHERS, Policies(), settings)
+    assert constant["length_slopes"] == {"all": 0.0}
+    assert constant["length_within_prompt"] == {"uncontrolled": None, "controlled": None}
+    assert rewards(table, "p") == [0.0, 0.5, 1.0]

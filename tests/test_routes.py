@@ -183,3 +183,51 @@ def test_bad_strategies_are_named(strategy: dict[str, Any], message: str) -> Non
 def test_a_teacher_that_the_pool_does_not_have_is_named(strategy: Rule) -> None:
     with pytest.raises(InputError, match=rf"rule {strategy.rule} chose z; known: a, b, c"):
         build_routes(PROMPTS, pool(), strategy)
+
+
+def two_domains(math: Mapping[str, float], instruction: Mapping[str, float]) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """PROMPTS, every other one math, and REWARDS of these mean qualities, which vary by a tenth of the largest."""
+    domains = pl.Series(["math", "instruction"] * 150, dtype=PROMPTS.schema["domain"])
+    prompts = PROMPTS.sort("prompt_id").with_columns(domain=domains)
+    rows = []
+    for number, (identity, domain) in enumerate(prompts.select("prompt_id", "domain").rows()):
+        means = math if domain == "math" else instruction
+        noise = max(map(abs, means.values())) / 10 * (-1) ** (number // 2)
+        rows += [(identity, name, means[name] + noise, -1.0, 0.0) for name in TEACHERS]
+    return prompts, pl.DataFrame(rows, schema=REWARDS, orient="row")
+
+
+def test_a_large_scale_of_quality_drowns_no_other_domain() -> None:
+    """a is far ahead in math (0 to 1), b a little in instruction (-10 to 10): the mean of both scales names b, the mean
+    of z-scores a. c is the weakest by z-scores: last in math, while a is behind by little in instruction.
+    """
+    prompts, table = two_domains({"a": 0.9, "b": 0.1, "c": 0.0}, {"a": 6.0, "b": 7.0, "c": 6.5})
+
+    def names(rule: Rule) -> list[str]:
+        return build_routes(prompts, pool(table), rule)["teacher"].to_list()
+
+    raw = dict(table.group_by("teacher").agg(pl.col("quality").mean()).rows())
+    assert max(raw, key=raw.__getitem__) == "b"
+    assert set(names(Strong(rule="strong"))) == {"a"}
+    assert set(names(Car(rule="car"))) == {"a"}
+    mixed = names(Mix(rule="mix"))
+    assert (mixed.count("a"), mixed.count("c")) == (60, 240)
+    prompts, table = two_domains({"a": 0.9, "b": 0.5, "c": 0.1}, {"a": 6.0, "b": 0.0, "c": 7.0})
+    assert set(names(FamilyStrong(rule="family_strong"))) == {"a"}
+
+
+def test_the_scale_of_a_domain_changes_no_choice() -> None:
+    math, instruction = {"a": 0.9, "b": 0.1, "c": 0.4}, {"a": -6.0, "b": 7.0, "c": 1.0}
+    rules = Strong(rule="strong"), FamilyStrong(rule="family_strong"), Mix(rule="mix"), Car(rule="car")
+    prompts, table = two_domains(math, instruction)
+    scaled = pl.when(pl.col("prompt_id").is_in(prompts.filter(domain="math")["prompt_id"].to_list()))
+    other = table.with_columns(quality=scaled.then(1000 * pl.col("quality") - 7).otherwise("quality"))
+    for rule in rules:
+        assert build_routes(prompts, pool(table), rule).equals(build_routes(prompts, pool(other), rule))
+
+
+def test_rewards_that_are_equal_but_for_rounding_are_drawn_by_lot() -> None:
+    table = rewards({"a": (0.0, -1.0, 0.3), "b": (0.0, -1.0, 0.1 + 0.2), "c": (0.0, -1.0, 0.2)})
+    names = chosen(Oracle(rule="oracle"), table)
+    assert min(names.count("a"), names.count("b")) > 100
+    assert "c" not in names

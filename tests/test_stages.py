@@ -44,7 +44,7 @@ def run_up_to_routed(teachers: list[str], strategies: list[str]) -> None:
     run_stage("learnability", PROMPTS, "data/responses", "data/learnability")
     run_stage("defects", PROMPTS, "data/responses", "data/defects.parquet", "metrics/defects.json")
     scored = "data/quality", "data/learnability", "data/defects.parquet"
-    run_stage("rewards", *scored, "data/rewards.parquet", "metrics/rewards.json")
+    run_stage("rewards", PROMPTS, *scored, "data/rewards.parquet", "metrics/rewards.json")
     run_stage("pairs", "data/rewards.parquet", "data/pairs.parquet")
     trained = "models/router", "metrics/router.json", "metrics/reports/reliability.csv", "metrics/live/router"
     run_stage("router", PROMPTS, "data/rewards.parquet", "data/pairs.parquet", *trained)
@@ -92,7 +92,7 @@ def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
     run_stage("comparison", "data/evaluation", "metrics/comparison.json", "metrics/comparison.md")
     scored = "data/quality", "data/learnability", "data/defects.parquet", "data/rewards.parquet"
     measured = SHARES, "metrics/evaluation", "metrics/comparison.json", "metrics/cost.json"
-    run_stage("plots", *scored, *measured, "metrics/reports/plots", "metrics/reports/dvc.yaml")
+    run_stage("plots", PROMPTS, *scored, *measured, "metrics/reports/plots", "metrics/reports/dvc.yaml")
 
     for table in ("rewards", "pairs", "prompts", "defects"):
         read_table(f"data/{table}.parquet", getattr(schemas, table.upper()))

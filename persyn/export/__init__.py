@@ -210,11 +210,13 @@ def _scores(export: pl.DataFrame, params: Mapping[str, Any]) -> str:
     )
     slope = rewards.get("alpha_slope") or 0.0
     weight = f"; alpha follows the prompt, by a slope of {slope:g}" if slope else ""
+    length = ", of quality freed from what length alone brings" if rewards.get("length_control") else ""
     lines = [
         f"quality: {markdown_text(methods + (f'; model {models}' if models else ''))}. Scales differ by method.",
         f"learnability: {learnability} of the answer under the student before training (mean\\_logprob: nats a token).",
         f"reward: (1 - alpha) quality + alpha learnability, both normalised "
-        f"({markdown_text(rewards.get('normalization', 'min_max'))}) over the teachers of one prompt{minus}{weight}.",
+        f"({markdown_text(rewards.get('normalization', 'min_max'))}) over the teachers of one prompt"
+        f"{length}{minus}{weight}.",
         f"{export['reward'].count()} of {export.height} rows have scores: their prompts were parallel.",
     ]
     return _list(lines)

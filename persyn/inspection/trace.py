@@ -10,6 +10,7 @@ from persyn.dataset import drop_reason
 from persyn.defects import DETECTORS, Policies
 from persyn.errors import InputError
 from persyn.project.snapshot import Snapshot
+from persyn.statistics import TIE
 
 if TYPE_CHECKING:
     from persyn.router.settings import RouterSettings
@@ -122,6 +123,7 @@ def _rows(table: pl.DataFrame | None, prompt_id: str, *columns: str) -> list[dic
 def _responses(made: Snapshot, prompt: Mapping[str, Any]) -> list[dict[str, Any]]:
     identity = prompt["prompt_id"]
     rewards = {row["teacher"]: row["reward"] for row in _rows(made.rewards, identity)}
+    scale = max([1.0, *map(abs, rewards.values())])
     found = []
     for teacher, table in made.responses.items():
         for row in _rows(table, identity):
@@ -130,7 +132,7 @@ def _responses(made: Snapshot, prompt: Mapping[str, Any]) -> list[dict[str, Any]
                 for scored in _rows(part.get(teacher), identity):
                     scores |= {name: scored[name] for name in scores if name in scored}
             reward = rewards.get(teacher)
-            best = reward is not None and reward == max(rewards.values())
+            best = reward is not None and reward >= max(rewards.values()) - TIE * scale
             found.append(row | scores | {"reward": reward, "defects": _defects(made, row, prompt), "best": best})
     return found
 

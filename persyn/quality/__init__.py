@@ -3,7 +3,7 @@
 import functools
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -104,7 +104,7 @@ def score_quality(
         if method is None:
             raise InputError(f"quality.methods.{domain} is missing; it must be one of {', '.join(quality_methods())}")
         if method == "reward_model" and settings.reward_model:
-            scores = reward_model_scores(part, folder, settings.reward_model)
+            scores: Sequence[float | None] = reward_model_scores(part, folder, settings.reward_model)
         elif method == "judge" and settings.judge:
             scores = judge_scores(part, folder, speed or OpenAISpeed(), budget, settings.judge)
         elif method == "given":

@@ -31,7 +31,7 @@ def alpha_section(run: Snapshot) -> Section:
     tables = pl.concat(run.quality.values()), pl.concat(run.learnability.values()), defects
     try:
         how = Policies.parse(policies, "defects"), RewardSettings.parse(params, "rewards")
-        curve = alpha_curve(*tables, list(run.section("teachers")), *how, run.anchored)
+        curve = alpha_curve(*tables, list(run.section("teachers")), *how, run.anchored, run.prompts)
     except InputError as error:  # a teacher may have no scores yet
         return Section("alpha", title, lead, notes=[f"This cannot be drawn: {error}."])
     scores = _alpha_scores(run)

@@ -13,8 +13,12 @@ from persyn.errors import InputError
 from persyn.routes.budgeted import choose, choose_within, expected_tokens
 from persyn.schemas import ROUTES
 from persyn.settings import Seed, Settings, Share
+from persyn.statistics import tie_width
 
 Predict = Callable[[list[str]], np.ndarray]
+QUALITY = pl.col("quality")
+Z_SCORE = QUALITY.mean(), QUALITY.std(ddof=0)
+MIN_MAX = QUALITY.min(), QUALITY.max() - QUALITY.min()
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,11 @@ class Persyn(Rule):
 
 
 class Strong(Rule):
-    """The strongest teacher for all prompts."""
+    """The strongest teacher for all prompts.
+
+    Where prompts are of several domains, quality counts as its z-score over all responses of its domain, since scales
+    differ by method; so too in family_strong and mix.
+    """
 
     rule: Literal["strong"]
     teacher: str | None = None
@@ -93,11 +101,11 @@ class Strong(Rule):
 
     def choose(self, prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
         """ROUTES to one teacher."""
-        return _routes(prompts, [self.teacher or _best(pool.rewards, pl.col("quality").mean())] * prompts.height)
+        return _routes(prompts, [self.teacher or _strongest(pool.rewards, prompts)] * prompts.height)
 
 
 class FamilyStrong(Rule):
-    """For all prompts, the teacher of the highest mean quality in the student's own family."""
+    """For all prompts, the teacher of the highest mean quality (see strong) in the student's own family."""
 
     rule: Literal["family_strong"]
 
@@ -109,8 +117,7 @@ class FamilyStrong(Rule):
                 f"rule family_strong: student.family is {pool.student_family!r}, the teachers' families are "
                 f"{sorted({str(family) for family in pool.families.values()})}; name one of them as student.family"
             )
-        own = pool.rewards.filter(pl.col("teacher").is_in(members))
-        return _routes(prompts, [_best(own, pl.col("quality").mean())] * prompts.height)
+        return _routes(prompts, [_strongest(pool.rewards, prompts, members)] * prompts.height)
 
 
 class Mix(Rule):
@@ -131,8 +138,9 @@ class Mix(Rule):
 
     def choose(self, prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
         """ROUTES to two teachers."""
-        strong = self.strong or _best(pool.rewards, pl.col("quality").mean())
-        weak = self.weak or _best(pool.rewards, -pl.col("quality").mean())
+        scores = _by_domain(pool.rewards, prompts, *Z_SCORE)
+        strong = self.strong or _best(scores, pl.col("quality").mean())
+        weak = self.weak or _best(scores, -pl.col("quality").mean())
         lots = np.random.default_rng(self.seed).permutation(prompts.height)
         return _routes(prompts, [strong if lot < round(self.strong_share * prompts.height) else weak for lot in lots])
 
@@ -140,7 +148,8 @@ class Mix(Rule):
 class Car(Rule):
     """ONE teacher for all: argmax of mean quality / (1 + beta * mean student loss), the Compatibility-Adjusted Reward
     (arXiv 2411.07133; its beta could not be verified). The loss is minus the learnability, so learnability.method must
-    be mean_logprob. If a quality is negative, all are shifted so that the lowest is 0.
+    be mean_logprob. If a quality is negative, all are shifted so that the lowest is 0. Where prompts are of several
+    domains, quality first goes from 0 to 1 over the responses of its domain.
     """
 
     rule: Literal["car"]
@@ -149,9 +158,10 @@ class Car(Rule):
 
     def choose(self, prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
         """ROUTES to one teacher."""
-        lowest = min(pool.rewards["quality"].min(), 0.0)  # type: ignore[type-var]
+        scores = _by_domain(pool.rewards, prompts, *MIN_MAX)
+        lowest = min(scores["quality"].min(), 0.0)  # type: ignore[type-var]
         adjusted = (pl.col("quality") - lowest).mean() / (1 - self.beta * pl.col("learnability").mean())
-        return _routes(prompts, [_best(pool.rewards, adjusted)] * prompts.height)
+        return _routes(prompts, [_best(scores, adjusted)] * prompts.height)
 
 
 class BestSingle(Rule):
@@ -252,8 +262,28 @@ def _best(rewards: pl.DataFrame, score: pl.Expr) -> str:
     return scores.sort("score", "teacher", descending=[True, False])["teacher"][0]
 
 
+def _strongest(rewards: pl.DataFrame, prompts: pl.DataFrame, among: Sequence[str] | None = None) -> str:
+    """The teacher of the highest mean quality, by z-scores where there are several domains."""
+    scores = _by_domain(rewards, prompts, *Z_SCORE)
+    rows = scores if among is None else scores.filter(pl.col("teacher").is_in(among))
+    return _best(rows, pl.col("quality").mean())
+
+
+def _by_domain(rewards: pl.DataFrame, prompts: pl.DataFrame, shift: pl.Expr, scale: pl.Expr) -> pl.DataFrame:
+    """REWARDS with quality minus its domain's `shift`, divided by its `scale` (0 where that is 0): no domain's scale
+    then drowns another's. Unchanged if all prompts are of one domain.
+    """
+    known = prompts.select("prompt_id", "domain")
+    rows = rewards.join(known, on="prompt_id", how="left", validate="m:1", maintain_order="left")
+    if rows["domain"].n_unique() < 2:
+        return rewards
+    size = scale.over("domain")
+    scaled = pl.when(size > 0).then((pl.col("quality") - shift.over("domain")) / size).otherwise(0.0)
+    return rows.with_columns(quality=scaled).drop("domain")
+
+
 def _select(prompts: pl.DataFrame, pool: Pool, column: str, seed: int) -> pl.DataFrame:
-    """Per prompt the teacher of the largest value; ties are broken at random, not by the order of names.
+    """Per prompt the teacher of the largest value; ties, also by rounding, are broken at random, not by name.
 
     A parallel prompt that has no rewards (a score was missing) goes to the best single teacher.
     """
@@ -265,7 +295,8 @@ def _select(prompts: pl.DataFrame, pool: Pool, column: str, seed: int) -> pl.Dat
         )
     rows = pool.rewards.sort("prompt_id", "teacher")
     rows = rows.with_columns(lot=np.random.default_rng(seed).random(rows.height))
-    best = rows.sort("prompt_id", column, "lot").group_by("prompt_id").last().select("prompt_id", "teacher")
+    equal = rows.filter(pl.col(column) >= pl.col(column).max().over("prompt_id") - tie_width(column))
+    best = equal.sort("prompt_id", "lot").group_by("prompt_id").last().select("prompt_id", "teacher")
     chosen = prompts.select("prompt_id").join(best, on="prompt_id", how="left", validate="1:1", maintain_order="left")
     fallback = _best(pool.rewards, pl.col("reward").mean())
     return _routes(prompts, chosen["teacher"].fill_null(fallback).to_list())
