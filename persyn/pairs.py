@@ -8,7 +8,7 @@ from pydantic import Field
 from persyn.errors import InputError
 from persyn.schemas import PAIRS
 from persyn.settings import Settings
-from persyn.statistics import tie_width
+from persyn.ties import tie_width
 
 
 class PairSettings(Settings):

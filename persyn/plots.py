@@ -8,7 +8,7 @@ from polars import selectors as cs
 
 from persyn.defects import Policies
 from persyn.rewards import RewardSettings, join_scores, mix_rewards
-from persyn.statistics import tie_width
+from persyn.ties import tie_width
 
 Scores = tuple[
     Mapping[str, pl.DataFrame],

@@ -13,7 +13,7 @@ from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.schemas import REWARDS
 from persyn.settings import Settings, Share
-from persyn.statistics import TIE, tie_width
+from persyn.ties import TIE, tie_width
 
 logger = logging.getLogger(__name__)
 KEYS = ["prompt_id", "teacher"]

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import polars as pl
 from scipy import optimize, special, stats
 
 LEVEL = 0.05  # significance level of every test; intervals cover 1 - LEVEL
@@ -16,14 +15,6 @@ FLIPS = 65_535
 """Up to so many sign flips (16 items) all are tried, else 10,000 at random."""
 FEWEST = 6
 """Items that both tests of paired_difference need: with fewer, even the clearest result has p above 0.05."""
-TIE = 1e-9
-"""Share of their scale by which equal numbers may differ by rounding."""
-
-
-def tie_width(column: str) -> pl.Expr:
-    """Two values of `column` on a prompt that differ by this much or less differ only by rounding: TIE times the
-    largest absolute value there, or times 1 if that is larger."""
-    return TIE * pl.max_horizontal(pl.col(column).abs().max().over("prompt_id"), 1.0)
 
 
 def paired_difference(reference: np.ndarray, other: np.ndarray, seed: int = 0) -> dict[str, Any]:

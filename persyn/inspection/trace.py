@@ -10,7 +10,7 @@ from persyn.dataset import drop_reason
 from persyn.defects import DETECTORS, Policies
 from persyn.errors import InputError
 from persyn.project.snapshot import Snapshot
-from persyn.statistics import TIE
+from persyn.ties import TIE
 
 if TYPE_CHECKING:
     from persyn.router.settings import RouterSettings

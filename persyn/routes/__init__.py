@@ -13,7 +13,7 @@ from persyn.errors import InputError
 from persyn.routes.budgeted import choose, choose_within, expected_tokens
 from persyn.schemas import ROUTES
 from persyn.settings import Seed, Settings, Share
-from persyn.statistics import tie_width
+from persyn.ties import tie_width
 
 Predict = Callable[[list[str]], np.ndarray]
 QUALITY = pl.col("quality")
