@@ -130,12 +130,15 @@ class Rows(Settings):
             value = rows[number].get(given)
             if numeric and isinstance(value, int | float) and not isinstance(value, bool):
                 return repr(value)
-            if not isinstance(value, str | None):
-                needed = ("numbers", f"one by a template: {{{{ 1 if {given} else 0 }}}}")
-                needed = needed if numeric else ("text", f"text by a template: {{{{ {given} }}}}")
+            if numeric and not isinstance(value, str | None):
                 raise InputError(
-                    f"source {self.name}: row {number}, column {given!r} is {type(value).__name__}; it must hold "
-                    f"{needed[0]} (or be made {needed[1]})"
+                    f"source {self.name}: row {number}, column {given!r} is {type(value).__name__}; it must hold numbers "
+                    f"(or be made one by a template: {{{{ 1 if {given} else 0 }}}})"
+                )
+            if not isinstance(value, str | None):
+                raise InputError(
+                    f"source {self.name}: row {number}, column {given!r} is {type(value).__name__}; it must hold text "
+                    f"(or be made text by a template: {{{{ {given} }}}})"
                 )
             return value
 
