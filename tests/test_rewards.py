@@ -184,8 +184,9 @@ def made_up(num_prompts: int, num_teachers: int, seed: int, binary: bool = False
     quality = [(*key, float(score > 0.4 if binary else 9 * score)) for key, score in zip(keys, drawn[0], strict=True)]
     learned = [(*key, -float(score), 5, False) for key, score in zip(keys, drawn[1], strict=True)]
     refused = [(*key, False, bool(lot < 0.2), *[False] * 4) for key, lot in zip(keys, drawn[2], strict=True)]
-    rows = zip((quality, learned, refused), (QUALITY, LEARNABILITY, DEFECTS), strict=True)
-    return *(pl.DataFrame(table, schema=schema, orient="row") for table, schema in rows), names  # type: ignore[return-value]
+    made: Any = (quality, QUALITY), (learned, LEARNABILITY), (refused, DEFECTS)
+    scores, lengths, defects = (pl.DataFrame(rows, schema=schema, orient="row") for rows, schema in made)
+    return scores, lengths, defects, names
 
 
 @pytest.mark.parametrize("normalization", ["min_max", "rank", "z_score", "shared"])

@@ -132,8 +132,8 @@ class Rows(Settings):
                 return repr(value)
             if numeric and not isinstance(value, str | None):
                 raise InputError(
-                    f"source {self.name}: row {number}, column {given!r} is {type(value).__name__}; it must hold numbers "
-                    f"(or be made one by a template: {{{{ 1 if {given} else 0 }}}})"
+                    f"source {self.name}: row {number}, column {given!r} is {type(value).__name__}; it must hold "
+                    f"numbers (or be made one by a template: {{{{ 1 if {given} else 0 }}}})"
                 )
             if not isinstance(value, str | None):
                 raise InputError(
