@@ -59,6 +59,11 @@ class Precomputed(Rows):
     """Column or template of the prompt. It must equal the prompt's text, except for blanks at the ends of lines."""
     response: str = "response"
     """Column or template of the response."""
+    tokenizer: Annotated[str, Field(min_length=1)] | None = None
+    """Whose tokens count prompts and responses, where the teacher's own tokenizer is not here: `packaged:<name>` or a
+    local folder. The counts are then estimates. null: the teacher's own."""
+    keep_empty: bool = False
+    """Whether an empty response is one: the teacher said nothing. Otherwise its row is skipped."""
 
 
 def _known_backend(name: str) -> str:
