@@ -73,7 +73,7 @@ def _prompts(data: Path, params: "Params") -> tuple["pl.DataFrame", str]:
     section = params.prompts
     if (data / "prompts.parquet").is_file():
         table = read_table(data / "prompts.parquet", PROMPTS)
-        sources = {source.name for source in section.sources}
+        sources = {source.title for source in section.sources}
         num_parallel = table.height if section.num_parallel is None else section.num_parallel
         if set(table["source"]) == sources and table["parallel"].sum() == num_parallel:
             return table, "prompts.parquet"

@@ -33,7 +33,7 @@ SOURCE = r"prompts\.(sources|decontaminate)\.\d+\."
 LEGAL = {
     "text, and any text is taken": (
         "text",
-        SOURCE + r"(path|hub|license|prompt|reference|config|split|where)",
+        SOURCE + r"(path|hub|license|prompt|reference|config|split|where|label)",
         r"teachers\.[^.]+\.(model|license|system|terms|family|examples\.\d+\.(prompt|response))",
         r"teachers\.[^.]+\.precomputed\.(path|hub|prompt|response|config|split|where|tokenizer)",
         r"(student|router|quality\.(judge|reward_model))\.model",
@@ -47,7 +47,7 @@ LEGAL = {
     ),
     "null, which stands for a default that the documentation names": (
         "null",
-        SOURCE + r"(reference|revision|config|where|limit)",
+        SOURCE + r"(reference|revision|config|where|limit|label)",
         r"prompts\.num_parallel",
         r"teachers\.[^.]+\.(revision|terms|system|family|anchors|precomputed(\.(revision|config|where|limit|tokenizer))?)",
         r"(student|router|quality\.reward_model)\.(revision|family)",
