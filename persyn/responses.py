@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from persyn.generation import BackendSpeed, Teacher, load_backend
 from persyn.generation.budget import Budget
 from persyn.generation.precomputed import read_precomputed
 from persyn.generation.requests import Request, generate_rows, open_store, prepare_requests, still_open, stored_response
+from persyn.generation.terms import Licenses, check_terms, refused_teachers
 from persyn.schemas import RESPONSES
 from persyn.settings import Settings, Share
 from persyn.store import Store, key_range, position
@@ -26,6 +27,40 @@ class ResponseSettings(Settings):
 
     max_error_share: Share = 0.0
     """Share of a teacher's prompts that may remain without a response."""
+
+
+def check_asking(
+    wanted: Mapping[str, pl.DataFrame], teachers: Mapping[str, Teacher], licenses: Licenses, folder: Path
+) -> None:
+    """Refuse teachers whose terms forbid training other models on their outputs, before any is asked.
+
+    One that has `precomputed` passes if nobody is asked: each of its prompts has a response there or in the store.
+    Reading a response trains no model; the stage `dataset` refuses it.
+
+    Args:
+        wanted: teacher -> columns prompt_id and prompt of the prompts that it shall respond to.
+        teachers: name -> Teacher.
+        folder: the response store.
+
+    Raises:
+        InputError: as check_terms, or a refused teacher's precomputed responses are incomplete.
+    """
+    asked = {name: teachers[name] for name in wanted}
+    for name in refused_teachers(asked, licenses):
+        teacher, prompts = teachers[name], wanted[name]
+        if teacher.precomputed is None:
+            continue
+        requests, store = prepare_requests(prompts, teacher), open_store(folder, teacher)
+        left = _open_requests(prompts, requests, name, teacher, store)
+        if left:
+            first = prompts["prompt_id"][[request.key for request in requests].index(left[0].key)]
+            raise InputError(
+                f"teachers.{name}.precomputed: {len(left)} of {prompts.height} prompts have no response in "
+                f"{teacher.precomputed.name}, first {first}, and its terms forbid training other models on its "
+                f"outputs, so it is not asked; complete that file, or name it in licenses.allow_forbidden"
+            )
+        del asked[name]
+    check_terms(asked, licenses)
 
 
 def generate_responses(
@@ -66,13 +101,7 @@ def generate_responses(
     prompts, requests = prompts[mine], [requests[index] for index in mine]
     store = open_store(folder, teacher)
     failed: dict[str, dict[str, Any]] = {}
-    left = still_open(requests, store, sampling)
-    if left and teacher.precomputed:
-        ids = {request.key: identity for identity, request in zip(prompts["prompt_id"], requests, strict=True)}
-        by_id, texts = {ids[request.key]: request for request in left}, dict(prompts["prompt_id", "prompt"].iter_rows())
-        rows = read_precomputed({identity: texts[identity] for identity in by_id}, name, teacher, teacher.precomputed)
-        store.put({by_id[identity].precomputed: row for identity, row in rows.items()})
-        left = still_open(left, store, sampling)
+    left = _open_requests(prompts, requests, name, teacher, store)
     if left:
         store.check_space(2 * len(left) * (1000 + 8 * sampling.max_tokens))
         bar = tqdm(total=len(requests), initial=len(requests) - len(left), desc=f"responses of {name}", unit="prompt")
@@ -90,6 +119,20 @@ def generate_responses(
     fields = dict(list(RESPONSES.items())[2:])
     table = pl.DataFrame([{field: row[field] for field in fields} for row in stored], schema=fields)
     return prompts.select("prompt_id", teacher=pl.lit(name)).hstack(table).select(RESPONSES.names())
+
+
+def _open_requests(
+    prompts: pl.DataFrame, requests: Sequence[Request], name: str, teacher: Teacher, store: Store
+) -> list[Request]:
+    """The requests, one for each prompt, that still have no response once the precomputed ones are in the store."""
+    left = still_open(requests, store, teacher.sampling)
+    if not left or teacher.precomputed is None:
+        return left
+    ids = {request.key: identity for identity, request in zip(prompts["prompt_id"], requests, strict=True)}
+    by_id, texts = {ids[request.key]: request for request in left}, dict(prompts["prompt_id", "prompt"].iter_rows())
+    rows = read_precomputed({identity: texts[identity] for identity in by_id}, name, teacher, teacher.precomputed)
+    store.put({by_id[identity].precomputed: row for identity, row in rows.items()})
+    return still_open(left, store, teacher.sampling)
 
 
 def _ask(

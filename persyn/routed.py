@@ -7,8 +7,8 @@ from typing import Any
 import polars as pl
 
 from persyn.generation import BackendSpeed, Teacher
-from persyn.generation.terms import Licenses, check_terms
-from persyn.responses import generate_responses
+from persyn.generation.terms import Licenses
+from persyn.responses import check_asking, generate_responses
 from persyn.schemas import RESPONSES
 
 
@@ -38,15 +38,15 @@ def build_routed(
         RESPONSES, one row for each route.
 
     Raises:
-        InputError: as check_terms and generate_responses.
+        InputError: as check_asking and generate_responses.
     """
     keys = ["prompt_id", "teacher"]
     wanted = routes.select(keys).join(prompts, on="prompt_id", how="left", validate="m:1")
     tables = [responses.join(wanted.select(keys), on=keys, how="semi")]
     to_generate = wanted.join(responses, on=keys, how="anti").sort(keys)
-    check_terms({name: teachers[name] for name in to_generate["teacher"].unique().sort()}, licenses)
-    for (name,), share in to_generate.group_by("teacher", maintain_order=True):
-        teacher = str(name)
+    shares = {str(name): share for (name,), share in to_generate.group_by("teacher", maintain_order=True)}
+    check_asking(shares, teachers, licenses, folder)
+    for teacher, share in shares.items():
         tables.append(generate_responses(share, teacher, teachers[teacher], folder, speed[teacher], **limits))
     routed = pl.concat(tables).select(RESPONSES.names())
     assert routed.height == routes.height, f"{routed.height} responses for {routes.height} routes"

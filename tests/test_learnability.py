@@ -234,6 +234,32 @@ def test_too_long_is_scored_on_its_first_tokens_and_flagged(base_model: str, tmp
     assert row["learnability"] == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("method", ["mean_logprob", "rank_surprisal", "local"])
+def test_only_the_first_max_tokens_are_scored_under_the_key_of_a_row_that_max_length_cuts(
+    method: Any, base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    prompts = prompts_table(TEXTS[:1])
+    prompt_ids, response_ids = encode_completion(
+        with_chat_template(load_tokenizer(base_model)), TEXTS[0], RESPONSES[0], True
+    )
+    short = Student(model=base_model, license="x", max_length=len(prompt_ids) + 3)
+    settings = LearnabilitySettings(method=method, step=2, window=3)
+    responses = responses_table(prompts, "t", RESPONSES[:1])
+    cut = score_learnability(prompts, responses, short, settings, tmp_path)
+    monkeypatch.setattr("persyn.learnability.load_causal_lm", lambda *_: pytest.fail("its score is in the store"))
+    whole, first = Student(model=base_model, license="x"), settings.changed(max_tokens=3)
+    with caplog.at_level("INFO", "persyn"):
+        assert score_learnability(prompts, responses, whole, first, tmp_path).equals(cut)
+    assert "1 of 1 responses are scored on their first tokens only" in caplog.text
+    assert cut["truncated"].item()
+    assert score_learnability(prompts, responses, short, settings.changed(max_tokens=99), tmp_path).equals(cut)
+    monkeypatch.undo()
+    exact = settings.changed(max_tokens=len(response_ids))
+    table = score_learnability(prompts, responses, whole, exact, tmp_path)
+    assert not table["truncated"].item()
+    assert table.equals(score_learnability(prompts, responses, whole, settings, tmp_path))
+
+
 def test_what_cannot_be_scored_is_named(base_model: str, tmp_path: Path) -> None:
     prompts = prompts_table(TEXTS[:1])
     student = Student(model=base_model, license="x", max_length=4)

@@ -1,5 +1,6 @@
 """Responses that exist already are taken into the store, and not asked for."""
 
+import hashlib
 import json
 import logging
 import shutil
@@ -107,6 +108,46 @@ def test_only_what_fits_is_taken_and_the_rest_is_said(
     longer = teacher(tokenizer_only, who.precomputed, sampling=Sampling(max_tokens=2000))
     table = generate_responses(PROMPTS[2:3], "t", longer, tmp_path / "store", SPEED)
     assert table["response"][0] == ("word " * 300).strip()
+
+
+def test_another_tokenizer_counts_where_the_teachers_own_is_not_here(
+    tokenizer_only: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, store = write(tmp_path, told(TEXTS)), tmp_path / "store"
+    closed = teacher("closed-model", source, backend="openai")
+    with pytest.raises(InputError, match=r"^teachers.t.precomputed: a tokenizer is needed .* precomputed\.tokenizer"):
+        generate_responses(PROMPTS, "t", closed, store, SPEED)
+    counted = teacher("closed-model", source.changed(tokenizer=tokenizer_only), backend="openai")
+    with caplog.at_level(logging.INFO, "persyn"):
+        table = generate_responses(PROMPTS, "t", counted, store, SPEED)
+    assert f"t: its tokens are estimates, counted by the tokenizer of {tokenizer_only}" in caplog.messages
+    own = generate_responses(PROMPTS, "t", teacher(tokenizer_only, source), store, SPEED)
+    assert table.equals(own)
+
+
+def test_an_empty_response_is_one_only_where_it_is_said(
+    tokenizer_only: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"prompt": TEXTS[0], "response": " "}, {"prompt": TEXTS[0], "response": "late"}, told(TEXTS)[1]]
+    skipped = teacher(tokenizer_only, write(tmp_path, rows))
+    said = generate_responses(PROMPTS[:2], "t", skipped, tmp_path / "store", SPEED)
+    assert said["response"].to_list() == ["late", f"Once: {TEXTS[1]}"]
+    kept = teacher(tokenizer_only, write(tmp_path, rows).changed(keep_empty=True))
+    with caplog.at_level(logging.INFO, "persyn"):
+        table = generate_responses(PROMPTS[:2], "t", kept, tmp_path / "store", SPEED)
+    assert table["response"].to_list() == ["", f"Once: {TEXTS[1]}"]
+    assert table["num_response_tokens"][0] == 1
+    assert "t: 1 of these responses are empty, and kept" in caplog.messages
+
+
+def test_stores_of_before_are_read_as_before(tokenizer_only: str, tmp_path: Path) -> None:
+    """The hash of a `precomputed` that sets no later field."""
+    who = teacher(tokenizer_only, write(tmp_path, told(TEXTS)))
+    assert who.precomputed
+    old = ("path", "hub", "revision", "config", "split", "where", "limit", "prompt", "response")
+    fields = {field: getattr(who.precomputed, field) for field in old}
+    whole = json.dumps([fields, who.precomputed.origin(Path())], sort_keys=True)
+    assert precomputed_suffix(who) == hashlib.sha256(whole.encode()).hexdigest()[:16]
 
 
 def test_templates_and_where(tokenizer_only: str, tmp_path: Path) -> None:

@@ -65,6 +65,18 @@ def test_parquet_and_limit(tmp_path: Path) -> None:
     assert sorted(table["prompt"]) == ["a", "b"]
 
 
+def test_parts_of_one_file_are_sources_with_names_of_their_own(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{kind} {number}", "kind": kind} for kind in "abc" for number in (1, 2)]
+    write_rows(tmp_path, "p.jsonl", rows)
+    parts = [{"path": "p.jsonl", "where": f"{{{{ kind == '{kind}' }}}}"} for kind in "abc"]
+    table, _ = build(tmp_path, sources=[parts[0] | {"label": "first"}, parts[1] | {"label": "second"}, parts[2]])
+    assert set(table.select(pl.col("prompt").str.head(1), "source").rows()) == {
+        ("a", "first"),
+        ("b", "second"),
+        ("c", "p.jsonl"),
+    }
+
+
 def test_a_hub_dataset_is_read_by_its_loader(tmp_path: Path) -> None:
     """A folder laid out like a dataset repository stands in for the hub: the same loader reads both."""
     (tmp_path / "repository").mkdir()

@@ -9,13 +9,15 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from persyn.cli import app
+from persyn.dataset import DatasetSettings, build_dataset
+from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.generation.openai import OpenAISpeed
 from persyn.generation.terms import Licenses, check_terms, refused_teachers
 from persyn.project.params import check_params
 from persyn.routed import build_routed
-from persyn.schemas import PROMPTS, ROUTES, write_table
+from persyn.schemas import PROMPTS, RESPONSES, ROUTES, read_table, write_table
 from persyn.store import store_folder
 from stages.responses import main as responses
 from tests.support.tables import prompts_table, responses_table, stub_teachers
@@ -86,6 +88,36 @@ def test_nothing_is_asked_of_a_forbidden_teacher(project: dict[str, Any]) -> Non
     with pytest.raises(InputError, match=r"^teachers.b "):
         CliRunner().invoke(app, ["plan", "--probe", "1"], catch_exceptions=False)
     assert not store_folder().exists()
+
+
+def test_precomputed_responses_of_a_forbidden_teacher_are_read_and_no_dataset_holds_them(
+    project: dict[str, Any], chat_model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = [f"Tell story number {number}." for number in range(4)]
+    rows = [json.dumps({"prompt": text, "response": f"Once: {text}"}) for text in texts]
+    project["teachers"]["b"] |= {
+        "model": chat_model,
+        "sampling": {"max_tokens": 200},
+        "precomputed": {"path": "b.jsonl"},
+    }
+    YAML().dump(project, Path("params.yaml"))
+    Path("b.jsonl").write_text("\n".join(rows[:3]))
+    missing = r"teachers.b.precomputed: 1 of 4 prompts have no response in b.jsonl, first \w{16}, .*it is not asked"
+    with pytest.raises(InputError, match=missing):
+        responses("b", "data/prompts.parquet", "b.parquet")
+    with pytest.raises(InputError, match=missing):
+        CliRunner().invoke(app, ["generate", "--teacher", "b"], catch_exceptions=False)
+    assert not Path("b.parquet").exists()
+    Path("b.jsonl").write_text("\n".join(rows))
+    responses("b", "data/prompts.parquet", "b.parquet")
+    table = read_table("b.parquet", RESPONSES)
+    assert table["response"].sort().to_list() == [f"Once: {text}" for text in texts]
+    plan = CliRunner().invoke(app, ["plan"]).stdout
+    assert "The stage dataset will refuse precomputed responses: the terms of b forbid" in plan
+    assert "A run is refused" not in plan
+    teachers, prompts = check_params(project).teachers, prompts_table(texts)
+    with pytest.raises(InputError, match=r"^teachers.b .*\(2c\)"):
+        build_dataset(prompts, table, Policies(), teachers, Licenses(), DatasetSettings())
 
 
 def test_planning_says_who_is_refused_and_refuses_nobody(project: dict[str, Any]) -> None:

@@ -19,10 +19,9 @@ def generate(
     machines that see the store.
     """
     from persyn.errors import InputError, nearest
-    from persyn.generation.terms import check_terms
     from persyn.project.params import read_params
     from persyn.prompts import wanted_prompts
-    from persyn.responses import generate_responses
+    from persyn.responses import check_asking, generate_responses
     from persyn.schemas import PROMPTS, ROUTES, read_table
     from persyn.store import key_range, store_folder
 
@@ -37,9 +36,9 @@ def generate(
     if teacher not in params.teachers:
         raise InputError(f"--teacher {teacher!r} is not in params.yaml{nearest(teacher, params.teachers)}")
     entry = params.teachers[teacher]
-    check_terms({teacher: entry}, params.licenses)
     tables = [read_table(path, ROUTES) for path in sorted(routes.glob("*.parquet"))]
     wanted = wanted_prompts(read_table(prompts, PROMPTS), teacher, entry.anchors, tables)
+    check_asking({teacher: wanted}, params.teachers, params.licenses, store_folder())
     budget = params.budget.divided(store_folder(), part[1])
     allowed, speed = params.responses.max_error_share, params.speed_of(teacher)
     responses = generate_responses(wanted, teacher, entry, store_folder(), speed, budget, part, max_error_share=allowed)

@@ -25,7 +25,7 @@ def plan(
     """Estimate what a run will cost: calls, tokens, GPU-hours, disk and money, as intervals."""
     import json
 
-    from persyn.generation.terms import check_terms, refused_teachers
+    from persyn.generation.terms import refused_teachers
     from persyn.planning import build_plan
     from persyn.planning.known import known_routes
     from persyn.planning.text import plan_text
@@ -37,7 +37,6 @@ def plan(
     teachers, folder = read.teachers, store_folder()
     prompts, origin = _prompts(data, read)
     if probe:
-        check_terms(teachers, read.licenses)
         _probe(prompts, read, folder, probe)
     files = {name: data / "routes" / f"{name}.parquet" for name in read.strategies}
     made = {name: read_table(file, ROUTES) for name, file in files.items() if file.is_file()}
@@ -74,7 +73,7 @@ def _prompts(data: Path, params: "Params") -> tuple["pl.DataFrame", str]:
     section = params.prompts
     if (data / "prompts.parquet").is_file():
         table = read_table(data / "prompts.parquet", PROMPTS)
-        sources = {source.name for source in section.sources}
+        sources = {source.title for source in section.sources}
         num_parallel = table.height if section.num_parallel is None else section.num_parallel
         if set(table["source"]) == sources and table["parallel"].sum() == num_parallel:
             return table, "prompts.parquet"
@@ -86,12 +85,17 @@ def _prompts(data: Path, params: "Params") -> tuple["pl.DataFrame", str]:
 def _probe(prompts: "pl.DataFrame", params: "Params", folder: Path, count: int) -> None:
     from persyn.errors import InputError
     from persyn.prompts import anchor_prompts
-    from persyn.responses import generate_responses
+    from persyn.responses import check_asking, generate_responses
 
     if prompts["prompt"].null_count():
         raise InputError("--probe needs the prompts, which are not made yet; run `dvc repro prompts` first")
     allowed = params.responses.max_error_share
     parallel = prompts.filter("parallel")
+    wanted = {
+        name: anchor_prompts(parallel, min(count, parallel.height, teacher.anchors or count))
+        for name, teacher in params.teachers.items()
+    }
+    check_asking(wanted, params.teachers, params.licenses, folder)
     for name, teacher in params.teachers.items():
-        asked = anchor_prompts(parallel, min(count, parallel.height, teacher.anchors or count))
-        generate_responses(asked, name, teacher, folder, params.speed_of(name), params.budget, max_error_share=allowed)
+        paying = folder, params.speed_of(name), params.budget
+        generate_responses(wanted[name], name, teacher, *paying, max_error_share=allowed)

@@ -62,6 +62,11 @@ class Precomputed(Rows):
     score: str | None = None
     """Column (of numbers or their text) or template of the response's score, higher for better, for the quality method
     `given`."""
+    tokenizer: Annotated[str, Field(min_length=1)] | None = None
+    """Whose tokens count prompts and responses, where the teacher's own tokenizer is not here: `packaged:<name>` or a
+    local folder. The counts are then estimates. null: the teacher's own."""
+    keep_empty: bool = False
+    """Whether an empty response is one: the teacher said nothing. Otherwise its row is skipped."""
 
 
 def _known_backend(name: str) -> str:

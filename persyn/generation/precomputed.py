@@ -39,7 +39,10 @@ def precomputed_suffix(teacher: Teacher) -> str:
     if source is None:
         return ""
     # The score decides no response, and stores that were filled before there was one are read as before.
-    fields = json.dumps([source.model_dump(exclude={"score"}), source.origin(HERE)], sort_keys=True)
+    # The others count only where they are set, for the same reason.
+    later = {"tokenizer", "keep_empty"}
+    given = source.model_dump(exclude={"score", *later}) | source.model_dump(include=later, exclude_defaults=True)
+    fields = json.dumps([given, source.origin(HERE)], sort_keys=True)
     return hashlib.sha256(fields.encode()).hexdigest()[:16]
 
 
@@ -48,8 +51,8 @@ def read_precomputed(
 ) -> dict[str, dict[str, Any]]:
     """The teacher's precomputed responses to these prompts, as rows of the store with their `origin`.
 
-    A prompt gets its first row that fits. A row that matches no prompt, is empty, or has more than max_tokens is
-    skipped and counted in the log.
+    A prompt gets its first row that fits. A row that matches no prompt, is empty (unless `keep_empty`), or has more
+    than max_tokens is skipped and counted in the log.
 
     Args:
         prompts: prompt_id -> text of the prompts that have no response yet.
@@ -67,13 +70,13 @@ def read_precomputed(
     tokenizer: Any = None
     for row in source.read(HERE, prompt=source.prompt, response=source.response).values():
         identity, response = _key(row)
-        if identity not in prompts or (identity in found and response):
+        if identity not in prompts or (identity in found and (response or source.keep_empty)):
             count["unmatched"] += 1
             continue
-        if not response:
+        if not response and not source.keep_empty:
             count["empty"] += 1
             continue
-        tokenizer = tokenizer or _tokenizer(name, teacher)
+        tokenizer = tokenizer or _tokenizer(name, teacher, source)
         # As in generation, the token that ends the response counts.
         num_tokens = len(tokenizer.encode(response, add_special_tokens=False)) + 1
         if num_tokens > max_tokens:
@@ -86,6 +89,10 @@ def read_precomputed(
         "%s: %d responses read from %s; other rows: %d match no open prompt, %d are empty, %d exceed max_tokens %d",
         *(name, len(found), origin, count["unmatched"], count["empty"], count["too long"], max_tokens),
     )
+    if source.tokenizer:
+        logger.info("%s: its tokens are estimates, counted by the tokenizer of %s", name, source.tokenizer)
+    if silent := sum(not row["response"] for row in found.values()):
+        logger.info("%s: %d of these responses are empty, and kept", name, silent)
     return found
 
 
@@ -143,10 +150,12 @@ def _key(row: Mapping[str, str | None]) -> tuple[str, str]:
     return prompt_id(normalise(row["prompt"] or "")), response
 
 
-def _tokenizer(name: str, teacher: Teacher) -> Any:
+def _tokenizer(name: str, teacher: Teacher, source: Precomputed) -> Any:
+    where = (source.tokenizer,) if source.tokenizer else (teacher.model, teacher.revision, teacher.trust_remote_code)
     try:
-        return with_chat_template(load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code))
+        return with_chat_template(load_tokenizer(*where))
     except InputError as error:
         raise InputError(
-            f"teachers.{name}.precomputed: the tokenizer of its model is needed to count tokens: {error}"
+            f"teachers.{name}.precomputed: a tokenizer is needed to count tokens; name one that is here in "
+            f"precomputed.tokenizer, such as packaged:smollm2-135m-instruct: {error}"
         ) from error

@@ -1,5 +1,6 @@
 """Learnability: how well a response fits the untuned student. All responses to a prompt share one forward pass."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
     from persyn.learnability.logprobs import Branch
 
+logger = logging.getLogger(__name__)
+
 
 class LearnabilitySettings(Settings):
     """The section `learnability`. Higher is better by every method."""
@@ -34,12 +37,19 @@ class LearnabilitySettings(Settings):
     """Tokens of a step (local)."""
     window: Annotated[int, Field(ge=1)] = 64
     """Tokens before a step that the student sees (local)."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """A response is scored on its first `max_tokens` tokens, by every method; null scores all that
+    `student.max_length` leaves."""
 
     @property
     def decides(self) -> dict[str, Any]:
-        """The parameters that the score depends on."""
+        """The parameters that the score of given tokens depends on. `max_tokens` only says which tokens are scored."""
         knobs = {"mean_logprob": [], "rank_surprisal": ["max_rank"], "local": ["step", "window"]}[self.method]
         return {"method": self.method, **{knob: getattr(self, knob) for knob in knobs}}
+
+    def most(self, room: int) -> int:
+        """Tokens of a response that are scored at most, where `student.max_length` leaves `room` of them."""
+        return room if self.max_tokens is None else min(room, self.max_tokens)
 
     def branches(self, prompt: list[int], responses: Sequence[list[int]]) -> "tuple[list[int], list[Branch]]":
         """The tokens that all branches share, and the branches."""
@@ -79,7 +89,8 @@ def score_learnability(
     """Score every response under the student.
 
     The response tokens are those the student would be trained on (chat.encode_completion). A response that exceeds
-    `max_length` is scored on its first tokens and marked `truncated`. An empty one is scored on its end-of-turn token,
+    `method.max_tokens`, or with its prompt `student.max_length`, is scored on its first tokens and marked `truncated`;
+    the log counts these. An empty one is scored on its end-of-turn token,
     however it ended: that is all the student could learn from it. Errors have no score. A score that is not finite is
     left out with a warning.
 
@@ -106,7 +117,10 @@ def score_learnability(
         for row in rows
     ]
     _check_lengths(rows, encoded, student.max_length)
-    kept = [(prompt, response[: student.max_length - len(prompt)]) for prompt, response in encoded]
+    kept = [(prompt, response[: method.most(student.max_length - len(prompt))]) for prompt, response in encoded]
+    truncated = [len(all_of) > len(scored) for (_, all_of), (_, scored) in zip(encoded, kept, strict=True)]
+    if any(truncated):
+        logger.info("%d of %d responses are scored on their first tokens only", sum(truncated), len(rows))
     identity, precision = model_identity(student.model, student.revision), default_precision()
     keys = [response_key(model=identity, **method.decides, precision=precision, scored=row) for row in kept]
     store = Store(folder / slug(identity))
@@ -120,7 +134,7 @@ def score_learnability(
         "teacher": [row["teacher"] for row in rows],
         "learnability": [(store.get(key) or {}).get("learnability") for key in keys],
         "num_tokens": [len(response) for _, response in kept],
-        "truncated": [len(prompt) + len(response) > student.max_length for prompt, response in encoded],
+        "truncated": truncated,
     }
     return pl.DataFrame(table, schema=LEARNABILITY).drop_nulls("learnability")
 

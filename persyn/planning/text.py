@@ -76,11 +76,11 @@ def _notes(plan: Mapping[str, Any]) -> list[str]:
             f"{len(plan['precomputed'])} teachers have precomputed responses: those that fit are not asked for, "
             f"but are counted above until they are in the store."
         )
-    if plan["refused"]:
-        lines.append(
-            f"A run is refused: the terms of {', '.join(plan['refused'])} forbid training other models on the outputs; "
-            f"take them out, or name them in licenses.allow_forbidden."
-        )
+    forbid = "forbid training other models on the outputs; take them out, or name them in licenses.allow_forbidden."
+    if asked := [name for name in plan["refused"] if name not in plan["precomputed"]]:
+        lines.append(f"A run is refused: the terms of {', '.join(asked)} {forbid}")
+    if read := [name for name in plan["refused"] if name in plan["precomputed"]]:
+        lines.append(f"The stage dataset will refuse precomputed responses: the terms of {', '.join(read)} {forbid}")
     if budget := plan["budget"]:
         lines.append(
             f"budget.max_tokens {budget['max_tokens']:,}: {budget['left']:,} left, the plan needs "

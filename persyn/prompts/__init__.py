@@ -35,6 +35,12 @@ class Source(Rows):
     """Column or template of the prompt text."""
     reference: str | None = None
     """Column or template of the reference; if given, every row must have one."""
+    label: Annotated[str, Field(min_length=1)] | None = None
+    """What the tables call it, such as the part of a file that `where` leaves; null: its `path` or `hub`."""
+
+    @property
+    def title(self) -> str:
+        return self.label or self.name
 
 
 class PromptSettings(Settings):
@@ -90,7 +96,7 @@ def build_prompts(raw: Path, settings: PromptSettings) -> tuple[pl.DataFrame, di
             elif prompt in exact or not runs.isdisjoint(_ngrams(prompt, ngram)):
                 dropped["contaminated"] += 1
             else:
-                origin = {"domain": source.domain, "source": source.name, "license": source.license}
+                origin = {"domain": source.domain, "source": source.title, "license": source.license}
                 kept[identity] = {"prompt_id": identity, "prompt": prompt, "reference": row["reference"], **origin}
     assert num_read == len(kept) + dropped.total(), "every row is kept or counted"
     if not kept:

@@ -33,9 +33,9 @@ SOURCE = r"prompts\.(sources|decontaminate)\.\d+\."
 LEGAL = {
     "text, and any text is taken": (
         "text",
-        SOURCE + r"(path|hub|license|prompt|reference|config|split|where)",
+        SOURCE + r"(path|hub|license|prompt|reference|config|split|where|label)",
         r"teachers\.[^.]+\.(model|license|system|terms|family|examples\.\d+\.(prompt|response))",
-        r"teachers\.[^.]+\.precomputed\.(path|hub|prompt|response|config|split|where)",
+        r"teachers\.[^.]+\.precomputed\.(path|hub|prompt|response|config|split|where|tokenizer)",
         r"(student|router|quality\.(judge|reward_model))\.model",
         r"student\.(license|family)",
         r"quality\.judge\.rubric",
@@ -47,9 +47,9 @@ LEGAL = {
     ),
     "null, which stands for a default that the documentation names": (
         "null",
-        SOURCE + r"(reference|revision|config|where|limit)",
+        SOURCE + r"(reference|revision|config|where|limit|label)",
         r"prompts\.num_parallel",
-        r"teachers\.[^.]+\.(revision|terms|system|family|anchors|precomputed(\.(revision|config|where|limit))?)",
+        r"teachers\.[^.]+\.(revision|terms|system|family|anchors|precomputed(\.(revision|config|where|limit|tokenizer))?)",
         r"(student|router|quality\.reward_model)\.(revision|family)",
         r"router\.(light|lora|num_train)",
         r"sft\.lora",
@@ -57,6 +57,7 @@ LEGAL = {
         r"evaluation\.(max_tokens|limit|num_fewshot)",
         r"budget\.max_tokens",
         r"prices\.gpu_hour",
+        r"learnability\.max_tokens",
         r"speed\.learnability\.batch_tokens",
         r"speed\.(router|student)\.(device_batch_size|launch|report_to)",
         r"speed\.(\w+|teachers\.[^.]+)\.(ray|api_key_env|dtype|max_model_len)",
