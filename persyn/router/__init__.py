@@ -1,15 +1,18 @@
-"""Router: a prompt -> a Bradley-Terry strength for each teacher, trained on part of the parallel prompts and measured
-on the rest. `finetuned` is the paper's (a language model with a coefficient head), `linear` a frozen encoder with one
-linear layer; `placement` adds a teacher to a trained router.
+"""Router: a prompt -> a strength for each teacher, trained on part of the parallel prompts and measured on the rest.
+
+`finetuned` is the paper's (a language model with a coefficient head). `linear` and `smoothing` read a frozen encoder
+(`features`). `shrinkage` says how far any of them may be trusted, `worth` what that is worth; `placement` adds a
+teacher to a trained router.
 
 Legend: N prompts, M teachers.
 """
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,11 +21,14 @@ import polars as pl
 
 from persyn.errors import InputError
 from persyn.models import model_identity
-from persyn.router.settings import RouterSettings
+from persyn.router.settings import BRADLEY_TERRY, Method, RouterSettings
 from persyn.training import Session
 
 if TYPE_CHECKING:
     from persyn.training.monitors import Live
+
+BESIDE = "beside"
+"""The folder, in a saved router's, of the methods trained beside it."""
 
 
 class Router(Protocol):
@@ -30,11 +36,50 @@ class Router(Protocol):
 
     teachers: list[str]
 
-    def strengths(self, prompts: Sequence[str]) -> np.ndarray:
-        """Strengths (N, M), in the order of the prompts and of `teachers`."""
+    def strengths(
+        self, prompts: Sequence[str], sources: Sequence[str] | None = None, features: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Strengths (N, M), in the order of the prompts and of `teachers`.
+
+        Args:
+            sources: of the prompts; only methods source and blend read them.
+            features: of the prompts, where they are known already (features.embed).
+        """
 
     def save(self, folder: str | Path) -> None:
         """Write it to a folder, for load_router."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a router learns from."""
+
+    prompts: pl.DataFrame
+    """PROMPTS to train on, in the order of prompt_id."""
+    rewards: np.ndarray
+    """(N, M), Eq. 2."""
+    pairs: pl.DataFrame
+    """PAIRS of these prompts, and maybe of others."""
+    teachers: Sequence[str]
+    validation: tuple[Sequence[str], np.ndarray] | None = None
+    """Prompts and rewards that end the fine-tuning early."""
+    features: np.ndarray | None = None
+    """(N, L, H), features.embed; None for the methods that read none."""
+
+    def part(self, rows: np.ndarray) -> "Lesson":
+        """These rows of it."""
+        features = None if self.features is None else self.features[rows]
+        return replace(self, prompts=self.prompts[rows], rewards=self.rewards[rows], features=features)
+
+    def shuffled(self, seed: int) -> "Lesson":
+        """The same prompts, each with the rewards and pairs of another one. A router that learns from this, a control,
+        can learn which teachers win, not on which prompts.
+        """
+        order = np.random.default_rng(seed).permutation(len(self.rewards))
+        names = self.prompts["prompt_id"]
+        moved = pl.DataFrame({"prompt_id": names[order], "now": names})
+        pairs = self.pairs.join(moved, on="prompt_id", how="inner").with_columns(prompt_id="now").drop("now")
+        return replace(self, rewards=self.rewards[order], pairs=pairs)
 
 
 def fit_router(
@@ -46,7 +91,7 @@ def fit_router(
     anchored: Sequence[str] = (),
     device_batch_size: int | None = None,
     live: "Live | None" = None,
-) -> tuple[Router, dict[str, Any], pl.DataFrame]:
+) -> tuple["Routers", dict[str, Any], pl.DataFrame]:
     """Train a router on part of the parallel prompts and measure it on the rest, beside its controls.
 
     Args:
@@ -57,57 +102,100 @@ def fit_router(
         anchored: teachers that join the trained router by the prompts on which they have rewards; the router is
             measured without them.
         device_batch_size: prompts in one forward pass of the training at most; None takes the whole batch.
-        live: receives the curves of the router's training, not of its control's, while it runs.
+        live: receives the curves of the router's training, not of its controls', while it runs.
 
     Resumes from the last checkpoint of a killed run with the same inputs. If several processes train together, only
     the main one returns; the others end.
 
     Returns:
-        The router, the metrics of metrics/router.json (metrics.health_card; placed: the anchored teachers' placement),
-        and its metrics.reliability.
+        The router and those beside it, the metrics of metrics/router.json (metrics.health_card and worth.worth; placed:
+        the anchored teachers' placement), and its metrics.reliability.
 
     Raises:
         InputError: a parameter is wrong, or no pair belongs to a prompt.
     """
-    from persyn.router.linear import embed
-    from persyn.router.metrics import (
-        health_card,
-        knn_strengths,
-        majority_strengths,
-        reliability,
-        reward_matrix,
-        source_strengths,
-    )
+    from persyn.router.features import embed, encoder_of
+    from persyn.router.metrics import reliability, reward_matrix
     from persyn.router.placement import PlacedRouter, place_teacher
     from persyn.training.trainer import checkpoints, leave_to_main
 
     known = [teacher for teacher in teachers if teacher not in anchored]
     pairs = pairs.filter(pl.col("winner").is_in(known) & pl.col("loser").is_in(known))
     train, checked, held_out = router_split(prompts, rewards, settings)
-    tables = train, rewards, pairs, known, settings, checked
+    texts = [part["prompt"].to_list() for part in (train, held_out)]
     inputs = [table.write_json() for table in (prompts, rewards, pairs)]
     with checkpoints(
         *inputs, known, settings.model_dump(), model_identity(settings.model, settings.revision)
     ) as folder:
-        router = train_router(*tables, False, Session(folder / "router", device_batch_size, live))
-        shuffled = train_router(*tables, True, Session(folder / "shuffled", device_batch_size))
+        features = embed([*texts[0], *texts[1]], **encoder_of(settings))
+        lesson = read_lesson(train, rewards, pairs, known, features[: train.height], checked)
+        asked = texts[1], held_out["source"].to_list(), features[train.height :]
+        session = Session(folder / "router", device_batch_size)
+        router, trust = fit_trusted(lesson, settings, replace(session, live=live))
+        shuffled = train_router(lesson.shuffled(settings.seed), settings, replace(session, scratch=folder / "shuffled"))
         leave_to_main()
-        texts, learnt = held_out["prompt"].to_list(), train["prompt"].to_list()
-        seen, unseen = (reward_matrix(rewards, part["prompt_id"].to_list(), known) for part in (train, held_out))
-        vectors = embed(learnt + texts, settings.model, settings.revision, settings.max_length)
-        strengths = router.strengths(texts)
-        controls = {
-            "majority": majority_strengths(seen, len(texts)),
-            "source": source_strengths(train["source"].to_list(), seen, held_out["source"].to_list()),
-            "knn": knn_strengths(vectors[: len(learnt)], seen, vectors[len(learnt) :], settings.neighbours),
-            "shuffled": shuffled.strengths(texts),
-        }
-        card = health_card(strengths, unseen, known, controls)
+        beside = {name: fit_trusted(lesson, settings.for_method(name))[0] for name in settings.beside}
+        unseen = reward_matrix(rewards, held_out["prompt_id"].to_list(), known)
+        controls = {"shuffled": shuffled} | ({"unshrunk": router.router} if trust else {}) | beside
+        card = measure(lesson, settings, router, trust, asked, unseen, controls)
+        placed = {name: place_teacher(router, name, prompts, rewards) for name in anchored}
+
+        def complete(each: Router, blends: Mapping[str, Any]) -> Router:
+            return PlacedRouter(each, blends, teachers) if anchored else each
+
+        whole = Routers(
+            complete(router, placed),
+            {
+                method: complete(each, {name: place_teacher(each, name, prompts, rewards) for name in anchored})
+                for method, each in beside.items()
+            },
+        )
         num_validation = checked.height if checked is not None else 0
         counts = {"num_train": train.height, "num_validation": num_validation, "num_held_out": held_out.height}
-        placed = {name: place_teacher(router, name, prompts, rewards) for name in anchored}
-        whole = PlacedRouter(router, placed, teachers) if placed else router
-    return whole, card | counts | {"placed": placed}, reliability(strengths, unseen)
+        bins = reliability(router.strengths(*asked), unseen)
+    return whole, card | counts | {"placed": placed}, bins
+
+
+class Routers:
+    """A router, and the methods trained beside it: name -> router."""
+
+    def __init__(self, router: Router, beside: Mapping[str, Router]) -> None:
+        self.router, self.teachers, self.beside = router, router.teachers, beside
+        self.strengths = router.strengths
+
+    def save(self, folder: str | Path) -> None:
+        """Write all of them, for load_router."""
+        self.router.save(folder)
+        for name, router in self.beside.items():
+            router.save(Path(folder) / BESIDE / name)
+
+
+def read_lesson(
+    prompts: pl.DataFrame,
+    rewards: pl.DataFrame,
+    pairs: pl.DataFrame,
+    teachers: Sequence[str],
+    features: np.ndarray | None = None,
+    validation: pl.DataFrame | None = None,
+) -> Lesson:
+    """What a router learns on these prompts.
+
+    Args:
+        prompts: PROMPTS, each with REWARDS of all the teachers.
+        pairs: PAIRS; those of other prompts are ignored.
+        features: (N, L, H) of the prompts.
+        validation: as `prompts`: fine-tuning stops early by the regret on them.
+    """
+    from persyn.router.metrics import reward_matrix
+
+    checked = None
+    if validation is not None:
+        checked = validation["prompt"].to_list(), reward_matrix(rewards, validation["prompt_id"].to_list(), teachers)
+    order = prompts["prompt_id"].arg_sort()
+    lesson = Lesson(
+        prompts, reward_matrix(rewards, prompts["prompt_id"].to_list(), teachers), pairs, teachers, checked, features
+    )
+    return lesson.part(order.to_numpy())
 
 
 def router_split(
@@ -135,68 +223,133 @@ def router_split(
     return *split_prompts(train, settings.validation, "router.validation"), held_out
 
 
-def train_router(
-    prompts: pl.DataFrame,
-    rewards: pl.DataFrame,
-    pairs: pl.DataFrame,
-    teachers: Sequence[str],
-    settings: RouterSettings,
-    validation: pl.DataFrame | None = None,
-    shuffled: bool = False,
-    session: Session | None = None,
-) -> Router:
-    """Train one router. One forward pass per prompt serves all of the prompt's pairs.
+def train_router(lesson: Lesson, settings: RouterSettings, session: Session | None = None) -> Router:
+    """Train one router; nothing is shrunk.
 
     Args:
-        prompts: columns prompt_id and prompt; those without a pair are ignored.
-        rewards: REWARDS of these prompts, and of those of `validation`.
-        pairs: PAIRS of these prompts.
-        validation: as `prompts`: training stops early by the regret on them.
-        shuffled: whether each prompt gets another one's pairs. Such a router, a control, can learn which teachers win,
-            not on which prompts.
-        session: where and how it runs; the light router ignores it.
+        session: where and how a fine-tuning runs; other methods ignore it.
 
     Raises:
-        InputError: no pair belongs to a prompt.
+        InputError: the method learns from pairs, and none belongs to a prompt.
     """
+    from persyn.router.features import embed, encoder_of
     from persyn.router.finetuned import finetune_router
-    from persyn.router.linear import fit_light_router
+    from persyn.router.linear import fit_linear_router
     from persyn.router.losses import win_matrices
-    from persyn.router.metrics import reward_matrix, shuffle_targets
+    from persyn.router.smoothing import fit_smoothing_router
 
-    targets: Mapping[str, np.ndarray] = win_matrices(pairs, teachers, settings.by_margin)
-    with_pairs = prompts.sort("prompt_id").filter(pl.col("prompt_id").is_in(list(targets)))
-    if with_pairs.is_empty():
-        raise InputError(f"none of the {len(targets)} prompts with pairs is among the {prompts.height} to train on")
-    identities, texts = with_pairs["prompt_id"].to_list(), with_pairs["prompt"].to_list()
+    prompts, method = lesson.prompts, settings.method
+    features = None if method in ("source", "finetuned") else lesson.features
+    if features is None and method not in ("source", "finetuned"):
+        features = embed(prompts["prompt"].to_list(), **encoder_of(settings))
+    if method not in BRADLEY_TERRY:
+        return fit_smoothing_router(features, prompts["source"].to_list(), lesson.rewards, lesson.teachers, settings)
+    wins = win_matrices(lesson.pairs, lesson.teachers, settings.by_margin)
+    rows = np.flatnonzero(prompts["prompt_id"].is_in(list(wins)).to_numpy())
+    if not len(rows):
+        raise InputError(f"none of the {len(wins)} prompts with pairs is among the {prompts.height} to train on")
+    labels: Sequence[np.ndarray] = [wins[identity] for identity in prompts["prompt_id"][rows]]
     if settings.loss == "listwise":
-        targets = dict(zip(identities, reward_matrix(rewards, identities, teachers), strict=True))
-    labels = [targets[identity] for identity in identities]
-    labels = shuffle_targets(labels, settings.seed) if shuffled else labels
-    if settings.light is not None:
-        return fit_light_router(texts, labels, teachers, settings, settings.light)
-    checked = None
-    if validation is not None:
-        checked = validation["prompt"].to_list(), reward_matrix(rewards, validation["prompt_id"].to_list(), teachers)
-    session = session or Session()
+        labels = list(lesson.rewards[rows])
+    if features is not None:
+        return fit_linear_router(features[rows], labels, lesson.teachers, settings)
+    texts, session = prompts["prompt"][rows].to_list(), session or Session()
     with nullcontext(session.scratch) if session.scratch else tempfile.TemporaryDirectory() as folder:
-        return finetune_router(texts, labels, teachers, settings, replace(session, scratch=Path(folder)), checked)
+        place = replace(session, scratch=Path(folder))
+        return finetune_router(texts, labels, lesson.teachers, settings, place, lesson.validation)
 
 
-def load_router(folder: str | Path, teachers: Sequence[str]) -> Router:
-    """Read a saved router.
+def fit_trusted(
+    lesson: Lesson, settings: RouterSettings, session: Session | None = None
+) -> tuple[Any, dict[str, Any] | None]:
+    """Train a router and shrink it as far as cross-validation on its own training prompts says.
+
+    Returns:
+        The router (a ShrunkRouter, unless settings.shrink is false), and shrinkage.choose_trust's findings, or None.
+    """
+    from persyn.router.shrinkage import ShrunkRouter, choose_trust, cross_validate, fit_temperature
+
+    session = session or Session()
+    texts, sources = lesson.prompts["prompt"].to_list(), lesson.prompts["source"].to_list()
+    router = train_router(lesson, settings, session)
+    if not settings.shrink:
+        return router, None
+
+    def predict(rows: np.ndarray) -> np.ndarray:
+        name = f"{settings.method}-{hashlib.sha256(rows.tobytes()).hexdigest()[:12]}"
+        scratch = session.scratch.parent / name if session.scratch else None
+        trained = train_router(lesson.part(rows), settings, replace(session, scratch=scratch, live=None))
+        return trained.strengths(texts, sources, lesson.features)
+
+    is_reward = settings.method not in BRADLEY_TERRY
+    found = cross_validate(predict, lesson.rewards, settings.folds, settings.seed, is_reward)
+    trust = choose_trust(found, lesson.rewards, settings.seed)
+    centre = router.strengths(texts, sources, lesson.features).mean(axis=0)
+    temperature = fit_temperature(found, lesson.rewards, trust["trust"])
+    scale = trust["trust"] * trust["slope"]
+    return ShrunkRouter(router, lesson.rewards.mean(axis=0), centre, scale, temperature), trust
+
+
+def measure(
+    lesson: Lesson,
+    settings: RouterSettings,
+    router: Router,
+    trust: dict[str, Any] | None,
+    asked: tuple[list[str], list[str], np.ndarray],
+    rewards: np.ndarray,
+    others: Mapping[str, Router],
+) -> dict[str, Any]:
+    """The card of a router.
+
+    Args:
+        trust: as fit_trusted.
+        asked: texts, sources and features of the prompts that measure.
+        rewards: (N, M) on them.
+        others: name -> router to show beside it, with the controls.
+    """
+    from persyn.router.metrics import health_card, majority_strengths
+    from persyn.router.worth import noise_floor, worth
+
+    controls = {"majority": majority_strengths(lesson.rewards, len(rewards))}
+    methods: tuple[Method, ...] = ("source", "knn")
+    for method in methods:
+        controls[method] = train_router(lesson, settings.for_method(method)).strengths(*asked)
+    controls |= {name: each.strengths(*asked) for name, each in others.items()}
+    card = health_card(router.strengths(*asked), rewards, lesson.teachers, controls)
+    halves = [np.arange(start, len(lesson.rewards), 2) for start in (0, 1)]
+    if len(lesson.rewards) > 1 and settings.method != "finetuned":
+        said = [train_router(lesson.part(half), settings).strengths(*asked) for half in halves]
+        card["noise_floor"] = noise_floor(*said, *(lesson.rewards[half] for half in halves))
+    return card | (worth(trust, lesson.rewards, lesson.teachers) if trust else {})
+
+
+def load_router(folder: str | Path, teachers: Sequence[str], method: Method | None = None) -> Router:
+    """Read a saved router, or the one of `method` that was trained beside it.
 
     Raises:
-        InputError: it was trained for other teachers than `teachers`.
+        InputError: it was trained for other teachers than `teachers`, or that method was not trained.
     """
     from persyn.router.finetuned import FinetunedRouter
-    from persyn.router.linear import CONFIG, LightRouter
+    from persyn.router.linear import CONFIG, LinearRouter
     from persyn.router.placement import PLACED, PlacedRouter
+    from persyn.router.shrinkage import SHRINKAGE, ShrunkRouter
+    from persyn.router.smoothing import CONFIG as SMOOTHING
+    from persyn.router.smoothing import SmoothingRouter
 
-    placed = Path(folder) / PLACED
-    router: Router = LightRouter.load(folder) if (Path(folder) / CONFIG).is_file() else FinetunedRouter.load(folder)
-    if placed.is_file():
-        router = PlacedRouter(router, **json.loads(placed.read_text()))
+    place = Path(folder) / BESIDE / method if method else Path(folder)
+    if not place.is_dir():
+        raise InputError(f"{place} does not exist; name {method} in router.beside, then run `dvc repro router`")
+    router: Router
+    if (place / CONFIG).is_file():
+        router = LinearRouter.load(place)
+    elif (place / SMOOTHING).is_file():
+        router = SmoothingRouter.load(place)
+    else:
+        router = FinetunedRouter.load(place)
+    if (place / SHRINKAGE).is_file():
+        router = ShrunkRouter(router, **json.loads((place / SHRINKAGE).read_text()))
+    if (place / PLACED).is_file():
+        router = PlacedRouter(router, **json.loads((place / PLACED).read_text()))
     if router.teachers != list(teachers):
         raise InputError(
             f"{folder} routes to {router.teachers}, params.yaml names {list(teachers)}; run `dvc repro router`"

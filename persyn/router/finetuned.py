@@ -34,8 +34,14 @@ class FinetunedRouter:
         self.teachers = [model.config.id2label[position] for position in range(model.config.num_labels)]
 
     @torch.inference_mode()
-    def strengths(self, prompts: Sequence[str], batch_size: int = 64) -> np.ndarray:
-        """Strengths (len(prompts), M), in the order of the prompts."""
+    def strengths(
+        self,
+        prompts: Sequence[str],
+        sources: Sequence[str] | None = None,
+        features: np.ndarray | None = None,
+        batch_size: int = 64,
+    ) -> np.ndarray:
+        """Strengths (len(prompts), M), in the order of the prompts. It reads nothing but their text."""
         encoded = encode_prompts(self.tokenizer, prompts)
         order = sorted(range(len(encoded)), key=lambda position: -len(encoded[position]))
         strengths = np.zeros((len(prompts), len(self.teachers)), dtype=np.float32)

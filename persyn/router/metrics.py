@@ -14,7 +14,8 @@ from scipy.special import expit
 from scipy.stats import entropy
 
 from persyn.errors import InputError
-from persyn.statistics import LEVEL, paired_difference
+from persyn.statistics import paired_difference, verdict
+from persyn.ties import TIE
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ def reward_matrix(rewards: pl.DataFrame, prompt_ids: Sequence[str], teachers: Se
     )
 
 
-def routing_metrics(strengths: np.ndarray, rewards: np.ndarray) -> dict[str, float]:
+def routing_metrics(strengths: np.ndarray, rewards: np.ndarray) -> dict[str, Any]:
     """Hit@1, Hit@3 in both readings and regret of routing by the largest strength.
 
     Args:
@@ -56,15 +57,18 @@ def routing_metrics(strengths: np.ndarray, rewards: np.ndarray) -> dict[str, flo
 
     Returns:
         hit_at_1; hit_at_3 (a best teacher is in the router's top 3); hit_at_3_oracle (fewer than 3 teachers beat the
-        router's choice); regret (mean reward below the best teacher's, in reward units).
+        router's choice), both None with three teachers or fewer; regret (mean reward below the best teacher's). Rewards that differ by ties.TIE of their scale are equal.
     """
     got, best = _got(strengths, rewards), rewards.max(axis=1)
+    equal = TIE * np.maximum(np.abs(rewards).max(axis=1), 1.0)
     top = np.argsort(-strengths, axis=1, kind="stable")[:, :3]
-    beaten_by = (rewards > got[:, None]).sum(axis=1)
+    in_top = np.take_along_axis(rewards, top, axis=1).max(axis=1)
+    beaten_by = (rewards > (got + equal)[:, None]).sum(axis=1)
+    few = rewards.shape[1] <= 3  # then Hit@3 is 1 by construction
     return {
-        "hit_at_1": float((got == best).mean()),
-        "hit_at_3": float((np.take_along_axis(rewards, top, axis=1).max(axis=1) == best).mean()),
-        "hit_at_3_oracle": float((beaten_by < 3).mean()),
+        "hit_at_1": float((got >= best - equal).mean()),
+        "hit_at_3": None if few else float((in_top >= best - equal).mean()),
+        "hit_at_3_oracle": None if few else float((beaten_by < 3).mean()),
         "regret": float((best - got).mean()),
     }
 
@@ -93,8 +97,8 @@ def health_card(
     if card["collapsed"]:
         logger.warning("the router gives almost everything to one teacher, the oracle does not: %s", card["share"])
     over = card["over_majority"]
-    over["verdict"] = "differs" if over["p"] < LEVEL else "within noise"
-    if over["verdict"] == "within noise" or over["difference"] < 0:
+    over["verdict"] = verdict(over["p"], over["identical"])
+    if over["verdict"] != "differs" or over["difference"] < 0:
         logger.warning("on held-out prompts the router is no better than one teacher for everything (within noise)")
     return card
 
@@ -156,29 +160,6 @@ def reliability(strengths: np.ndarray, rewards: np.ndarray, bins: int = 10) -> p
 def majority_strengths(train_rewards: np.ndarray, num_prompts: int) -> np.ndarray:
     """Control: for all prompts, the teacher with the highest mean reward on the training prompts."""
     return np.tile(train_rewards.mean(axis=0), (num_prompts, 1))
-
-
-def knn_strengths(
-    train_vectors: np.ndarray, train_rewards: np.ndarray, vectors: np.ndarray, neighbours: int = 5
-) -> np.ndarray:
-    """Control: mean rewards of the most similar training prompts, by cosine of their embeddings."""
-    unit_train, unit = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (train_vectors, vectors))
-    nearest = np.argsort(-(unit @ unit_train.T), axis=1, kind="stable")[:, :neighbours]
-    return train_rewards[nearest].mean(axis=1)
-
-
-def source_strengths(train_sources: Sequence[str], train_rewards: np.ndarray, sources: Sequence[str]) -> np.ndarray:
-    """Control: mean rewards of the training prompts of the same source; for a new source, of all. It acts like a table
-    of the best teacher by source; if sources are kinds of task, it is the best that the kind alone can tell.
-    """
-    of = np.array(train_sources)
-    means = {source: train_rewards[of == source].mean(axis=0) for source in set(train_sources)}
-    return np.stack([means.get(source, train_rewards.mean(axis=0)) for source in sources])
-
-
-def shuffle_targets(targets: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
-    """Control: each prompt gets the target of another one."""
-    return [targets[position] for position in np.random.default_rng(seed).permutation(len(targets))]
 
 
 def _got(strengths: np.ndarray, rewards: np.ndarray) -> np.ndarray:

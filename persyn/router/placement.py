@@ -31,9 +31,11 @@ class PlacedRouter:
     def __init__(self, router: Any, placed: Mapping[str, Mapping[str, Any]], teachers: Sequence[str]) -> None:
         self.router, self.placed, self.teachers = router, placed, list(teachers)
 
-    def strengths(self, prompts: Sequence[str]) -> np.ndarray:
+    def strengths(
+        self, prompts: Sequence[str], sources: Sequence[str] | None = None, features: np.ndarray | None = None
+    ) -> np.ndarray:
         """Strengths (N, M + placed), in the order of `teachers`."""
-        known = self.router.strengths(prompts)
+        known = self.router.strengths(prompts, sources, features)
         columns = np.column_stack([known, *(self._blended(known, place) for place in self.placed.values())])
         names = [*self.router.teachers, *self.placed]
         return columns[:, [names.index(teacher) for teacher in self.teachers]]
@@ -71,7 +73,8 @@ def place_teacher(
     sign = np.sign(matrix[:, -1:] - matrix[:, :-1]) if matrix is not None else np.zeros(0)  # (K, M)
     if not sign.any():
         raise InputError(f"{name} ties with every teacher on all {len(anchors)} anchors; give it more of them")
-    known = router.strengths(anchors["prompt"].to_list()).astype(float)  # (K, M)
+    sources = anchors["source"].to_list() if "source" in anchors.columns else None
+    known = router.strengths(anchors["prompt"].to_list(), sources).astype(float)  # (K, M)
     average = np.full(known.shape[1], 1 / known.shape[1])
 
     def loss(point: np.ndarray) -> tuple[float, np.ndarray]:
