@@ -57,7 +57,8 @@ def routing_metrics(strengths: np.ndarray, rewards: np.ndarray) -> dict[str, Any
 
     Returns:
         hit_at_1; hit_at_3 (a best teacher is in the router's top 3); hit_at_3_oracle (fewer than 3 teachers beat the
-        router's choice), both None with three teachers or fewer; regret (mean reward below the best teacher's). Rewards that differ by ties.TIE of their scale are equal.
+        router's choice), both None with three teachers or fewer; regret (mean reward below the best teacher's). Rewards
+        that differ by ties.TIE of their scale are equal.
     """
     got, best = _got(strengths, rewards), rewards.max(axis=1)
     equal = TIE * np.maximum(np.abs(rewards).max(axis=1), 1.0)
