@@ -1,0 +1,295 @@
+"""Is routing worth it among real teachers? `python -m science.evidence` answers from the responses of 19 models.
+
+Each study draws random splits of the prompts, trains every router on one part and measures it on the other. Differences
+are in reward (min-max within the prompt, 0 to 1) from one teacher for all, the best by the training prompts; above 0,
+routing is better. The splits share prompts, so intervals are those of Nadeau and Bengio (corrected_interval).
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from tqdm import tqdm
+
+from persyn.defects import Policies
+from persyn.errors import InputError
+from persyn.files import markdown_table, write_json, write_text
+from persyn.pairs import PairSettings, build_pairs
+from persyn.rewards import RewardSettings, build_rewards
+from persyn.router import Lesson, fit_trusted
+from persyn.router.features import embed
+from persyn.router.metrics import routing_metrics
+from persyn.router.settings import Method, RouterSettings
+from persyn.schemas import DEFECTS, LEARNABILITY, QUALITY
+from persyn.statistics import corrected_interval
+from science.alpaca import PROFILE, ROOT, Corpus, read_corpus, read_scores
+
+OUT = ROOT / "metrics/science/alpaca"
+STUDENTS = ("packaged:smollm2-135m-instruct", "packaged:gemma3-270m")
+METHODS: tuple[Method, ...] = ("blend", "regression", "knn", "source", "linear")
+SPLITS, SHARE, SEED = 20, 0.75, 2026
+BACKBONE = STUDENTS[0]
+SMALL = 9.0
+"""Billions of parameters: a teacher of this size or less is small."""
+Table = list[dict[str, Any]]
+
+
+class Study:
+    """The lessons of one student and alpha."""
+
+    def __init__(self, corpus: Corpus, features: np.ndarray, scores: np.ndarray, alpha: float) -> None:
+        self.corpus, self.features = corpus, features
+        keys = corpus.prompts.select("prompt_id").join(pl.DataFrame({"teacher": corpus.teachers}), how="cross")
+        quality = keys.with_columns(quality=pl.Series(corpus.quality.ravel())).select(QUALITY.names())
+        learned = keys.with_columns(
+            learnability=pl.Series(scores.ravel()), num_tokens=pl.lit(1, pl.Int64), truncated=pl.lit(False)
+        ).select(LEARNABILITY.names())
+        none = pl.DataFrame(schema=DEFECTS)
+        settings = RewardSettings(alpha=alpha)
+        table, _ = build_rewards(corpus.prompts, quality, learned, none, corpus.teachers, Policies(), settings)
+        self.pairs = build_pairs(table, PairSettings())
+        wide = table.pivot(on="teacher", index="prompt_id", values="reward").sort("prompt_id")
+        self.rewards = wide.select(corpus.teachers).to_numpy()
+
+    def lesson(self, rows: np.ndarray, teachers: np.ndarray | None = None) -> Lesson:
+        """What these prompts teach of all the teachers, or some."""
+        pool = np.arange(len(self.corpus.teachers)) if teachers is None else teachers
+        names = [self.corpus.teachers[position] for position in pool]
+        pairs = self.pairs.filter(pl.col("winner").is_in(names) & pl.col("loser").is_in(names))
+        rows = np.sort(rows)
+        return Lesson(
+            self.corpus.prompts[rows], self.rewards[np.ix_(rows, pool)], pairs, names, None, self.features[rows]
+        )
+
+
+def splits(number: int, train: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
+    """SPLITS random splits of `number` prompts; of the training part, `train` prompts at most."""
+    random, size = np.random.default_rng(SEED), round(SHARE * number)
+    orders = [random.permutation(number) for _ in range(SPLITS)]
+    return [(order[:size][:train], order[size:]) for order in orders]
+
+
+def routed(study: Study, rows: np.ndarray, settings: RouterSettings, lesson: Lesson) -> tuple[np.ndarray, Any, Any]:
+    """Strengths on `rows` of a router, the same unshrunk, and its trust."""
+    router, trust = fit_trusted(lesson, settings)
+    prompts = study.corpus.prompts[rows]
+    asked = prompts["prompt"].to_list(), prompts["source"].to_list(), study.features[rows]
+    inner = router.router.strengths(*asked)
+    return router.strengths(*asked), inner, trust
+
+
+def difference(strengths: np.ndarray, rewards: np.ndarray, best: int) -> float:
+    """Mean reward of routing by strengths (N, M) less that of the teacher `best` for all."""
+    return float((rewards[np.arange(len(rewards)), strengths.argmax(axis=1)] - rewards[:, best]).mean())
+
+
+def summary(name: str, values: Sequence[float], split: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    """A row of a table: the mean difference over the splits with its interval."""
+    found = corrected_interval(np.array(values), *map(len, split))
+    low, high = found["interval"]
+    lost = sum(value < 0 for value in values)
+    return {
+        "router": name,
+        "difference": found["difference"],
+        "low": low,
+        "high": high,
+        "won": found["splits_won"],
+        "lost": lost,
+        "detectable": found["mde"],
+    }
+
+
+def compare(study: Study, shuffle: bool = False) -> tuple[Table, dict[str, float]]:
+    """Every router and control against one teacher for all, and the metrics of routing."""
+    found: dict[str, list[float]] = {}
+    metrics: dict[str, list[dict[str, float]]] = {}
+    random = np.random.default_rng(SEED)
+    opened: dict[str, list[float]] = {}
+    drawn = splits(len(study.rewards))
+    for train, test in tqdm(drawn, desc="splits"):
+        lesson = study.lesson(train)
+        lesson = lesson.shuffled(int(random.integers(1 << 31))) if shuffle else lesson
+        rewards, best = study.rewards[test], int(lesson.rewards.mean(axis=0).argmax())
+        said = {"random": random.random(rewards.shape), "one teacher": np.eye(rewards.shape[1])[[best] * len(test)]}
+        for method in METHODS:
+            settings = RouterSettings(model=BACKBONE, method=method)
+            said[method], said[f"{method}, unshrunk"], trust = routed(study, test, settings, lesson)
+            opened.setdefault(method, []).append(trust["trust"])
+        for name, strengths in said.items():
+            found.setdefault(name, []).append(difference(strengths, rewards, best))
+            metrics.setdefault(name, []).append(routing_metrics(strengths, rewards))
+    rows = [summary(name, values, drawn[0]) for name, values in found.items()]
+    for row in rows:
+        means = pl.DataFrame(metrics[row["router"]]).mean().row(0, named=True)
+        row |= means | {"splits_routed": sum(s > 0 for s in opened.get(row["router"], []))}
+    return rows, {name: float(np.mean(values)) for name, values in opened.items()}
+
+
+def curve(study: Study) -> Table:
+    """The default router from 50 training prompts on, and what a line through gain against 1/n predicts for 2,500."""
+    rows = []
+    most = len(splits(len(study.rewards))[0][0])
+    for number in sorted({50, 100, 200, 300, most}):
+        drawn = splits(len(study.rewards), number)
+        values, free = [], []
+        for train, test in tqdm(drawn, desc=f"{number} prompts"):
+            lesson, rewards = study.lesson(train), study.rewards[test]
+            best = int(lesson.rewards.mean(axis=0).argmax())
+            shrunk, inner, _ = routed(study, test, RouterSettings(model=BACKBONE), lesson)
+            values.append(difference(shrunk, rewards, best))
+            half = lesson.rewards.mean(axis=0) + 0.5 * (inner - lesson.rewards.mean(axis=0))
+            free.append(difference(half, rewards, best))
+        rows += [{"prompts": number} | summary("blend", values, drawn[0])]
+        rows += [{"prompts": number} | summary("blend, always half trusted", free, drawn[0])]
+    free_rows = [row for row in rows if row["router"] != "blend"]
+    slope, at_infinity = np.polyfit([1 / row["prompts"] for row in free_rows], [r["difference"] for r in free_rows], 1)
+    return [
+        *rows,
+        {"prompts": 2500, "router": "predicted, always half trusted", "difference": at_infinity + slope / 2500},
+    ]
+
+
+def pools(study: Study) -> Table:
+    """The default router on random pools of 3, 5 and 10 teachers, and on all; one pool a split."""
+    rows, random = [], np.random.default_rng(SEED)
+    everyone = len(study.corpus.teachers)
+    drawn = splits(len(study.rewards))
+    for size in (3, 5, 10, everyone):
+        values, gaps, metrics = [], [], []
+        for train, test in tqdm(drawn, desc=f"{size} teachers"):
+            pool = np.sort(random.choice(everyone, size, replace=False))
+            lesson, rewards = study.lesson(train, pool), study.rewards[np.ix_(test, pool)]
+            best = int(lesson.rewards.mean(axis=0).argmax())
+            strengths, _, _ = routed(study, test, RouterSettings(model=BACKBONE), lesson)
+            values.append(difference(strengths, rewards, best))
+            gaps.append(float((rewards.max(axis=1) - rewards[:, best]).mean()))
+            metrics.append(routing_metrics(strengths, rewards))
+        means = pl.DataFrame(metrics, infer_schema_length=None).mean().row(0, named=True)
+        rows.append({"teachers": size} | summary("blend", values, drawn[0]) | {"oracle": float(np.mean(gaps))} | means)
+    return rows
+
+
+def transfer(study: Study) -> Table:
+    """Trained on all sources but one, measured on that one, beside half of its own prompts in the training."""
+    sources, rows = study.corpus.prompts["source"].to_numpy(), []
+    for source in np.unique(sources):
+        inside, outside = np.flatnonzero(sources == source), np.flatnonzero(sources != source)
+        own, test = inside[::2], inside[1::2]
+        row: dict[str, Any] = {"source": str(source), "prompts": len(test)}
+        for name, train in (("without it", outside), ("with it", np.concatenate([outside, own]))):
+            lesson, rewards = study.lesson(train), study.rewards[test]
+            best = int(lesson.rewards.mean(axis=0).argmax())
+            strengths, inner, trust = routed(study, test, RouterSettings(model=BACKBONE), lesson)
+            row |= {name: difference(strengths, rewards, best), f"{name}, trust": trust["trust"]}
+            mean = lesson.rewards.mean(axis=0)
+            row[f"{name}, half trusted"] = difference(mean + 0.5 * (inner - mean), rewards, best)
+        rows.append(row)
+    return rows
+
+
+def who_is_best(study: Study) -> dict[str, Any]:
+    """Who is best on how many prompts, the oracle's gap, and the share that goes to small teachers."""
+    best = study.rewards.argmax(axis=1)
+    shares = np.bincount(best, minlength=len(study.corpus.teachers)) / len(best)
+    one = int(study.rewards.mean(axis=0).argmax())
+    small = study.corpus.sizes <= SMALL
+    return {
+        "prompts": len(best),
+        "one_teacher": study.corpus.teachers[one],
+        "one_teacher_is_best": float(shares[one]),
+        "oracle_gap": float((study.rewards.max(axis=1) - study.rewards[:, one]).mean()),
+        "small_share": float(shares[small].sum()),
+        "small_by_chance": float(small.mean()),
+        "best_share": dict(zip(study.corpus.teachers, shares.tolist(), strict=True)),
+    }
+
+
+def features_compared(corpus: Corpus, scores: np.ndarray) -> Table:
+    """The default router at alpha 0 on other features, always half trusted, on the same splits."""
+    texts, rows = corpus.prompts["prompt"].to_list(), []
+    for model, layers in (
+        (STUDENTS[0], None), (STUDENTS[0], [0]), (STUDENTS[1], None),
+        ("packaged:all-minilm-l6-v2", None), ("packaged:all-minilm-l6-v2", [6]), ("packaged:all-minilm-l6-v2", [0]),
+    ):  # fmt: skip
+        study = Study(corpus, embed(texts, model, None, 256, layers), scores, 0.0)
+        values, drawn = [], splits(len(texts))
+        for train, test in drawn:
+            lesson = study.lesson(train)
+            mean, rewards = lesson.rewards.mean(axis=0), study.rewards[test]
+            settings = RouterSettings(model=model, layers=layers, shrink=False)
+            router, _ = fit_trusted(lesson, settings)
+            prompts = corpus.prompts[test]
+            inner = router.strengths(prompts["prompt"].to_list(), prompts["source"].to_list(), study.features[test])
+            values.append(difference(mean + 0.5 * (inner - mean), rewards, int(mean.argmax())))
+        rows.append(
+            summary(f"{model.removeprefix('packaged:')}, layers {layers or 'quarter and last'}", values, drawn[0])
+        )
+    return rows
+
+
+def page(tables: Mapping[str, Table]) -> str:
+    """All tables as markdown."""
+    parts = []
+    for title, rows in tables.items():
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        cells = [[_cell(row.get(column)) for column in columns] for row in rows]
+        parts.append(f"## {title}\n\n{markdown_table(columns, cells)}\n")
+    return "\n".join(parts)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:+.4f}" if isinstance(value, float) else str(value)
+
+
+def main() -> None:
+    """Run all studies, or those named, and write their tables."""
+    parser = argparse.ArgumentParser(prog="python -m science.evidence", description=__doc__)
+    parser.add_argument("--data", type=Path, default=PROFILE / "data/raw/alpaca", help="folder with the jsonl files")
+    parser.add_argument("--alphas", type=float, nargs="*", default=[0.0, 0.2, 0.4, 0.7, 1.0])
+    parser.add_argument("--out", type=Path, default=OUT)
+    asked = parser.parse_args()
+    corpus = read_corpus(asked.data)
+    features = embed(corpus.prompts["prompt"].to_list(), BACKBONE, None, 512)
+    scores = {student: read_scores(corpus, student) for student in STUDENTS}
+    nothing = np.zeros_like(corpus.quality)
+    zero = Study(corpus, features, nothing, 0.0)
+    jobs: dict[str, Callable[[], Table]] = {
+        "alpha 0": lambda: compare(zero)[0],
+        "alpha 0, labels shuffled": lambda: compare(zero, shuffle=True)[0],
+        "alpha 0, more prompts": lambda: curve(zero),
+        "alpha 0, pools": lambda: pools(zero),
+        "alpha 0, other sources": lambda: transfer(zero),
+        "alpha 0, features": lambda: features_compared(corpus, nothing),
+    }
+    best = [{"student": "any", "alpha": 0.0} | who_is_best(zero)]
+    for student, found in scores.items():
+        kept = np.isfinite(found).all(axis=1)
+        for alpha in asked.alphas:
+            if alpha == 0 or kept.sum() < 100:
+                continue
+            study = Study(corpus.rows(kept), features[kept], found[kept], alpha)
+            best.append({"student": student, "alpha": alpha} | who_is_best(study))
+            name = f"{student.removeprefix('packaged:')}, alpha {alpha}, {kept.sum()} prompts"
+            jobs[name] = lambda study=study: compare(study)[0]  # type: ignore[misc]
+    tables: dict[str, Table] = {
+        "who is best": [{key: value for key, value in row.items() if key != "best_share"} for row in best]
+    }
+    asked.out.mkdir(parents=True, exist_ok=True)
+    for name, job in jobs.items():
+        tables[name] = job()
+        write_json({"best_share": best, "tables": tables}, asked.out / "evidence.json")
+        write_text(page(tables), asked.out / "evidence.md")
+        print(page({name: tables[name]}), flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"error: {error}")
