@@ -20,7 +20,7 @@ from persyn.errors import InputError
 from persyn.files import markdown_table, write_json, write_text
 from persyn.pairs import PairSettings, build_pairs
 from persyn.rewards import RewardSettings, build_rewards
-from persyn.router import Lesson, fit_trusted
+from persyn.router import Lesson, fit_trusted, train_router
 from persyn.router.features import embed
 from persyn.router.metrics import routing_metrics
 from persyn.router.settings import Method, RouterSettings
@@ -50,7 +50,7 @@ class Study:
         ).select(LEARNABILITY.names())
         none = pl.DataFrame(schema=DEFECTS)
         settings = RewardSettings(alpha=alpha)
-        table, _ = build_rewards(corpus.prompts, quality, learned, none, corpus.teachers, Policies(), settings)
+        table, _ = build_rewards(quality, learned, none, corpus.teachers, Policies(), settings)
         self.pairs = build_pairs(table, PairSettings())
         wide = table.pivot(on="teacher", index="prompt_id", values="reward").sort("prompt_id")
         self.rewards = wide.select(corpus.teachers).to_numpy()
@@ -231,6 +231,30 @@ def features_compared(corpus: Corpus, scores: np.ndarray) -> Table:
     return rows
 
 
+def losses(study: Study) -> Table:
+    """The linear Bradley-Terry router by the loss it is trained with, unshrunk and half trusted."""
+    variants: dict[str, dict[str, Any]] = {
+        "pairs": {},
+        "pairs weighted by margin": {"by_margin": True},
+        "whole rankings (Plackett-Luce)": {"loss": "listwise"},
+        "pairs, l2 0.1": {"l2": 0.1},
+    }
+    rows, drawn = [], splits(len(study.rewards))
+    for name, changes in variants.items():
+        own, half = [], []
+        for train, test in tqdm(drawn, desc=name):
+            lesson, rewards = study.lesson(train), study.rewards[test]
+            settings = RouterSettings(model=BACKBONE, method="linear", **changes)
+            router = train_router(lesson, settings)
+            mean, best = lesson.rewards.mean(axis=0), int(lesson.rewards.mean(axis=0).argmax())
+            before, asked = [router.strengths([], None, study.features[part]) for part in (np.sort(train), test)]
+            own.append(difference(asked, rewards, best))
+            slope = lesson.rewards.std() / before.std()
+            half.append(difference(mean + 0.5 * slope * (asked - before.mean(axis=0)), rewards, best))
+        rows += [summary(f"{name}, unshrunk", own, drawn[0]), summary(f"{name}, half trusted", half, drawn[0])]
+    return rows
+
+
 def page(tables: Mapping[str, Table]) -> str:
     """All tables as markdown."""
     parts = []
@@ -265,6 +289,7 @@ def main() -> None:
         "alpha 0, more prompts": lambda: curve(zero),
         "alpha 0, pools": lambda: pools(zero),
         "alpha 0, other sources": lambda: transfer(zero),
+        "alpha 0, losses": lambda: losses(zero),
         "alpha 0, features": lambda: features_compared(corpus, nothing),
     }
     best = [{"student": "any", "alpha": 0.0} | who_is_best(zero)]
