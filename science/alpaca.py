@@ -97,6 +97,8 @@ def read_corpus(folder: Path) -> Corpus:
 def read_scores(corpus: Corpus, student: str) -> np.ndarray:
     """Learnability (N, M), nats a token; NaN for responses not scored yet."""
     order = corpus.prompts.select("prompt_id").join(pl.DataFrame({"teacher": corpus.teachers}), how="cross")
+    if not SCORES.is_file():
+        return np.full(corpus.quality.shape, np.nan)
     table = pl.read_parquet(SCORES).filter(student=student)
     joined = order.join(table, on=["prompt_id", "teacher"], how="left", maintain_order="left")
     return joined["learnability"].to_numpy().reshape(len(corpus.prompts), -1)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from persyn.defects import Policies
 from persyn.errors import InputError
-from persyn.files import markdown_table, write_json, write_text
+from persyn.files import markdown_table, read_json, write_json, write_text
 from persyn.pairs import PairSettings, build_pairs
 from persyn.rewards import RewardSettings, build_rewards
 from persyn.router import Lesson, fit_trusted, train_router
@@ -33,6 +33,8 @@ STUDENTS = ("packaged:smollm2-135m-instruct", "packaged:gemma3-270m")
 METHODS: tuple[Method, ...] = ("blend", "regression", "knn", "source", "linear")
 SPLITS, SHARE, SEED = 20, 0.75, 2026
 BACKBONE = STUDENTS[0]
+MAX_LENGTH = 256
+"""Tokens of a prompt that the router reads."""
 SMALL = 9.0
 """Billions of parameters: a teacher of this size or less is small."""
 Table = list[dict[str, Any]]
@@ -103,7 +105,7 @@ def summary(name: str, values: Sequence[float], split: tuple[np.ndarray, np.ndar
     }
 
 
-def compare(study: Study, shuffle: bool = False) -> tuple[Table, dict[str, float]]:
+def compare(study: Study, methods: Sequence[Method] = METHODS, shuffle: bool = False) -> Table:
     """Every router and control against one teacher for all, and the metrics of routing."""
     found: dict[str, list[float]] = {}
     metrics: dict[str, list[dict[str, float]]] = {}
@@ -115,7 +117,7 @@ def compare(study: Study, shuffle: bool = False) -> tuple[Table, dict[str, float
         lesson = lesson.shuffled(int(random.integers(1 << 31))) if shuffle else lesson
         rewards, best = study.rewards[test], int(lesson.rewards.mean(axis=0).argmax())
         said = {"random": random.random(rewards.shape), "one teacher": np.eye(rewards.shape[1])[[best] * len(test)]}
-        for method in METHODS:
+        for method in methods:
             settings = RouterSettings(model=BACKBONE, method=method)
             said[method], said[f"{method}, unshrunk"], trust = routed(study, test, settings, lesson)
             opened.setdefault(method, []).append(trust["trust"])
@@ -126,7 +128,7 @@ def compare(study: Study, shuffle: bool = False) -> tuple[Table, dict[str, float
     for row in rows:
         means = pl.DataFrame(metrics[row["router"]]).mean().row(0, named=True)
         row |= means | {"splits_routed": sum(s > 0 for s in opened.get(row["router"], []))}
-    return rows, {name: float(np.mean(values)) for name, values in opened.items()}
+    return rows
 
 
 def curve(study: Study) -> Table:
@@ -215,7 +217,7 @@ def features_compared(corpus: Corpus, scores: np.ndarray) -> Table:
         (STUDENTS[0], None), (STUDENTS[0], [0]), (STUDENTS[1], None),
         ("packaged:all-minilm-l6-v2", None), ("packaged:all-minilm-l6-v2", [6]), ("packaged:all-minilm-l6-v2", [0]),
     ):  # fmt: skip
-        study = Study(corpus, embed(texts, model, None, 256, layers), scores, 0.0)
+        study = Study(corpus, embed(texts, model, None, MAX_LENGTH, layers), scores, 0.0)
         values, drawn = [], splits(len(texts))
         for train, test in drawn:
             lesson = study.lesson(train)
@@ -276,16 +278,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m science.evidence", description=__doc__)
     parser.add_argument("--data", type=Path, default=PROFILE / "data/raw/alpaca", help="folder with the jsonl files")
     parser.add_argument("--alphas", type=float, nargs="*", default=[0.0, 0.2, 0.4, 0.7, 1.0])
+    parser.add_argument("--tables", nargs="*", help="tables whose names contain one of these words; all if not given")
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
     corpus = read_corpus(asked.data)
-    features = embed(corpus.prompts["prompt"].to_list(), BACKBONE, None, 512)
     scores = {student: read_scores(corpus, student) for student in STUDENTS}
+    features = embed(corpus.prompts["prompt"].to_list(), BACKBONE, None, MAX_LENGTH)
     nothing = np.zeros_like(corpus.quality)
     zero = Study(corpus, features, nothing, 0.0)
     jobs: dict[str, Callable[[], Table]] = {
-        "alpha 0": lambda: compare(zero)[0],
-        "alpha 0, labels shuffled": lambda: compare(zero, shuffle=True)[0],
+        "alpha 0": lambda: compare(zero),
+        "alpha 0, labels shuffled": lambda: compare(zero, METHODS[:-1], shuffle=True),
         "alpha 0, more prompts": lambda: curve(zero),
         "alpha 0, pools": lambda: pools(zero),
         "alpha 0, other sources": lambda: transfer(zero),
@@ -301,12 +304,15 @@ def main() -> None:
             study = Study(corpus.rows(kept), features[kept], found[kept], alpha)
             best.append({"student": student, "alpha": alpha} | who_is_best(study))
             name = f"{student.removeprefix('packaged:')}, alpha {alpha}, {kept.sum()} prompts"
-            jobs[name] = lambda study=study: compare(study)[0]  # type: ignore[misc]
-    tables: dict[str, Table] = {
+            jobs[name] = lambda study=study: compare(study, METHODS[:-1])  # type: ignore[misc]
+    known = read_json(asked.out / "evidence.json")["tables"] if (asked.out / "evidence.json").is_file() else {}
+    tables: dict[str, Table] = known | {
         "who is best": [{key: value for key, value in row.items() if key != "best_share"} for row in best]
     }
     asked.out.mkdir(parents=True, exist_ok=True)
     for name, job in jobs.items():
+        if asked.tables is not None and not any(word in name for word in asked.tables):
+            continue
         tables[name] = job()
         write_json({"best_share": best, "tables": tables}, asked.out / "evidence.json")
         write_text(page(tables), asked.out / "evidence.md")
