@@ -71,6 +71,11 @@ class Lesson:
         features = None if self.features is None else self.features[rows]
         return replace(self, prompts=self.prompts[rows], rewards=self.rewards[rows], features=features)
 
+    def teaches(self, method: Method) -> bool:
+        """Whether a method can learn from it: linear and finetuned need a pair."""
+        with_pairs = self.prompts["prompt_id"].is_in(self.pairs["prompt_id"].to_list())
+        return method not in BRADLEY_TERRY or bool(with_pairs.any())
+
     def shuffled(self, seed: int) -> "Lesson":
         """The same prompts, each with the rewards and pairs of another one. A router that learns from this, a control,
         can learn which teachers win, not on which prompts.
@@ -133,8 +138,11 @@ def fit_router(
         session = Session(folder / "router", device_batch_size)
         router, trust = fit_trusted(lesson, settings, replace(session, live=live))
         shuffled = train_router(lesson.shuffled(settings.seed), settings, replace(session, scratch=folder / "shuffled"))
+        beside = {
+            name: fit_trusted(lesson, settings.for_method(name), replace(session, scratch=folder / name))[0]
+            for name in settings.beside
+        }
         leave_to_main()
-        beside = {name: fit_trusted(lesson, settings.for_method(name))[0] for name in settings.beside}
         unseen = reward_matrix(rewards, held_out["prompt_id"].to_list(), known)
         controls = {"shuffled": shuffled} | ({"unshrunk": router.router} if trust else {}) | beside
         card = measure(lesson, settings, router, trust, asked, unseen, controls)
@@ -227,7 +235,8 @@ def train_router(lesson: Lesson, settings: RouterSettings, session: Session | No
     """Train one router; nothing is shrunk.
 
     Args:
-        session: where and how a fine-tuning runs; other methods ignore it.
+        session: where and how a fine-tuning runs; other methods ignore it. If its scratch folder holds the trained
+            router of a killed run, this is returned.
 
     Raises:
         InputError: the method learns from pairs, and none belongs to a prompt.
@@ -264,6 +273,13 @@ def fit_trusted(
 ) -> tuple[Any, dict[str, Any] | None]:
     """Train a router and shrink it as far as cross-validation on its own training prompts says.
 
+    With one training prompt nothing can be cross-validated, and nothing is learnt from folds without a pair (linear and
+    finetuned); what is not supported falls back to the one best teacher.
+
+    Args:
+        session: as train_router's; routers of the folds have their scratch folders beside its own. Every one of several
+            processes must call this, as all of them train each router together.
+
     Returns:
         The router (a ShrunkRouter, unless settings.shrink is false), and shrinkage.choose_trust's findings, or None.
     """
@@ -278,7 +294,10 @@ def fit_trusted(
     def predict(rows: np.ndarray) -> np.ndarray:
         name = f"{settings.method}-{hashlib.sha256(rows.tobytes()).hexdigest()[:12]}"
         scratch = session.scratch.parent / name if session.scratch else None
-        trained = train_router(lesson.part(rows), settings, replace(session, scratch=scratch, live=None))
+        part = lesson.part(rows)
+        if not part.teaches(settings.method):
+            return np.zeros(lesson.rewards.shape)
+        trained = train_router(part, settings, replace(session, scratch=scratch, live=None))
         return trained.strengths(texts, sources, lesson.features)
 
     is_reward = settings.method not in BRADLEY_TERRY
@@ -306,6 +325,10 @@ def measure(
         asked: texts, sources and features of the prompts that measure.
         rewards: (N, M) on them.
         others: name -> router to show beside it, with the controls.
+
+    Returns:
+        metrics.health_card; worth.noise_floor, unless the method is finetuned (two more trainings) or a half teaches
+        it nothing; and worth.worth, if cross-validated.
     """
     from persyn.router.metrics import health_card, majority_strengths
     from persyn.router.worth import noise_floor, worth
@@ -316,10 +339,11 @@ def measure(
         controls[method] = train_router(lesson, settings.for_method(method)).strengths(*asked)
     controls |= {name: each.strengths(*asked) for name, each in others.items()}
     card = health_card(router.strengths(*asked), rewards, lesson.teachers, controls)
-    halves = [np.arange(start, len(lesson.rewards), 2) for start in (0, 1)]
-    if len(lesson.rewards) > 1 and settings.method != "finetuned":
-        said = [train_router(lesson.part(half), settings).strengths(*asked) for half in halves]
-        card["noise_floor"] = noise_floor(*said, *(lesson.rewards[half] for half in halves))
+    halves = [lesson.part(np.arange(start, len(lesson.rewards), 2)) for start in (0, 1)]
+    possible = all(len(half.rewards) and half.teaches(settings.method) for half in halves)
+    if possible and settings.method != "finetuned":
+        said = [train_router(half, settings).strengths(*asked) for half in halves]
+        card["noise_floor"] = noise_floor(*said, *(half.rewards for half in halves))
     return card | (worth(trust, lesson.rewards, lesson.teachers) if trust else {})
 
 
@@ -338,7 +362,8 @@ def load_router(folder: str | Path, teachers: Sequence[str], method: Method | No
 
     place = Path(folder) / BESIDE / method if method else Path(folder)
     if not place.is_dir():
-        raise InputError(f"{place} does not exist; name {method} in router.beside, then run `dvc repro router`")
+        name = f"name {method} in router.beside, then " if method else ""
+        raise InputError(f"{place} does not exist; {name}run `dvc repro router`")
     router: Router
     if (place / CONFIG).is_file():
         router = LinearRouter.load(place)

@@ -10,8 +10,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from persyn.models import load_model, load_tokenizer
+from persyn.errors import InputError
+from persyn.models import load_model, load_tokenizer, locate_model
 from persyn.router.settings import RouterSettings
+
+CHUNK = 4096
+"""Prompts whose features are scaled at once, so that those of 50,000 are not held in memory twice."""
 
 
 def encoder_of(settings: RouterSettings) -> dict[str, Any]:
@@ -35,10 +39,16 @@ def embed(
 
     Args:
         layers: which layers to read: 0 is the word embeddings, None a quarter of the way up and the last.
+
+    Raises:
+        InputError: the model has no such layer.
     """
-    from transformers import AutoModel
+    from transformers import AutoConfig, AutoModel
 
     tokenizer = load_tokenizer(model, revision)
+    has = AutoConfig.from_pretrained(**locate_model(model, revision)).get_text_config().num_hidden_layers
+    if layers is not None and max(layers) > has:
+        raise InputError(f"router.layers is {list(layers)}, but {model} has {has} layers; name layers from 0 to {has}")
     shape: dict[str, Any] = {} if layers is None else {"num_hidden_layers": max(layers)}
     backbone = load_model(AutoModel, model, revision, dtype=torch.float32, **shape)
     config = backbone.config.get_text_config()
@@ -57,7 +67,7 @@ def embed(
             mask = ids["attention_mask"][:, :, None].float()
             for position, layer in enumerate(read):
                 hidden = torch.nn.functional.rms_norm(states[layer].float(), states[layer].shape[-1:])  # (B, T, H)
-                vectors[batch, position] = ((hidden * mask).sum(dim=1) / mask.sum(dim=1)).cpu().numpy()
+                vectors[batch, position] = ((hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)).cpu().numpy()
             bar.update(len(batch))
     return vectors
 
@@ -74,18 +84,38 @@ class Scaling:
     @classmethod
     def fit(cls, features: np.ndarray, components: int) -> "Scaling":
         """From the features (N, L, H) of the training prompts."""
-        found = cls(features.mean(axis=0), np.maximum(features.std(axis=0), 1e-6), np.zeros(()), np.zeros(()))
+        exact: Any = {"axis": 0, "dtype": np.float64}  # in float32 the mean of equal numbers is another one
+        mean, deviation = features.mean(**exact), np.maximum(features.std(**exact), 1e-6)
+        found = cls(mean.astype(np.float32), deviation.astype(np.float32), np.zeros(()), np.zeros(()))
         unit = found._unit(features)
-        found.centre = unit.mean(axis=0)
-        found.axes = np.linalg.svd(unit - found.centre, full_matrices=False)[2][:components].T  # (L * H, D)
+        found.centre = unit.mean(**exact).astype(np.float32)
+        found.axes = _principal_axes(unit - found.centre, components)
         return found
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """(N, L, H) -> (N, D), each row of length 1, or 0 where the features are the mean."""
-        return _to_length_1((self._unit(features) - self.centre) @ self.axes)
+        """(N, L, H) -> (N, D), float32, each row of length 1, or 0 where the features are the mean."""
+        scaled = np.zeros((len(features), self.axes.shape[1]), dtype=np.float32)
+        for start in range(0, len(features), CHUNK):
+            part = features[start : start + CHUNK]
+            scaled[start : start + CHUNK] = _to_length_1((self._unit(part) - self.centre) @ self.axes)
+        return scaled
 
     def _unit(self, features: np.ndarray) -> np.ndarray:
         return _to_length_1((features - self.mean) / self.deviation).reshape(len(features), -1)
+
+
+def _principal_axes(rows: np.ndarray, components: int) -> np.ndarray:
+    """The leading principal axes (P, D) of centred rows (N, P). D is `components`, or the number of directions in which
+    the rows differ at all, if this is smaller; it is 1 at least.
+    """
+    if len(rows) > rows.shape[1]:
+        squares, axes = np.linalg.eigh(rows.T @ rows)  # ten times as fast as the decomposition of the rows
+        variance, axes = squares[::-1], axes[:, ::-1]
+    else:
+        values, transposed = np.linalg.svd(rows, full_matrices=False)[1:]
+        variance, axes = values**2, transposed.T
+    differ = int((variance > 1e-9 * variance[0]).sum())
+    return np.ascontiguousarray(axes[:, : max(1, min(components, differ))])
 
 
 def _to_length_1(rows: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The section `router` of params.yaml."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -34,7 +34,7 @@ class RouterSettings(Settings):
     where cross-validation inside the training prompts supports no gain; false trusts the method, as the paper does."""
     folds: Annotated[int, Field(ge=2)] = 10
     """Parts of that cross-validation; the method is trained once more for each."""
-    layers: list[Annotated[int, Field(ge=0)]] | None = None
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = None
     """Layers of the frozen backbone that all methods but finetuned read; null is a quarter of the way up and the last.
     0 is its word embeddings, which route 50,000 prompts in a minute without a GPU, but tell less."""
     components: Annotated[int, Field(ge=1)] = 20
@@ -86,5 +86,6 @@ class RouterSettings(Settings):
         return self
 
     def for_method(self, method: Method) -> Self:
-        """The same settings for another method."""
-        return self.model_copy(update={"method": method, "beside": [], "lora": None, "validation": 0.0})
+        """The same settings for another method. What only fine-tuning reads is kept for it alone."""
+        only: dict[str, Any] = {} if method == "finetuned" else {"lora": None, "validation": 0.0}
+        return self.changed(method=method, beside=[], **only)

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import expit
 
 from persyn.files import write_text
 from persyn.statistics import LEVEL, corrected_interval
@@ -49,16 +48,20 @@ class CrossValidation:
     added: np.ndarray
     """(N, M), slope * (f(x) - mean of f), f trained on the other folds."""
     slope: float
+    """One number for all folds: only in it has a prompt's own reward a part."""
 
 
 def cross_validate(predict: Predict, rewards: np.ndarray, folds: int, seed: int, is_reward: bool) -> CrossValidation:
     """Train on all folds but one, ask about that one, for each fold.
 
     Args:
-        rewards: (N, M), Eq. 2; N at least 2.
+        rewards: (N, M), Eq. 2. With one prompt there is nothing to learn it from: nothing is added to its rewards.
+        folds: parts; with fewer prompts, one a prompt.
         is_reward: whether f is a reward; the slope is then 1 at most, so that f is never enlarged.
     """
     number = len(rewards)
+    if number < 2:
+        return CrossValidation(np.zeros(number, dtype=int), rewards.astype(float), np.zeros(rewards.shape), 0.0)
     fold = np.random.default_rng(seed).permutation(number) % min(folds, number)
     base, added = np.zeros(rewards.shape), np.zeros(rewards.shape)
     for part in range(fold.max() + 1):
@@ -80,7 +83,7 @@ def choose_trust(found: CrossValidation, rewards: np.ndarray, seed: int) -> dict
 
     Returns:
         trust: s; slope; gains: s -> mean gain in reward over one teacher for all; signal_p, gain_p: of the two tests;
-        gain: corrected_interval of the gain by fold, s chosen on the other folds.
+        gain: corrected_interval of the gain by fold, s chosen on the other folds. With one prompt it has no interval.
     """
     gains = np.stack([gain(found, rewards, s) for s in TRUST])  # (len(TRUST), N)
     random, number, folds = np.random.default_rng(seed), len(rewards), int(found.fold.max()) + 1
@@ -97,15 +100,19 @@ def choose_trust(found: CrossValidation, rewards: np.ndarray, seed: int) -> dict
         "gains": dict(zip(map(str, TRUST), gains.mean(axis=1).tolist(), strict=True)),
         "signal_p": signal_p,
         "gain_p": gain_p,
-        "gain": corrected_interval(unseen, folds - 1, 1),
+        "gain": corrected_interval(unseen, max(1, folds - 1), 1),
     }
 
 
 def _least_trust(gains: np.ndarray) -> int:
-    """The first row of gains (len(TRUST), N) that no later one exceeds by two standard errors, over the prompts."""
+    """The first row of gains (len(TRUST), N) that no later one exceeds by two standard errors, over the prompts. With
+    fewer than two prompts there is no such error, and it is the first.
+    """
+    if gains.shape[1] < 2:
+        return 0
     for row in range(len(gains) - 1):
         over = gains[row + 1 :] - gains[row]
-        error = over.std(axis=1, ddof=1) / np.sqrt(over.shape[1]) if over.shape[1] > 1 else np.inf
+        error = over.std(axis=1, ddof=1) / np.sqrt(over.shape[1])
         if not (over.mean(axis=1) > 2 * error).any():
             return row
     return len(gains) - 1
@@ -133,7 +140,7 @@ def fit_temperature(found: CrossValidation, rewards: np.ndarray, trust: float) -
     if not gaps.size or not np.abs(gaps).max():
         return 1.0
     unit = float(np.abs(gaps).max())
-    loss = lambda log: float(-np.log(np.maximum(expit(np.exp(log) * gaps / unit), 1e-300)).mean())  # noqa: E731
+    loss = lambda log: float(np.logaddexp(0, -np.exp(log) * gaps / unit).mean())  # noqa: E731
     return float(np.exp(minimize_scalar(loss, bounds=(-5.0, 7.0), method="bounded").x) / unit)
 
 

@@ -81,12 +81,13 @@ def worth_text(card: Mapping[str, Any]) -> list[str]:
     share = found["share_interval"]
     if not gap:
         second = f"{one} is the best teacher of every prompt."
-    elif share and share[1] < 0.5:
+    elif share and found["smallest"] and share[1] < 0.5:
         second = (
-            f"The oracle's {gap:+.3f} is mostly chance, or not in the prompt: at most {share[1]:.0%} can be learnt."
+            f"An oracle would gain {gap:+.3f}, but most of that is chance, or not in the prompt: at most "
+            f"{max(share[1], 0):.0%} of it can be learnt."
         )
     else:
-        second = f"The oracle's is {gap:+.3f}."
+        second = f"An oracle, which knows the rewards, would gain {gap:+.3f}."
     floor = card.get("noise_floor")
     if not floor:
         return [first, second]
