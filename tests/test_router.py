@@ -10,27 +10,40 @@ import pytest
 import torch
 
 from persyn.errors import InputError
+from persyn.models import LoraSettings
 from persyn.pairs import PairSettings, build_pairs
-from persyn.router import fit_router, load_router, train_router
+from persyn.router import fit_router, fit_trusted, load_router, read_lesson, router_split, train_router
+from persyn.router.features import embed
 from persyn.router.finetuned import CLASS_TOKEN, FinetunedRouter, encode_prompts
 from persyn.router.losses import bradley_terry_loss, plackett_luce_loss, win_matrices
 from persyn.router.metrics import (
     allocation_metrics,
     health_card,
-    knn_strengths,
     majority_strengths,
     pair_metrics,
     reliability,
     routing_metrics,
-    shuffle_targets,
-    source_strengths,
     split_prompts,
 )
 from persyn.router.placement import PlacedRouter, place_teacher
 from persyn.router.settings import RouterSettings
+from persyn.router.worth import worth_text
 from persyn.schemas import REWARDS
-from tests.support.planted import POEM, SUM, TEACHERS, planted, settings
+from persyn.training import Session
+from tests.support.planted import POEM, SOURCES, SUM, TEACHERS, planted, settings
 from tests.support.tables import prompts_table
+
+CHEAP: dict[str, dict[str, Any]] = {
+    name: {"method": name, "shrink": True} for name in ("blend", "regression", "knn", "source", "linear")
+}
+"""The methods that train no backbone, as the shipped parameters have them."""
+
+
+def fit(number: int, model: str, anchored: tuple[str, ...] = (), **changes: Any) -> tuple[Any, dict[str, Any], Any]:
+    """fit_router on so many planted prompts."""
+    prompts, rewards = planted(number)
+    pairs = build_pairs(rewards, PairSettings())
+    return fit_router(prompts, rewards, pairs, TEACHERS, settings(model, **changes), anchored)
 
 
 @pytest.mark.parametrize(
@@ -41,18 +54,18 @@ from tests.support.tables import prompts_table
         {"loss": "listwise"},
         {"lora": {"r": 8, "alpha": 16}, "learning_rate": 1e-2},
         {"validation": 0.25, "patience": 20},
-        {"light": {}},
-        {"light": {"layers": 1}, "loss": "listwise"},
+        {"shrink": True, "folds": 2, "epochs": 10},
+        *CHEAP.values(),
+        {"method": "blend"},
+        {"method": "linear", "layers": [0], "loss": "listwise"},
     ],
+    ids=str,
 )
 def test_planted_strengths_are_recovered_in_order_and_shuffled_labels_are_not(
     changes: dict[str, Any], base_model: str, tmp_path: Path
 ) -> None:
-    prompts, rewards = planted(32)
-    router, card, bins = fit_router(
-        prompts, rewards, build_pairs(rewards, PairSettings()), TEACHERS, settings(base_model, **changes)
-    )
-    strengths = router.strengths([SUM, POEM])
+    router, card, bins = fit(32, base_model, **changes)
+    strengths = router.strengths([SUM, POEM], SOURCES)
     assert strengths.argmax(axis=1).tolist() == [2, 0]
     assert card["hit_at_1"] == 1.0
     assert card["regret"] == 0.0
@@ -65,50 +78,173 @@ def test_planted_strengths_are_recovered_in_order_and_shuffled_labels_are_not(
     assert card["over_majority"]["difference"] > 0
     assert card["controls"]["shuffled"]["hit_at_1"] < 1.0, "labels of other prompts must not route"
     assert card["controls"]["majority"]["hit_at_1"] < 1.0
+    assert card["controls"]["source"]["regret"] == 0.0, "the sources tell all"
+    if changes.get("shrink"):
+        assert card["trust"]["trust"] > 0
+        assert card["learnable"]["interval"][0] > 0
+        assert card["controls"]["unshrunk"]["regret"] == 0.0
+    assert ("trust" in card) == bool(changes.get("shrink"))
+    assert ("noise_floor" in card) == ("method" in changes), "two more fine-tunings are not worth it"
 
     router.save(tmp_path)
     assert list(tmp_path.glob("*.safetensors"))
     assert not list(tmp_path.glob("*.bin"))
-    assert np.allclose(load_router(tmp_path, TEACHERS).strengths([SUM, POEM]), strengths, atol=1e-5)
+    assert np.allclose(load_router(tmp_path, TEACHERS).strengths([SUM, POEM], SOURCES), strengths, atol=1e-5)
     with pytest.raises(InputError, match="dvc repro router"):
         load_router(tmp_path, ["low", "high"])
 
 
-@pytest.mark.parametrize("changes", [{}, {"light": {}}])
+@pytest.mark.parametrize("name", CHEAP)
+def test_where_prompts_tell_nothing_all_go_to_the_one_best_teacher(name: str, base_model: str) -> None:
+    prompts, rewards = planted(32)
+    order = np.random.default_rng(3).permutation(32)
+    moved = pl.DataFrame({"prompt_id": prompts["prompt_id"], "now": prompts["prompt_id"][order]})
+    rewards = rewards.join(moved, on="prompt_id").with_columns(prompt_id="now").drop("now")
+    tables = prompts, rewards, build_pairs(rewards, PairSettings()), TEACHERS
+    router, card, _ = fit_router(*tables, settings(base_model, **CHEAP[name]))
+    assert card["trust"]["trust"] == 0
+    assert card["share"][card["one_teacher"]] == 1.0
+    assert card["over_majority"]["identical"]
+    assert set(router.strengths([SUM, POEM], SOURCES).argmax(axis=1)) == {TEACHERS.index(card["one_teacher"])}
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """The files below a folder: name -> bytes."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("shrink", [True, False])
+def test_methods_beside_the_router_are_saved_with_it(shrink: bool, base_model: str, tmp_path: Path) -> None:
+    """All of them, each with the placed teacher; and the same inputs give the same bytes."""
+    beside = ["regression", "knn", "source", "linear"]
+    runs = [
+        fit(32, base_model, ("middle",), method="blend", beside=beside, shrink=shrink, folds=5)[:2] for _ in range(2)
+    ]
+    for number, (router, card) in enumerate(runs):
+        router.save(tmp_path / str(number))
+        assert set(beside) < set(card["controls"])
+        assert card["placed"]["middle"]["anchors"] == 32
+    assert files(tmp_path / "0") == files(tmp_path / "1")
+    assert runs[0][1] == runs[1][1]
+    (tmp_path / "0").rename(tmp_path / "saved")
+    router = runs[0][0]
+    for method, each in [(None, router), *router.beside.items()]:
+        loaded = load_router(tmp_path / "saved", TEACHERS, method)
+        strengths = loaded.strengths([SUM, POEM], SOURCES)
+        assert loaded.teachers == TEACHERS
+        assert np.array_equal(strengths, each.strengths([SUM, POEM], SOURCES))
+        assert strengths.argmax(axis=1).tolist() == [2, 0]
+    with pytest.raises(InputError, match=r"beside/finetuned does not exist; name finetuned in router\.beside"):
+        load_router(tmp_path / "saved", TEACHERS, "finetuned")
+    with pytest.raises(InputError, match=r"nowhere does not exist; run `dvc repro router`"):
+        load_router(tmp_path / "nowhere", TEACHERS)
+
+
+def test_a_finetuned_router_beside_another_one(base_model: str, tmp_path: Path) -> None:
+    """It keeps its adapter, its shrinkage and the placed teacher."""
+    lora = {"r": 8, "alpha": 16}
+    changes: dict[str, Any] = {"method": "source", "beside": ["finetuned"], "lora": lora, "learning_rate": 1e-2}
+    router, card, _ = fit(32, base_model, ("middle",), **changes, shrink=True, folds=2)
+    assert card["controls"]["finetuned"]["regret"] == 0.0
+    router.save(tmp_path)
+    loaded = load_router(tmp_path, TEACHERS, "finetuned")
+    strengths = router.beside["finetuned"].strengths([SUM, POEM])
+    assert strengths.argmax(axis=1).tolist() == [2, 0]
+    assert np.allclose(loaded.strengths([SUM, POEM]), strengths, atol=1e-5)
+    assert settings(base_model, **changes).for_method("finetuned").lora == LoraSettings(**lora)
+    assert settings(base_model, **changes).for_method("knn").lora is None
+
+
+def test_routers_of_a_killed_run_are_not_trained_again(
+    base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of the folds, too; of each, only the trained router is kept."""
+    prompts, rewards = planted(32)
+    lesson = read_lesson(prompts, rewards, build_pairs(rewards, PairSettings()), TEACHERS)
+    short, session = settings(base_model, shrink=True, folds=2, epochs=1), Session(tmp_path / "router")
+    first, trust = fit_trusted(lesson, short, session)
+    assert len([path for path in tmp_path.iterdir() if path.name.startswith("finetuned-")]) == 2
+    assert not list(tmp_path.rglob("checkpoint-*"))
+    monkeypatch.setattr("persyn.router.finetuned.train", None)  # nothing trains
+    second, again = fit_trusted(lesson, short, session)
+    assert trust == again
+    assert np.array_equal(first.router.strengths([SUM]), second.router.strengths([SUM]))
+
+
+@pytest.mark.parametrize("changes", [{}, {"method": "linear"}])
 def test_losing_pairs_reversed_reverse_the_router(changes: dict[str, Any], base_model: str) -> None:
     """The sign is right: handing winners over as losers turns the ranking round."""
     prompts, rewards = planted(16)
     pairs = build_pairs(rewards, PairSettings()).rename({"winner": "loser", "loser": "winner"})
-    router = train_router(prompts, rewards, pairs, TEACHERS, settings(base_model, **changes))
+    router = train_router(read_lesson(prompts, rewards, pairs, TEACHERS), settings(base_model, **changes))
     assert router.strengths([SUM])[0].argsort().tolist() == [2, 1, 0]
 
 
 def test_the_number_of_training_prompts_changes_nothing_of_what_measures(base_model: str) -> None:
-    prompts, rewards = planted(32)
-    tables = prompts, rewards, build_pairs(rewards, PairSettings()), TEACHERS
-    _, few, _ = fit_router(*tables, settings(base_model, num_train=4, light={}))
-    _, many, _ = fit_router(*tables, settings(base_model, light={}))
+    _, few, _ = fit(32, base_model, num_train=4, method="linear")
+    _, many, _ = fit(32, base_model, method="linear")
     assert (few["num_train"], many["num_train"]) == (4, 24)
     assert few["num_held_out"] == many["num_held_out"] == 8
     assert few["oracle_share"] == many["oracle_share"]
     with pytest.raises(InputError, match=r"router.num_train is 25; it must be 1 to 24"):
-        fit_router(*tables, settings(base_model, num_train=25, light={}))
+        fit(32, base_model, num_train=25, method="linear")
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("number", [1, 2, 3])
+@pytest.mark.parametrize("name", CHEAP)
+def test_hardly_any_training_prompts_leave_one_teacher(name: str, number: int, base_model: str) -> None:
+    router, card, _ = fit(32, base_model, num_train=number, **CHEAP[name])
+    strengths = router.strengths([SUM, POEM], SOURCES)
+    assert np.isfinite(strengths).all()
+    assert card["trust"]["trust"] == 0
+    assert card["share"][card["one_teacher"]] == 1.0
+    assert worth_text(card)[0].startswith("Routing is not shown to be worth anything")
+    json.dumps(card, allow_nan=False)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_folds_without_a_pair_teach_nothing(base_model: str) -> None:
+    """All pairs belong to one prompt: without it, a Bradley-Terry router has nothing to learn from."""
+    prompts, rewards = planted(32)
+    train, _, _ = router_split(prompts, rewards, settings(base_model))
+    pairs = build_pairs(rewards, PairSettings()).filter(prompt_id=train["prompt_id"][0])
+    _, card, _ = fit_router(prompts, rewards, pairs, TEACHERS, settings(base_model, **CHEAP["linear"]))
+    assert card["trust"]["trust"] == 0
+    assert "noise_floor" not in card
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("teachers", [["high"], ["low", "high"]])
+@pytest.mark.parametrize("name", ["blend", "source"])
+def test_one_or_two_teachers(name: str, teachers: list[str], base_model: str) -> None:
+    prompts, rewards = planted(32)
+    rewards = rewards.filter(pl.col("teacher").is_in(teachers))
+    tables = prompts, rewards, build_pairs(rewards, PairSettings()), teachers
+    router, card, _ = fit_router(*tables, settings(base_model, **CHEAP[name]))
+    assert router.strengths([SUM, POEM], SOURCES).argmax(axis=1).tolist() == [len(teachers) - 1, 0]
+    assert (card["trust"]["trust"] > 0) == (len(teachers) == 2)
+    assert len(worth_text(card)) == 3
+
+
+def test_layers_that_the_model_lacks_are_refused(base_model: str) -> None:
+    assert embed(["one", "two"], base_model, layers=[0, 2, 1]).shape[:2] == (2, 3)
+    assert embed(["one"], base_model).shape[:2] == (1, 2), "a quarter of the way up, and the last"
+    with pytest.raises(InputError, match=r"router\.layers is \[3\], but .* has 2 layers; name layers from 0 to 2"):
+        embed(["one"], base_model, layers=[3])
 
 
 def test_early_stopping_keeps_the_best_epoch(base_model: str) -> None:
     """With a learning rate that destroys the router, the first epochs are better than the last."""
-    prompts, rewards = planted(32)
-    wild = settings(base_model, learning_rate=3.0, validation=0.25, epochs=12, patience=2)
-    router, card, _ = fit_router(prompts, rewards, build_pairs(rewards, PairSettings()), TEACHERS, wild)
+    router, card, _ = fit(32, base_model, learning_rate=3.0, validation=0.25, epochs=12, patience=2)
     assert np.isfinite(router.strengths([SUM])).all()
     assert card["num_validation"] == 6
 
 
 def test_a_decoder_gets_a_class_token_that_text_cannot_spell(base_model: str) -> None:
     prompts, rewards = planted(8)
-    router = train_router(
-        prompts, rewards, build_pairs(rewards, PairSettings()), TEACHERS, settings(base_model, epochs=1, max_length=6)
-    )
+    lesson = read_lesson(prompts, rewards, build_pairs(rewards, PairSettings()), TEACHERS)
+    router = train_router(lesson, settings(base_model, epochs=1, max_length=6))
     assert isinstance(router, FinetunedRouter)
     token = router.tokenizer.convert_tokens_to_ids(CLASS_TOKEN)
     encoded = encode_prompts(
@@ -164,6 +300,8 @@ def test_metrics_by_hand() -> None:
     strengths = np.array([[0.1, 0.2, 0.9, 0.3], [0.9, 0.1, 0.2, 0.3]])
     metrics = routing_metrics(strengths, rewards)
     assert metrics == pytest.approx({"hit_at_1": 0.5, "hit_at_3": 1.0, "hit_at_3_oracle": 1.0, "regret": 0.25})
+    few = routing_metrics(strengths[:, :3], rewards[:, :3])
+    assert few == pytest.approx({"hit_at_1": 0.5, "hit_at_3": None, "hit_at_3_oracle": None, "regret": 0.25})
     perfect = pair_metrics(rewards * 100, rewards)
     assert perfect["pair_accuracy"] == 1.0
     assert perfect["calibration"] < 0.01
@@ -216,11 +354,7 @@ def test_the_health_card_says_when_routing_is_not_worth_it(caplog: pytest.LogCap
 
 def test_controls_and_splits() -> None:
     rewards = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
-    vectors = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]])
     assert majority_strengths(rewards, 2).argmax(axis=1).tolist() == [0, 0]
-    assert knn_strengths(vectors, rewards, np.array([[0.1, 1.0]]), neighbours=1).argmax() == 1
-    by_source = source_strengths(["a", "a", "b"], rewards, ["b", "a", "new"])
-    assert by_source == pytest.approx(np.array([[0.0, 1.0], [0.95, 0.05], [1.9 / 3, 1.1 / 3]]))
     prompts, _ = planted()
     train, held_out = split_prompts(prompts, 0.25)
     assert (train.height, held_out.height) == (18, 6)
@@ -228,10 +362,18 @@ def test_controls_and_splits() -> None:
     assert split_prompts(prompts.reverse(), 0.25)[1].sort("prompt_id").equals(held_out.sort("prompt_id"))
     with pytest.raises(InputError, match=r"router.holdout 0.0 of 24 .* holds out 0"):
         split_prompts(prompts, 0.0)
-    targets = [np.array([n]) for n in range(50)]
-    shuffled = shuffle_targets(targets, seed=0)
-    assert sorted(int(t[0]) for t in shuffled) == list(range(50))
-    assert sum(int(t[0]) == n for n, t in enumerate(shuffled)) < 10
+
+
+def test_a_shuffled_lesson_gives_each_prompt_what_another_one_has() -> None:
+    prompts, rewards = planted(32)
+    lesson = read_lesson(prompts, rewards, build_pairs(rewards, PairSettings()), TEACHERS)
+    assert lesson.prompts["prompt_id"].is_sorted()
+    shuffled = lesson.shuffled(seed=0)
+    assert sorted(shuffled.rewards.tolist()) == sorted(lesson.rewards.tolist())
+    assert shuffled.rewards.tolist() != lesson.rewards.tolist()
+    wins = win_matrices(shuffled.pairs, TEACHERS)
+    for identity, row in zip(shuffled.prompts["prompt_id"], shuffled.rewards, strict=True):
+        assert wins[identity].tolist() == (row[:, None] > row[None, :]).tolist(), "pairs and rewards move together"
 
 
 class Known:
@@ -239,7 +381,7 @@ class Known:
 
     teachers = ("rising", "falling")
 
-    def strengths(self, prompts: list[str]) -> np.ndarray:
+    def strengths(self, prompts: list[str], sources: list[str] | None = None, features: Any = None) -> np.ndarray:
         x = np.array([float(text) for text in prompts], dtype=np.float32)
         return np.stack([3 * x, -3 * x], axis=1)
 
@@ -279,8 +421,8 @@ def test_an_anchored_teacher_joins_the_router_that_was_trained_without_it(base_m
     few = prompts["prompt_id"][:8].to_list()
     rewards = rewards.filter((pl.col("teacher") != "middle") | pl.col("prompt_id").is_in(few))
     tables = prompts, rewards, build_pairs(rewards, PairSettings())
-    router, card, _ = fit_router(*tables, TEACHERS, settings(base_model, light={}), ["middle"])
-    without, alone, _ = fit_router(*tables, ["low", "high"], settings(base_model, light={}))
+    router, card, _ = fit_router(*tables, TEACHERS, settings(base_model, method="linear"), ["middle"])
+    without, alone, _ = fit_router(*tables, ["low", "high"], settings(base_model, method="linear"))
     assert card["placed"]["middle"]["anchors"] == 8
     assert {key: card[key] for key in alone if key != "placed"} == {key: alone[key] for key in alone if key != "placed"}
     texts = [SUM, POEM]
@@ -304,8 +446,15 @@ def test_a_teacher_that_cannot_be_placed_is_named() -> None:
     [
         ({"loss": "hinge"}, r"router\.loss is 'hinge'; .*pairwise.*listwise"),
         ({"loss": "listwise", "by_margin": True}, r"router\.by_margin .*listwise"),
-        ({"light": {"layer": 1}}, r"router\.light\.layer is not a parameter; did you mean layers\?"),
-        ({"light": {}, "validation": 0.1}, r"router.*light"),
+        ({"light": {}}, r"router\.light is not a parameter; it is called method \(`method: linear`, .*\) now"),
+        ({"methods": "knn"}, r"router\.methods is not a parameter; did you mean method\?"),
+        ({"method": "light"}, r"router\.method is 'light'; it must be one of blend, .*finetuned"),
+        ({"method": "linear", "validation": 0.1}, r"router\.method is linear, which trains no backbone"),
+        ({"lora": {}}, r"router\.method is blend, which trains no backbone; leave lora and validation out"),
+        ({"method": "knn", "beside": ["knn"]}, r"router\.beside names knn, which is the method itself"),
+        ({"folds": 1}, r"router\.folds is 1; it must be a whole number, 2 or more"),
+        ({"layers": []}, r"router\.layers"),
+        ({"neighbours": []}, r"router\.neighbours"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -317,4 +466,4 @@ def test_a_router_without_pairs_is_refused(base_model: str) -> None:
     _, rewards = planted(4)
     other = prompts_table(["nothing of that"])
     with pytest.raises(InputError, match="none of the 4 prompts with pairs is among the 1"):
-        train_router(other, rewards, build_pairs(rewards, PairSettings()), TEACHERS, settings(base_model))
+        train_router(read_lesson(other, rewards, build_pairs(rewards, PairSettings()), TEACHERS), settings(base_model))
