@@ -9,6 +9,7 @@ Legend: N prompts, M teachers.
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -284,6 +285,7 @@ def fit_trusted(
         The router (a ShrunkRouter, unless settings.shrink is false), and shrinkage.choose_trust's findings, or None.
     """
     from persyn.router.shrinkage import ShrunkRouter, choose_trust, cross_validate, fit_temperature
+    from persyn.training.trainer import is_main
 
     session = session or Session()
     texts, sources = lesson.prompts["prompt"].to_list(), lesson.prompts["source"].to_list()
@@ -298,6 +300,9 @@ def fit_trusted(
         if not part.teaches(settings.method):
             return np.zeros(lesson.rewards.shape)
         trained = train_router(part, settings, replace(session, scratch=scratch, live=None))
+        if scratch and is_main():
+            for checkpoint in scratch.glob("checkpoint-*"):  # several times as large as the model, in every fold
+                shutil.rmtree(checkpoint)
         return trained.strengths(texts, sources, lesson.features)
 
     is_reward = settings.method not in BRADLEY_TERRY

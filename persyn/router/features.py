@@ -114,7 +114,7 @@ def _principal_axes(rows: np.ndarray, components: int) -> np.ndarray:
     else:
         values, transposed = np.linalg.svd(rows, full_matrices=False)[1:]
         variance, axes = values**2, transposed.T
-    differ = int((variance > 1e-9 * variance[0]).sum())
+    differ = int((variance > 1e-6 * variance[0]).sum())
     return np.ascontiguousarray(axes[:, : max(1, min(components, differ))])
 
 

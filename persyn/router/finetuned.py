@@ -7,7 +7,6 @@ pass.
 Legend: B prompts, M teachers.
 """
 
-import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -128,8 +127,6 @@ def finetune_router(
     save_trained(trainer, base if settings.lora is not None else None, session.scratch / "saving")
     if is_main():
         (session.scratch / "saving").rename(trained)
-        for checkpoint in session.scratch.glob("checkpoint-*"):  # those of all folds would fill the disk
-            shutil.rmtree(checkpoint)
     trainer.accelerator.wait_for_everyone()
     return FinetunedRouter(FinetunedRouter.load(trained).model, tokenizer)
 
