@@ -37,6 +37,14 @@ def test_sources_that_differ_by_chance_get_nearly_the_means_of_all() -> None:
     assert np.square(shrunk).sum() < 0.25 * np.square(plain).sum()
 
 
+def test_the_share_that_a_source_keeps_by_hand() -> None:
+    """Two sources of two prompts, means 2 and 6: 4 within, and (16 - 4) / (4 - 8 / 4) = 6 between them."""
+    rewards = np.array([[2 - 2**0.5], [2 + 2**0.5], [6 - 2**0.5], [6 + 2**0.5]])
+    means = source_means(["a", "a", "b", "b"], rewards)
+    assert means["a"] == pytest.approx([4 - 2 * 2 / (2 + 4 / 6)])
+    assert means["b"] == pytest.approx([4 + 2 * 2 / (2 + 4 / 6)])
+
+
 def test_sources_that_differ_much_keep_nearly_their_own_means() -> None:
     """A large one more so than one of two prompts."""
     rng = np.random.default_rng(2)
