@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from persyn.router import Router, load_router, train_router
+from persyn.router import Router, load_router, read_lesson, train_router
 from persyn.router.metrics import reward_matrix, routing_metrics, split_prompts
 from persyn.router.placement import PlacedRouter, place_teacher
-from persyn.router.settings import LightSettings, RouterSettings
+from persyn.router.settings import RouterSettings
 from persyn.schemas import PAIRS, PROMPTS, REWARDS, read_table
 from science.project import load_profile
 from science.recipes import card_samples
@@ -72,11 +72,10 @@ def transfer(folder: Path, seed: int) -> Samples:
 
 def anchors(folder: Path, seed: int) -> Samples:
     """How many prompts must a new teacher respond to, to join a trained router? Each teacher is the new one in turn.
-    Uses the light router, because many are trained.
+    Uses the linear router, because many are trained.
     """
     tables = read_tables(folder)
-    light = tables.settings.changed(light=LightSettings(), lora=None, validation=0.0)
-    tables = replace(tables, settings=light)
+    tables = replace(tables, settings=tables.settings.for_method("linear").changed(layers=[0]))
     texts = tables.held_out["prompt"].to_list()
     anew = _measure(tables, tables.held_out, _train(tables, tables.train, tables.teachers).strengths(texts))
     found: dict[str, list[Card]] = {"left out": [], **{f"{count} anchors": [] for count in ANCHORS}}
@@ -139,7 +138,7 @@ STUDIES: dict[str, tuple[Callable[[Path, int], Samples], str, str]] = {
     "transfer": (transfer, "Does a router trained on some sources route others?", "the same sources"),
     "anchors": (
         anchors,
-        "How many prompts must a new teacher answer to join a trained (light) router?",
+        "How many prompts must a new teacher answer to join a trained (linear) router?",
         "trained anew",
     ),
 }
@@ -148,7 +147,8 @@ STUDIES: dict[str, tuple[Callable[[Path, int], Samples], str, str]] = {
 
 def _train(tables: Tables, prompts: pl.DataFrame, teachers: Sequence[str]) -> Router:
     among = pl.col("winner").is_in(teachers) & pl.col("loser").is_in(teachers)
-    return train_router(prompts, tables.rewards, tables.pairs.filter(among), teachers, tables.settings)
+    lesson = read_lesson(prompts, tables.rewards, tables.pairs.filter(among), teachers)
+    return train_router(lesson, tables.settings)
 
 
 def _measure(tables: Tables, prompts: pl.DataFrame, strengths: np.ndarray) -> Card:
