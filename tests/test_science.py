@@ -95,7 +95,7 @@ def test_a_recipe_runs_its_variants_and_ends_in_a_table_and_a_plot(work: Path, t
     assert json.loads((tmp_path / "out/alpha.json").read_text())["variants"].keys() == {"0.5", "1"}
     assert (tmp_path / "out/alpha.svg").read_text().count("Does alpha matter?") == 1
     study, _, reference = STUDIES["controls"]
-    assert set(study(jobs[0].folder, 0)) == {reference, "majority", "source", "knn", "shuffled"}
+    assert set(study(jobs[0].folder, 0)) == {reference, "majority", "source", "knn", "shuffled", "unshrunk"}
 
 
 def test_the_committed_results_of_the_micro_world_say_what_the_readme_says() -> None:
