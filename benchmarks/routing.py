@@ -1,4 +1,4 @@
-"""How long routing 50,000 prompts takes: the light router on all of them, the fine-tuned one on a sample.
+"""How long routing 50,000 prompts takes: by word embeddings on all of them, by whole models on a sample.
 
 python -m benchmarks.routing
 """
@@ -13,8 +13,8 @@ import polars as pl
 
 from persyn.pairs import PairSettings, build_pairs
 from persyn.prompts import prompt_id
-from persyn.router import Router, train_router
-from persyn.router.settings import LightSettings, RouterSettings
+from persyn.router import Router, read_lesson, train_router
+from persyn.router.settings import RouterSettings
 from persyn.schemas import REWARDS
 
 RAW = Path(__file__).parent.parent / "data" / "raw"
@@ -31,14 +31,15 @@ def prompts(number: int) -> list[str]:
 def seconds(router: Router, texts: list[str]) -> tuple[float, float]:
     """Wall seconds and CPU seconds of routing."""
     wall, cpu = time.perf_counter(), time.process_time()
-    router.strengths(texts)
+    router.strengths(texts, ["instruction"] * len(texts))
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def main() -> None:
     """Print one row a router."""
     texts = prompts(64)
-    table = pl.DataFrame({"prompt_id": [prompt_id(text) for text in texts], "prompt": texts})
+    sources = ["instruction", "math"] * (len(texts) // 2)
+    table = pl.DataFrame({"prompt_id": [prompt_id(text) for text in texts], "prompt": texts, "source": sources})
     rows = [
         (row["prompt_id"], name, 0.0, 0.0, float((number + len(row["prompt"])) % len(TEACHERS)))
         for row in table.iter_rows(named=True)
@@ -51,15 +52,16 @@ def main() -> None:
         "learning_rate": 1e-4,
         "max_length": 256,
     }
+    lesson = read_lesson(table, rewards, build_pairs(rewards, PairSettings()), TEACHERS)
     many = prompts(NUM_PROMPTS)
     found = []
-    for name, light, asked in (
-        ("light, word embeddings (layers 0)", LightSettings(layers=0), many),
-        ("light, one layer", LightSettings(layers=1), many[:SAMPLE]),
-        ("fine-tuned MiniLM (6 layers)", None, many[:SAMPLE]),
+    for name, changes, asked in (
+        ("blend, word embeddings (layers: [0])", {"method": "blend", "layers": [0]}, many),
+        ("linear, word embeddings (layers: [0])", {"method": "linear", "layers": [0]}, many),
+        ("blend", {"method": "blend"}, many[:SAMPLE]),
+        ("finetuned", {"method": "finetuned"}, many[:SAMPLE]),
     ):
-        settings = RouterSettings(**small, light=light)
-        router = train_router(table, rewards, build_pairs(rewards, PairSettings()), TEACHERS, settings)
+        router = train_router(lesson, RouterSettings(**small, **changes))
         wall, cpu = seconds(router, asked)
         found.append((name, len(asked), wall, cpu, wall * NUM_PROMPTS / len(asked)))
     characters = sum(map(len, many)) / len(many)

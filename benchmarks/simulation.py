@@ -46,7 +46,7 @@ def simulate(num_teachers: int, num_prompts: int, num_parallel: int, seed: int =
         }
         return pl.DataFrame(found).cast(RESPONSES)
 
-    pool = Pool(teachers, REWARDS.to_frame(), lambda texts: strengths, {})
+    pool = Pool(teachers, REWARDS.to_frame(), lambda asked, method: strengths, {})
     routes = build_routes(prompts, pool, Persyn(rule="persyn"))
     chosen = np.array([teachers.index(name) for name in routes["teacher"]])
     routed = answers(np.arange(num_prompts), chosen)

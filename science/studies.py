@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from persyn.router import Router, load_router, train_router
+from persyn.router import Router, load_router, read_lesson, train_router
 from persyn.router.metrics import reward_matrix, routing_metrics, split_prompts
 from persyn.router.placement import PlacedRouter, place_teacher
-from persyn.router.settings import LightSettings, RouterSettings
+from persyn.router.settings import RouterSettings
 from persyn.schemas import PAIRS, PROMPTS, REWARDS, read_table
 from science.project import load_profile
 from science.recipes import card_samples
@@ -66,30 +66,28 @@ def transfer(folder: Path, seed: int) -> Samples:
         measured = tables.held_out.filter(inside)
         apart = [_train(tables, tables.train.filter(part), tables.teachers) for part in (inside, ~inside)]
         for name, router in zip(found, [everything, *apart], strict=True):
-            found[name].append(_measure(tables, measured, router.strengths(measured["prompt"].to_list())))
+            found[name].append(_measure(tables, measured, _ask(router, measured)))
     return {name: _samples(cards) for name, cards in found.items()}
 
 
 def anchors(folder: Path, seed: int) -> Samples:
     """How many prompts must a new teacher respond to, to join a trained router? Each teacher is the new one in turn.
-    Uses the light router, because many are trained.
+    Uses the linear router, because many are trained.
     """
     tables = read_tables(folder)
-    light = tables.settings.changed(light=LightSettings(), lora=None, validation=0.0)
-    tables = replace(tables, settings=light)
-    texts = tables.held_out["prompt"].to_list()
-    anew = _measure(tables, tables.held_out, _train(tables, tables.train, tables.teachers).strengths(texts))
+    tables = replace(tables, settings=tables.settings.for_method("linear").changed(layers=[0]))
+    anew = _measure(tables, tables.held_out, _ask(_train(tables, tables.train, tables.teachers), tables.held_out))
     found: dict[str, list[Card]] = {"left out": [], **{f"{count} anchors": [] for count in ANCHORS}}
     for new in tables.teachers:
         known = [teacher for teacher in tables.teachers if teacher != new]
         order = [[*known, new].index(teacher) for teacher in tables.teachers]
         router = _train(tables, tables.train, known)
-        without = np.column_stack([router.strengths(texts), np.full(len(texts), -np.inf)])
+        without = np.column_stack([_ask(router, tables.held_out), np.full(tables.held_out.height, -np.inf)])
         found["left out"].append(_measure(tables, tables.held_out, without[:, order]))
         for count in ANCHORS:
             place = place_teacher(router, new, tables.train[:count], tables.rewards)
-            strengths = PlacedRouter(router, {new: place}, tables.teachers).strengths(texts)
-            found[f"{count} anchors"].append(_measure(tables, tables.held_out, strengths))
+            placed = _ask(PlacedRouter(router, {new: place}, tables.teachers), tables.held_out)
+            found[f"{count} anchors"].append(_measure(tables, tables.held_out, placed))
     return {name: _samples(cards) for name, cards in {**found, "trained anew": [anew]}.items()}
 
 
@@ -125,9 +123,9 @@ def students(folder: Path, seed: int) -> Samples:
     found: dict[str, list[Card]] = {"own router": [], "other's router": [], "other's oracle": []}
     for own, other in (folders, folders[::-1]):
         tables, others = read_tables(own), read_tables(other)
-        texts, identities = tables.held_out["prompt"].to_list(), tables.held_out["prompt_id"].to_list()
-        routers = [load_router(each / "models/router", tables.teachers).strengths(texts) for each in (own, other)]
-        oracle = reward_matrix(others.rewards, identities, tables.teachers)
+        loaded = [load_router(each / "models/router", tables.teachers) for each in (own, other)]
+        routers = [_ask(router, tables.held_out) for router in loaded]
+        oracle = reward_matrix(others.rewards, tables.held_out["prompt_id"].to_list(), tables.teachers)
         for name, strengths in zip(found, [*routers, oracle], strict=True):
             found[name].append(_measure(tables, tables.held_out, strengths))
     return {name: _samples(cards) for name, cards in found.items()}
@@ -139,7 +137,7 @@ STUDIES: dict[str, tuple[Callable[[Path, int], Samples], str, str]] = {
     "transfer": (transfer, "Does a router trained on some sources route others?", "the same sources"),
     "anchors": (
         anchors,
-        "How many prompts must a new teacher answer to join a trained (light) router?",
+        "How many prompts must a new teacher answer to join a trained (linear) router?",
         "trained anew",
     ),
 }
@@ -148,7 +146,12 @@ STUDIES: dict[str, tuple[Callable[[Path, int], Samples], str, str]] = {
 
 def _train(tables: Tables, prompts: pl.DataFrame, teachers: Sequence[str]) -> Router:
     among = pl.col("winner").is_in(teachers) & pl.col("loser").is_in(teachers)
-    return train_router(prompts, tables.rewards, tables.pairs.filter(among), teachers, tables.settings)
+    lesson = read_lesson(prompts, tables.rewards, tables.pairs.filter(among), teachers)
+    return train_router(lesson, tables.settings)
+
+
+def _ask(router: Router, prompts: pl.DataFrame) -> np.ndarray:
+    return router.strengths(prompts["prompt"].to_list(), prompts["source"].to_list())
 
 
 def _measure(tables: Tables, prompts: pl.DataFrame, strengths: np.ndarray) -> Card:

@@ -1,11 +1,16 @@
 """Pairs -> the router, measured on held-out parallel prompts."""
 
+import logging
+
 from persyn.files import write_json, write_text
 from persyn.project.params import read_params
 from persyn.router import fit_router
+from persyn.router.worth import worth_text
 from persyn.schemas import PAIRS, PROMPTS, REWARDS, read_table
 from persyn.training.monitors import Live
 from stages import run
+
+logger = logging.getLogger("persyn.stages.router")
 
 
 def main(prompts: str, rewards: str, pairs: str, out: str, metrics: str, reliability: str, live: str) -> None:
@@ -17,6 +22,8 @@ def main(prompts: str, rewards: str, pairs: str, out: str, metrics: str, reliabi
     router.save(out)
     write_json(card, metrics)
     write_text(bins.write_csv(), reliability)
+    for line in worth_text(card):
+        logger.info(line)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """Every prompt + a strategy -> its teacher."""
 
+import numpy as np
+import polars as pl
+
 from persyn.files import write_json
 from persyn.project.params import read_params
 from persyn.router import load_router
+from persyn.router.settings import Method
 from persyn.routes import Pool, allocation, build_routes
 from persyn.schemas import PROMPTS, RESPONSES, REWARDS, ROUTES, read_folder, read_table, write_table
 from stages import run
@@ -12,10 +16,15 @@ def main(strategy: str, prompts: str, rewards: str, router: str, responses: str,
     params = read_params()
     rule = params.named("strategies", strategy)
     teachers = list(params.teachers)
+
+    def predict(asked: pl.DataFrame, method: Method | None) -> np.ndarray:
+        known = load_router(router, teachers, None if method == params.router.method else method)
+        return known.strengths(asked["prompt"].to_list(), asked["source"].to_list())
+
     pool = Pool(
         teachers,
         read_table(rewards, REWARDS),
-        predict=lambda texts: load_router(router, teachers).strengths(texts),
+        predict=predict,
         families={name: teacher.family for name, teacher in params.teachers.items()},
         student_family=params.student.family,
         responses=lambda: read_folder(responses, teachers, RESPONSES),

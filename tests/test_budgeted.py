@@ -24,7 +24,7 @@ RESPONSES = {
 
 def pool() -> Pool:
     rewards = pl.DataFrame(schema=REWARDS)
-    strengths = lambda texts: np.array([STRENGTHS[text] for text in texts])  # noqa: E731
+    strengths = lambda asked, method: np.array([STRENGTHS[text] for text in asked["prompt"]])  # noqa: E731
     return Pool(["long", "short"], rewards, strengths, {}, None, lambda: RESPONSES)
 
 

@@ -97,6 +97,13 @@ def test_the_router(name: str, change: dict[str, Any], state: str) -> None:
     assert ("knn" in signature.value) == ("regret" in change)
 
 
+def test_one_teacher_on_purpose_is_no_collapse() -> None:
+    collapsed = ROUTER | {"collapsed": True, "share": {"a": 1.0, "b": 0.0}}
+    signature = found("router collapsed", router=collapsed | {"trust": {"trust": 0.0}})
+    assert (signature.state, signature.value[:27]) == ("ok", "no: all to a on purpose, si")
+    assert found("router collapsed", router=collapsed | {"trust": {"trust": 0.5}}).state == "alarm"
+
+
 @pytest.mark.parametrize(("rho", "state"), [(-0.6, "watch"), (0.9, "alarm"), (None, "unknown")])
 def test_a_reward_that_is_length(rho: float | None, state: str) -> None:
     assert found("reward is length", rewards={"length_correlation": rho}).state == state

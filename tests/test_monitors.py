@@ -115,7 +115,8 @@ def test_the_trained_model_is_the_same_to_the_byte(base_model: str, tmp_path: Pa
 
 def test_a_router_is_watched_too(base_model: str, tmp_path: Path) -> None:
     prompts, rewards = planted(33)
-    tables = prompts, rewards, build_pairs(rewards, PairSettings()), TEACHERS, settings(base_model, epochs=4)
+    tuned = settings(base_model, method="finetuned", shrink=False, epochs=4)
+    tables = prompts, rewards, build_pairs(rewards, PairSettings()), TEACHERS, tuned
     watched_router, card, _ = fit_router(*tables, live=Live(tmp_path / "live"))
     curve = losses(tmp_path / "live")
     assert curve["step"].to_list() == list(range(1, curve.height + 1))

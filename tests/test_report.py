@@ -122,6 +122,23 @@ def test_hit_at_3_of_three_teachers_is_not_shown(run: Snapshot) -> None:
         assert "Hit@3" not in page
 
 
+def test_its_first_line_says_whether_routing_is_worth_anything(run: Snapshot, page: str) -> None:
+    card = run.metric("router")
+    first = page.partition("</h1>")[2].partition("</p>")[0]
+    assert "Routing is worth +0.050 [+0.010, +0.090] of reward over" in first
+    assert "noise floor: same choice by routers of two halves" in page
+    over = card["over_majority"] | {"verdict": "identical"}
+    one = card | {"trust": {"trust": 0.0}, "collapsed": True, "over_majority": over}
+    page = build_report(run.replace(metrics={**run.metrics, "router": one}), sample=0)
+    assert "Routing is not shown to be worth anything" in page
+    assert "no, it chose one on purpose" in page
+    assert "It has collapsed" not in page
+    before = {name: value for name, value in card.items() if name not in ("trust", "learnable", "noise_floor")}
+    page = build_report(run.replace(metrics={**run.metrics, "router": before}), sample=0)
+    assert "Routing is" not in page
+    assert "noise floor" not in page
+
+
 def test_equal_runs_give_equal_pages(run: Snapshot, page: str) -> None:
     assert build_report(run) == page
 

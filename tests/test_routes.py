@@ -32,13 +32,13 @@ PROMPTS = prompts_table([f"prompt {i}" for i in range(300)])
 FAMILIES = {"a": "qwen", "b": "llama", "c": "qwen"}
 
 
-def never(texts: list[str]) -> np.ndarray:
+def never(prompts: pl.DataFrame, method: str | None) -> np.ndarray:
     raise AssertionError("this rule needs no router")
 
 
-def by_number(texts: list[str]) -> np.ndarray:
-    """Prompt i: teacher i % 3 first, the one before it second."""
-    number = np.array([int(text.split()[1]) for text in texts])
+def by_number(prompts: pl.DataFrame, method: str | None) -> np.ndarray:
+    """Prompt i: teacher i % 3 first, the one before it second; under method knn, the next one first."""
+    number = np.array([int(text.split()[1]) + (method == "knn") for text in prompts["prompt"]])
     return np.array([2.0, 0.0, 1.0])[(np.arange(3) - number[:, None]) % 3]
 
 
@@ -70,12 +70,29 @@ def test_persyn_takes_the_largest_strength_of_each_prompt() -> None:
     assert routes["margin"].unique().to_list() == [1.0]
 
 
+def test_a_strategy_routes_by_a_method_beside_the_router() -> None:
+    routes = build_routes(PROMPTS, pool(predict=by_number), Persyn(rule="persyn", router="knn"))
+    by_prompt = dict(routes.join(PROMPTS, on="prompt_id").select("prompt", "teacher").rows())
+    assert all(by_prompt[f"prompt {i}"] == TEACHERS[(i + 1) % 3] for i in range(300))
+
+
+def test_only_a_method_that_is_trained_can_route() -> None:
+    params = tiny_params("m")
+    params["router"] |= {"method": "blend", "beside": ["knn"]}
+    for method in ("blend", "knn", None):
+        params["strategies"]["other"] = {"rule": "persyn", "router": method}
+        check_params(params)
+    params["strategies"]["other"]["router"] = "linear"
+    message = "strategies.other.router is linear; it must be router.method or one of router.beside; known: blend, knn"
+    with pytest.raises(InputError, match=message):
+        check_params(params)
+
+
 def test_an_excluded_teachers_prompts_go_to_the_next_best_and_no_others_move() -> None:
     routes = build_routes(PROMPTS, pool(predict=by_number), Persyn(rule="persyn", exclude=["b"]))
     by_prompt = dict(routes.join(PROMPTS, on="prompt_id").select("prompt", "teacher").rows())
     for i in range(300):
-        ranking = sorted(TEACHERS, key=lambda name: -by_number([f"prompt {i}"])[0][TEACHERS.index(name)])
-        assert by_prompt[f"prompt {i}"] == next(name for name in ranking if name != "b")
+        assert by_prompt[f"prompt {i}"] == ("a" if i % 3 == 1 else TEACHERS[i % 3])
     with pytest.raises(InputError, match="names all 3 teachers"):
         build_routes(PROMPTS, pool(predict=by_number), Persyn(rule="persyn", exclude=TEACHERS))
 

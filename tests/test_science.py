@@ -52,8 +52,8 @@ def test_a_profile_is_called_by_its_file_or_its_folder() -> None:
 
 def test_changes_reach_deep_and_leave_the_profile_alone() -> None:
     params = {"router": {"seed": 0}, "quality": {"methods": {"math": "a"}}}
-    changed = with_changes(params, {"quality.methods.math": "b", "router.light": {"layers": 0}})
-    assert changed == {"router": {"seed": 0, "light": {"layers": 0}}, "quality": {"methods": {"math": "b"}}}
+    changed = with_changes(params, {"quality.methods.math": "b", "router.lora": {"r": 4}})
+    assert changed == {"router": {"seed": 0, "lora": {"r": 4}}, "quality": {"methods": {"math": "b"}}}
     assert params["quality"] == {"methods": {"math": "a"}}
     with pytest.raises(InputError, match=r"ruoter.seed: the profile has no section ruoter; did you mean router\?"):
         with_changes(params, {"ruoter.seed": 1})
@@ -95,7 +95,7 @@ def test_a_recipe_runs_its_variants_and_ends_in_a_table_and_a_plot(work: Path, t
     assert json.loads((tmp_path / "out/alpha.json").read_text())["variants"].keys() == {"0.5", "1"}
     assert (tmp_path / "out/alpha.svg").read_text().count("Does alpha matter?") == 1
     study, _, reference = STUDIES["controls"]
-    assert set(study(jobs[0].folder, 0)) == {reference, "majority", "source", "knn", "shuffled"}
+    assert set(study(jobs[0].folder, 0)) == {reference, "majority", "source", "knn", "shuffled", "unshrunk"}
 
 
 def test_the_committed_results_of_the_micro_world_say_what_the_readme_says() -> None:

@@ -151,9 +151,12 @@ def test_no_answer_is_paid_for_twice(project: Path) -> None:
     params["rewards"]["alpha"] = 1.0
     params["student"]["model"] = build_model(project / "second", family="qwen2")
     params["strategies"]["other"] = {"rule": "strong", "teacher": teachers[0]}
-    params["strategies"]["two"] = {"rule": "persyn", "max_tokens": 1e6, "second_below": 1e6}
+    params["router"]["beside"] = ["source"]
+    params["strategies"]["two"] = {"rule": "persyn", "router": "source", "max_tokens": 1e6, "second_below": 1e6}
+    params["strategies"]["itself"] = {"rule": "persyn", "router": "blend"}
     YAML().dump(params, project / PARAMS)
-    run_up_to_routed(teachers, [*strategies, "other", "two"])
+    run_up_to_routed(teachers, [*strategies, "other", "two", "itself"])
+    assert pl.read_parquet("data/routes/itself.parquet").equals(pl.read_parquet("data/routes/persyn.parquet"))
     new = answered() - known
     assert new, "the new strategy needs some"
     assert paid() == calls + len(new)

@@ -155,7 +155,7 @@ def test_search_takes_text_as_it_stands() -> None:
 def test_the_router_s_use_of_a_prompt_is_that_of_its_training() -> None:
     prompts = prompts_table([f"prompt {number}" for number in range(8)])
     rewards = rows(REWARDS, *((identity, "a", 1.0, -1.0, 1.0) for identity in prompts["prompt_id"][:7]))
-    settings = RouterSettings(model="m", holdout=0.3, validation=0.2, num_train=4)
+    settings = RouterSettings(model="m", method="finetuned", holdout=0.3, validation=0.2, num_train=4)
     pairs = rows(PAIRS, *((identity, "a", "b", 0.5) for identity in prompts["prompt_id"]))
     found = Snapshot(prompts=prompts, rewards=rewards, pairs=pairs)
     roles = [str(router_role(found, settings, identity)) for identity in prompts["prompt_id"]]
@@ -168,6 +168,8 @@ def test_the_router_s_use_of_a_prompt_is_that_of_its_training() -> None:
     anchored = found.replace(params={"teachers": {"a": {"anchors": 2}, "b": None}})
     for each in (fewer, anchored):
         assert str(router_role(each, settings, first)).startswith("not used: it has no pair")
+    blend = RouterSettings(model="m", holdout=0.3, num_train=4)
+    assert router_role(fewer, blend, first) == "trained on", "it learns from rewards"
     assert router_role(found.replace(rewards=None), settings, first) is None
     other = found.replace(prompts=prompts.with_columns(parallel=pl.lit(False)))
     assert router_role(other, settings, first) == "not used: it is not parallel"

@@ -31,6 +31,8 @@ from tests.support.planted import POEM, SUM, TEACHERS, planted
 from tests.support.tables import prompts_table, responses_table, stub_teachers
 
 ROOT = Path(__file__).parent.parent
+ROUTER_SETTINGS = {"method": "finetuned", "shrink": False, "learning_rate": 3.0e-3, "epochs": 4}
+ROUTER_SETTINGS |= {"batch_size": 8, "holdout": 0.25}
 STUDENT = ["dataset.parquet", "out", "curve.csv", "live"]
 ROUTER = ["prompts.parquet", "rewards.parquet", "pairs.parquet", "out", "metrics.json", "bins.csv", "live"]
 TWO = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
@@ -56,7 +58,7 @@ def project(tmp_path: Path, base_model: str, monkeypatch: pytest.MonkeyPatch) ->
     write_params(
         student={"model": base_model, "license": "x", "max_length": 256},
         sft={"learning_rate": 5.0e-3, "epochs": 3, "batch_size": 4, "lora": {"r": 4, "alpha": 8}},
-        router={"model": base_model, "learning_rate": 3.0e-3, "epochs": 4, "batch_size": 8, "holdout": 0.25},
+        router=ROUTER_SETTINGS | {"model": base_model},
         teachers=dict.fromkeys(TEACHERS, TEACHER),
         strategies={"persyn": {"rule": "persyn"}},
         speed={"student": {"device_batch_size": 2}},

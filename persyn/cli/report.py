@@ -16,11 +16,12 @@ def report(
     """Write one html file: where the prompts went and why, whether it was worth it, and the prompts themselves."""
     from rich.console import Console
 
-    from persyn.errors import InputError
+    from persyn.errors import InputError, printable
     from persyn.files import write_text
     from persyn.project.experiments import read_experiments
     from persyn.project.snapshot import open_snapshot
     from persyn.report import build_report
+    from persyn.router.worth import worth_text
 
     with open_snapshot(rev) as snapshot, Console(stderr=True).status("making the report"):
         experiments, note = read_experiments()
@@ -30,4 +31,6 @@ def report(
         write_text(page, out)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from error
+    for line in worth_text(run.metric("router")):
+        typer.echo(printable(line))
     typer.echo(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")

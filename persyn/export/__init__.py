@@ -11,6 +11,7 @@ from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.files import markdown_table, markdown_text
 from persyn.generation import Teacher
+from persyn.router.worth import worth_text
 from persyn.schemas import MESSAGES
 from persyn.summary import told_hits
 
@@ -188,7 +189,8 @@ def _router(found: Mapping[str, Any]) -> str:
         beside = f"; its reward minus that of the one teacher of the highest mean reward: {over['difference']:+.3f}"
         beside += f"{bounds}, {over['verdict']}"
     without = f"; measured without {placed}, placed beside it by anchors" if placed else ""
-    return f"Router, on held-out parallel prompts: {markdown_text(values + beside + without) or 'not measured'}."
+    worth = "".join(f"{markdown_text(line)} " for line in worth_text(found)[:1])
+    return f"{worth}Router, on held-out parallel prompts: {markdown_text(values + beside + without) or 'not measured'}."
 
 
 def _evaluation_sets(params: Mapping[str, Any]) -> str:

@@ -111,8 +111,16 @@ def _collapsed(router: Mapping[str, Any]) -> Signature:
     if "collapsed" not in router:
         return Signature(name, what, "", "unknown", "dvc repro router")
     teacher, share = max(router["share"].items(), key=lambda item: item[1])
-    advice = "train it longer or at another learning rate, or on more parallel prompts"
+    advice = "more parallel prompts, or another router.method"
+    if chose_one_teacher(router):
+        value = f"no: all to {teacher} on purpose, since routing is not shown to be worth anything"
+        return Signature(name, what, value, "ok", advice)
     return Signature(name, what, f"most to {teacher}: {share:.0%}", "alarm" if router["collapsed"] else "ok", advice)
+
+
+def chose_one_teacher(router: Mapping[str, Any]) -> bool:
+    """Whether the router of metrics/router.json gives every prompt to one teacher because no gain was supported."""
+    return router.get("trust", {}).get("trust") == 0
 
 
 def _controls(router: Mapping[str, Any]) -> Signature:

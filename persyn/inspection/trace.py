@@ -88,6 +88,7 @@ def router_role(made: Snapshot, settings: "RouterSettings", prompt_id: str) -> s
     if made.rewards is None or made.pairs is None:
         return None
     from persyn.router import router_split
+    from persyn.router.settings import BRADLEY_TERRY
 
     train, validation, held_out = router_split(parallel, made.rewards, settings)
     if prompt_id in held_out["prompt_id"]:
@@ -96,6 +97,8 @@ def router_role(made: Snapshot, settings: "RouterSettings", prompt_id: str) -> s
         return "validation: stops its training early"
     if prompt_id not in train["prompt_id"]:
         return "not used: it has no rewards, or num_train leaves it out"
+    if settings.method not in BRADLEY_TERRY:
+        return "trained on"
     anchored = pl.col("winner").is_in(made.anchored) | pl.col("loser").is_in(made.anchored)
     trained = prompt_id in made.pairs.filter(~anchored)["prompt_id"]
     return "trained on" if trained else "not used: it has no pair, all margins are too small"

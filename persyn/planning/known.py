@@ -49,7 +49,7 @@ def known_routes(
         InputError: a strategy is wrong.
     """
     here = not prompts["prompt"].null_count()
-    pool = Pool(teachers, REWARDS.to_frame(), lambda texts: np.zeros((len(texts), len(teachers))), {})
+    pool = Pool(teachers, REWARDS.to_frame(), lambda asked, method: np.zeros((asked.height, len(teachers))), {})
     known = {}
     for name, strategy in strategies.items():
         if isinstance(strategy, Persyn):  # only checks names: its router is not called

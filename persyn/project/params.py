@@ -146,6 +146,7 @@ class Params(Settings):
         ]
         without = sorted({source.domain for source in self.prompts.sources} - set(self.quality.methods))
         wrong += [(("quality", "methods"), f"has no method for {domain}, the domain of a source") for domain in without]
+        wrong += self._untrained_routers()
         wrong += self._without_scores()
         if JUDGE in self.teachers:
             wrong.append((("teachers", JUDGE), "has the name that speed.teachers keeps for the judge; choose another"))
@@ -157,6 +158,18 @@ class Params(Settings):
                 place = ("speed", "teachers", name)
                 _refuse(type(self).__name__, [((*place, *one["loc"]), one["msg"]) for one in error.errors()])
         return self
+
+    def _untrained_routers(self) -> list[tuple[tuple[Any, ...], str]]:
+        """The strategies that route by a method of which there will be no router."""
+        trained = [self.router.method, *self.router.beside]
+        return [
+            (
+                ("strategies", name, "router"),
+                f"is {rule.router}; it must be router.method or one of router.beside{nearest(rule.router, trained)}",
+            )
+            for name, rule in self.strategies.items()
+            if isinstance(rule, Persyn) and rule.router not in (None, *trained)
+        ]
 
     def _without_scores(self) -> list[tuple[tuple[Any, ...], str]]:
         """The teachers without the scores that the quality method given needs."""

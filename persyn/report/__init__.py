@@ -14,6 +14,7 @@ from persyn.report.overview import asides, facts, flow, lanes, verdict
 from persyn.report.results import comparison_section, ledger_section, training_section
 from persyn.report.routing import allocation_section, landscape_section, router_section
 from persyn.report.sample import build_sample
+from persyn.router.worth import worth_text
 
 SECTIONS = (
     allocation_section,
@@ -43,6 +44,7 @@ def build_report(run: Snapshot, *, sample: int = 5000) -> str:
         .render(
             name=run.title,
             facts=facts(run),
+            worth=worth_text(run.metric("router"))[:1],
             verdict=verdict(run.metric("comparison", None)),
             asides=asides(run),
             steps=flow(run),

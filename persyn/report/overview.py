@@ -86,9 +86,11 @@ def asides(run: Snapshot) -> list[str]:
         better = "better than" if over["difference"] > 0 else "worse than"
         better = "not shown to be better than" if over["verdict"] != "differs" else better
         held_out = run.metric("router")["num_held_out"]
+        by = f"reward {decimal(over['difference'], sign=True)}, 95 % {interval(over['interval'])}"
         found.append(
-            f"On {held_out} held-out prompts the router is {better} one teacher for everything "
-            f"(reward {decimal(over['difference'], sign=True)}, 95 % {interval(over['interval'])})."
+            f"On {held_out} held-out prompts the router has the reward of one teacher for everything, on each of them."
+            if over["verdict"] == "identical"
+            else f"On {held_out} held-out prompts the router is {better} one teacher for everything ({by})."
         )
     saved = (cost.get("saved") or {}).get(REFERENCE)
     if saved:

@@ -4,6 +4,7 @@ from typing import Any
 
 import polars as pl
 
+from persyn.inspection.diagnostics import chose_one_teacher
 from persyn.plots import allocation_curve, landscape_curve
 from persyn.project.snapshot import Snapshot
 from persyn.report import bars, charts
@@ -22,6 +23,7 @@ from persyn.report.page import (
     teacher_looks,
 )
 from persyn.report.svg import Look
+from persyn.router.worth import worth_text
 from persyn.summary import told_hits
 
 HITS = {"hit_at_1": "Hit@1 ↑", "hit_at_3": "Hit@3 ↑", "hit_at_3_oracle": "Hit@3, oracle's ↑"}
@@ -101,6 +103,7 @@ def router_section(run: Snapshot) -> Section:
     if not card:
         return Section("router", title, lead, missing=["router"])
     lead += f" Here: {card['num_held_out']:,} held-out prompts, {card['num_pairs']:,} pairs. {_worth(card)}"
+    lead = " ".join([*worth_text(card), lead])
     names = {field: HITS[field] for field in told_hits(card)} | {"regret": "regret ↓"}
     ranked = {"router": card, **card["controls"]}
     panels = {label: {name: of[field] for name, of in ranked.items()} for field, label in names.items()}
@@ -132,7 +135,7 @@ def _worth(card: dict[str, Any] | Any) -> str:
     over = card["over_majority"]
     says = f"Over sending everything to the majority teacher it gains {decimal(over['difference'], sign=True)} reward "
     says += f"(95 % {interval(over['interval'])}): {over['verdict']}."
-    return says + (" It has collapsed onto one teacher." if card["collapsed"] else "")
+    return says + (" It has collapsed onto one teacher." if card["collapsed"] and not chose_one_teacher(card) else "")
 
 
 def _card(card: Any) -> Table:
@@ -146,9 +149,37 @@ def _card(card: Any) -> Table:
         ["p", decimal(over["p"])],
         ["verdict", over["verdict"]],
         ["entropy of its shares, of the oracle's (nats)", f"{card['entropy']:.3f}, {card['oracle_entropy']:.3f}"],
-        ["collapsed onto one teacher", "yes" if card["collapsed"] else "no"],
+        ["collapsed onto one teacher", _collapsed(card)],
+        *_learnable(card),
     ]
     return Table("Health card", ["", "held-out prompts"], rows)
+
+
+def _collapsed(card: Any) -> str:
+    if chose_one_teacher(card):
+        return "no, it chose one on purpose"
+    return "yes" if card["collapsed"] else "no"
+
+
+def _learnable(card: Any) -> list[list[str]]:
+    """What cross-validation and the halves of the training prompts say, if they were asked."""
+    rows = []
+    if "learnable" in card:
+        found = card["learnable"]
+        rows += [
+            ["trust in what the prompt adds (0: one teacher for all)", f"{card['trust']['trust']:g}"],
+            ["gain over one teacher, cross-validated", decimal(found["gain"], sign=True)],
+            ["its 95 % interval", interval(found["interval"])],
+            ["the oracle's gain on the training prompts", decimal(card["oracle_gap"], sign=True)],
+            ["learnable share of it", percent(found["share"])],
+        ]
+    if floor := card.get("noise_floor"):
+        rows += [
+            ["noise floor: same choice by routers of two halves", percent(floor["same_choice"])],
+            ["the same by chance", percent(floor["by_chance"])],
+            ["largest difference of a teacher's mean reward between the halves", decimal(floor["largest_difference"])],
+        ]
+    return rows
 
 
 def _used(run: Snapshot, curve: pl.DataFrame) -> dict[str, Look]:

@@ -10,12 +10,13 @@ import polars as pl
 from pydantic import Field
 
 from persyn.errors import InputError
+from persyn.router.settings import Method
 from persyn.routes.budgeted import choose, choose_within, expected_tokens
 from persyn.schemas import ROUTES
 from persyn.settings import Seed, Settings, Share
 from persyn.ties import tie_width
 
-Predict = Callable[[list[str]], np.ndarray]
+Predict = Callable[[pl.DataFrame, Method | None], np.ndarray]
 QUALITY = pl.col("quality")
 Z_SCORE = QUALITY.mean(), QUALITY.std(ddof=0)
 MIN_MAX = QUALITY.min(), QUALITY.max() - QUALITY.min()
@@ -30,7 +31,8 @@ class Pool:
     rewards: pl.DataFrame
     """REWARDS of the parallel set."""
     predict: Predict
-    """Prompt texts -> strengths (N, M). It loads the router: call it only in rules that need it."""
+    """PROMPTS and a method (None: the router itself) -> strengths (N, M). It loads the router: call it only in rules
+    that need it."""
     families: Mapping[str, str | None]
     """Teacher -> its family of models."""
     student_family: str | None = None
@@ -54,6 +56,8 @@ class Persyn(Rule):
     """
 
     rule: Literal["persyn"]
+    router: Method | None = None
+    """Route by this method, one of router.beside; null and router.method are the router itself."""
     exclude: list[str] = Field(default_factory=list)
     """Teachers that get no prompt."""
     max_tokens: Annotated[float, Field(ge=0)] | None = None
@@ -70,7 +74,7 @@ class Persyn(Rule):
         if not kept:
             raise InputError(f"rule persyn.exclude names all {len(pool.teachers)} teachers; leave at least one")
         names = [pool.teachers[position] for position in kept]
-        strengths = pool.predict(prompts["prompt"].to_list())[:, kept]
+        strengths = pool.predict(prompts, self.router)[:, kept]
         ranked = np.sort(strengths, axis=1)[:, ::-1]
         undecided = np.zeros(prompts.height, bool)
         if self.second_below is not None and len(kept) > 1:

@@ -14,6 +14,7 @@ from persyn.prompts.sources import prompt_id
 from persyn.report import build_report
 from persyn.rewards import RewardSettings, build_rewards
 from persyn.router.metrics import health_card, majority_strengths, reliability, reward_matrix
+from persyn.router.worth import noise_floor, worth
 from persyn.routes import allocation
 from persyn.schemas import (
     DATASET,
@@ -190,8 +191,12 @@ def _responses(teachers: list[str], who: list[str], to: list[str]) -> pl.DataFra
 
 
 def _card(random: np.random.Generator, strengths: np.ndarray, rewards: np.ndarray, teachers: list[str]) -> Any:
-    controls = {"majority": majority_strengths(rewards, len(rewards)), "knn": random.random(rewards.shape)}
+    controls = {name: random.random(rewards.shape) for name in ("source", "knn", "shuffled", "unshrunk")}
+    controls["majority"] = majority_strengths(rewards, len(rewards))
     card = health_card(strengths, rewards, teachers, controls)
+    gain = {"difference": 0.05, "interval": [0.01, 0.09], "mde": 0.04}
+    card |= worth({"trust": 0.5, "slope": 1.0, "gain": gain}, rewards, teachers)
+    card["noise_floor"] = noise_floor(strengths, strengths, rewards, rewards)
     return card | {"num_train": len(rewards), "num_held_out": len(rewards), "num_validation": 0}
 
 

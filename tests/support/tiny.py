@@ -65,7 +65,6 @@ def tiny_params(model: str) -> dict[str, Any]:
     params["prompts"]["num_parallel"] = 8
     for source in params["prompts"]["sources"]:
         source["limit"] = 6
-    params["router"]["epochs"] = 1
     params["student"]["max_length"] = 512
     params["evaluation"].update(limit=2, max_tokens=4)
     return params
