@@ -46,6 +46,10 @@ def test_a_supported_gain_in_words() -> None:
     ]
 
 
+def test_a_gain_whose_interval_includes_0_is_not_claimed() -> None:
+    assert worth_text(card(trust(0.5, 0.2, [-0.1, 0.5])))[0].startswith("Routing seems to be worth +0.200 [-0.100, ")
+
+
 def test_a_fallback_in_words() -> None:
     assert worth_text(card(trust(0.0, -0.01, [-0.04, 0.02]))) == [
         "Routing is not shown to be worth anything (-0.010 [-0.040, +0.020] of reward over a, the one best teacher; "

@@ -70,7 +70,8 @@ def worth_text(card: Mapping[str, Any]) -> list[str]:
     between = f" [{low:+.3f}, {high:+.3f}]" if low is not None else ""
     gain = f"{found['gain']:+.3f}{between} of reward over {one}, the one best teacher"
     if card["trust"]["trust"]:
-        first = f"Routing is worth {gain} (cross-validated on {card['num_train']} prompts)."
+        sure = "is worth" if low is not None and low > 0 else "seems to be worth"
+        first = f"Routing {sure} {gain} (cross-validated on {card['num_train']} prompts)."
     else:
         least = (
             f"; these {card['num_train']} prompts would have shown a gain of {found['smallest']:.3f}"
