@@ -27,6 +27,23 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path} cannot be read as json ({error}); run `dvc repro` to make it again") from error
 
 
+def read_tensors(path: str | Path) -> dict[str, Any]:
+    """Read a safetensors file of our own making, as name -> numpy array.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; run `dvc repro` to make it") from None
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} is damaged ({error}); run `dvc repro` to make it again") from error
+
+
 def write_json(value: object, path: str | Path) -> None:
     """Write a metrics file: sorted keys, six significant digits."""
     write_text(json.dumps(_rounded(value), indent=2, sort_keys=True, allow_nan=False) + "\n", path)

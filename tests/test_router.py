@@ -88,8 +88,8 @@ def test_planted_strengths_are_recovered_in_order_and_shuffled_labels_are_not(
     assert ("noise_floor" in card) == ("method" in changes), "two more fine-tunings are not worth it"
 
     router.save(tmp_path)
-    assert list(tmp_path.glob("*.safetensors"))
-    assert not list(tmp_path.glob("*.bin"))
+    assert list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob("*.bin"))
     assert np.allclose(load_router(tmp_path, TEACHERS).strengths([SUM, POEM], SOURCES), strengths, atol=1e-5)
     with pytest.raises(InputError, match="dvc repro router"):
         load_router(tmp_path, ["low", "high"])

@@ -8,7 +8,7 @@ Legend: N prompts, M teachers.
 """
 
 import hashlib
-import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 
 from persyn.errors import InputError
+from persyn.files import read_json
 from persyn.models import model_identity
 from persyn.router.settings import BRADLEY_TERRY, Method, RouterSettings
 from persyn.training import Session
@@ -28,6 +29,7 @@ from persyn.training import Session
 if TYPE_CHECKING:
     from persyn.training.monitors import Live
 
+logger = logging.getLogger(__name__)
 BESIDE = "beside"
 """The folder, in a saved router's, of the methods trained beside it."""
 
@@ -344,6 +346,8 @@ def measure(
         controls[method] = train_router(lesson, settings.for_method(method)).strengths(*asked)
     controls |= {name: each.strengths(*asked) for name, each in others.items()}
     card = health_card(router.strengths(*asked), rewards, lesson.teachers, controls)
+    if card["collapsed"] and (trust is None or trust["trust"]):
+        logger.warning("the router gives almost everything to one teacher, the oracle does not: %s", card["share"])
     halves = [lesson.part(np.arange(start, len(lesson.rewards), 2)) for start in (0, 1)]
     possible = all(len(half.rewards) and half.teaches(settings.method) for half in halves)
     if possible and settings.method != "finetuned":
@@ -361,7 +365,7 @@ def load_router(folder: str | Path, teachers: Sequence[str], method: Method | No
     from persyn.router.finetuned import FinetunedRouter
     from persyn.router.linear import CONFIG, LinearRouter
     from persyn.router.placement import PLACED, PlacedRouter
-    from persyn.router.shrinkage import SHRINKAGE, ShrunkRouter
+    from persyn.router.shrinkage import SHRINKAGE, UNSHRUNK, ShrunkRouter
     from persyn.router.smoothing import CONFIG as SMOOTHING
     from persyn.router.smoothing import SmoothingRouter
 
@@ -370,16 +374,18 @@ def load_router(folder: str | Path, teachers: Sequence[str], method: Method | No
         name = f"name {method} in router.beside, then " if method else ""
         raise InputError(f"{place} does not exist; {name}run `dvc repro router`")
     router: Router
-    if (place / CONFIG).is_file():
-        router = LinearRouter.load(place)
-    elif (place / SMOOTHING).is_file():
-        router = SmoothingRouter.load(place)
+    shrunk = (place / SHRINKAGE).is_file()
+    inner = place / UNSHRUNK if shrunk else place
+    if (inner / CONFIG).is_file():
+        router = LinearRouter.load(inner)
+    elif (inner / SMOOTHING).is_file():
+        router = SmoothingRouter.load(inner)
     else:
-        router = FinetunedRouter.load(place)
-    if (place / SHRINKAGE).is_file():
-        router = ShrunkRouter(router, **json.loads((place / SHRINKAGE).read_text()))
+        router = FinetunedRouter.load(inner)
+    if shrunk:
+        router = ShrunkRouter(router, **read_json(place / SHRINKAGE))
     if (place / PLACED).is_file():
-        router = PlacedRouter(router, **json.loads((place / PLACED).read_text()))
+        router = PlacedRouter(router, **read_json(place / PLACED))
     if router.teachers != list(teachers):
         raise InputError(
             f"{folder} routes to {router.teachers}, params.yaml names {list(teachers)}; run `dvc repro router`"

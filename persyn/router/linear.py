@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from persyn.files import write_text
+from persyn.files import read_json, read_tensors, write_text
 from persyn.router.features import embed, encoder_of
 from persyn.router.losses import LOSSES
 from persyn.router.settings import RouterSettings
@@ -43,9 +43,7 @@ class LinearRouter:
     @classmethod
     def load(cls, folder: str | Path) -> "LinearRouter":
         """Read a saved router."""
-        from safetensors.numpy import load_file
-
-        config, tensors = json.loads((Path(folder) / CONFIG).read_text()), load_file(Path(folder) / WEIGHTS)
+        config, tensors = read_json(Path(folder) / CONFIG), read_tensors(Path(folder) / WEIGHTS)
         return cls(config["encoder"], config["teachers"], tensors["weight"], tensors["bias"])
 
 

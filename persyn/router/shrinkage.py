@@ -24,7 +24,7 @@ from scipy.optimize import minimize_scalar
 from persyn.files import write_text
 from persyn.statistics import LEVEL, corrected_interval
 
-SHRINKAGE = "shrinkage.json"
+SHRINKAGE, UNSHRUNK = "shrinkage.json", "unshrunk"
 TRUST = (0.5, 0.75, 1.0)
 """What s may be, if not 0. On real teachers half gains nearly as much as more does, and varies a third as much."""
 SUPPORT = (0.5, 0.75, 1.0, 1.25, 1.5)
@@ -170,8 +170,8 @@ class ShrunkRouter:
         return self.temperature * pulled
 
     def save(self, folder: str | Path) -> None:
-        """Write the router, and its shrinkage beside it."""
-        self.router.save(folder)
+        """Write the shrinkage, and the router in a folder of its own, which nobody takes for the shrunk one."""
+        self.router.save(Path(folder) / UNSHRUNK)
         rest = {"means": self.means.tolist(), "centre": self.centre.tolist()}
         rest |= {"scale": self.scale, "temperature": self.temperature}
         write_text(json.dumps(rest, indent=2), Path(folder) / SHRINKAGE)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from persyn.files import write_text
+from persyn.files import read_json, read_tensors, write_text
 from persyn.router.settings import RouterSettings
 
 TENSORS, CONFIG = "smoothing_router.safetensors", "smoothing_router.json"
@@ -170,12 +170,13 @@ class SmoothingRouter:
         """
         from persyn.router.features import embed
 
+        asked = features is None
         if self.encoder and features is None:
             features = embed(prompts, **self.encoder)
         scaled = self.scaling(features) if self.encoder else None
         known = list(sources) if sources is not None else [""] * len(prompts)
         strange = [source for source in known if self.smoother.by_source and source not in self.smoother.by_source]
-        if strange:
+        if strange and asked:
             logger.warning(
                 "%d of %d prompts come from no source that the router was trained on (first: %r): the means of all "
                 "sources stand in for theirs",
@@ -208,11 +209,10 @@ class SmoothingRouter:
     @classmethod
     def load(cls, folder: str | Path) -> "SmoothingRouter":
         """Read a saved router."""
-        from safetensors.numpy import load_file
 
         from persyn.router.features import Scaling
 
-        config, tensors = json.loads((Path(folder) / CONFIG).read_text()), load_file(Path(folder) / TENSORS)
+        config, tensors = read_json(Path(folder) / CONFIG), read_tensors(Path(folder) / TENSORS)
         by_source = dict(zip(config["sources"], tensors.get("by_source", []), strict=True))
         arrays = [tensors.get(name) for name in ("features", "left", "weight")]
         smoother = Smoother(tensors["mean"], by_source, config["neighbours"], *arrays)
