@@ -30,7 +30,7 @@ from science.alpaca import PROFILE, ROOT, Corpus, read_corpus, read_scores
 
 OUT = ROOT / "metrics/science/alpaca"
 STUDENTS = ("packaged:smollm2-135m-instruct", "packaged:gemma3-270m")
-METHODS: tuple[Method, ...] = ("blend", "regression", "knn", "source", "linear")
+METHODS: tuple[Method, ...] = ("regression", "blend", "knn", "source", "linear")
 SPLITS, SHARE, SEED = 20, 0.75, 2026
 BACKBONE = STUDENTS[0]
 MAX_LENGTH = 256
@@ -145,9 +145,9 @@ def curve(study: Study) -> Table:
             values.append(difference(shrunk, rewards, best))
             half = lesson.rewards.mean(axis=0) + 0.5 * (inner - lesson.rewards.mean(axis=0))
             free.append(difference(half, rewards, best))
-        rows += [{"prompts": number} | summary("blend", values, drawn[0])]
-        rows += [{"prompts": number} | summary("blend, always half trusted", free, drawn[0])]
-    free_rows = [row for row in rows if row["router"] != "blend"]
+        rows += [{"prompts": number} | summary("regression", values, drawn[0])]
+        rows += [{"prompts": number} | summary("regression, always half trusted", free, drawn[0])]
+    free_rows = [row for row in rows if row["router"] != "regression"]
     slope, at_infinity = np.polyfit([1 / row["prompts"] for row in free_rows], [r["difference"] for r in free_rows], 1)
     return [
         *rows,
@@ -171,7 +171,7 @@ def pools(study: Study) -> Table:
             gaps.append(float((rewards.max(axis=1) - rewards[:, best]).mean()))
             metrics.append(routing_metrics(strengths, rewards))
         means = pl.DataFrame(metrics, infer_schema_length=None).mean().row(0, named=True)
-        rows.append({"teachers": size} | summary("blend", values, drawn[0]) | {"oracle": float(np.mean(gaps))} | means)
+        rows.append({"teachers": size} | summary("regression", values, drawn[0]) | {"oracle": float(np.mean(gaps))} | means)
     return rows
 
 

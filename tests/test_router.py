@@ -451,7 +451,7 @@ def test_a_teacher_that_cannot_be_placed_is_named() -> None:
         ({"methods": "knn"}, r"router\.methods is not a parameter; did you mean method\?"),
         ({"method": "light"}, r"router\.method is 'light'; it must be one of blend, .*finetuned"),
         ({"method": "linear", "validation": 0.1}, r"router\.method is linear, which trains no backbone"),
-        ({"lora": {}}, r"router\.method is blend, which trains no backbone; leave lora and validation out"),
+        ({"lora": {}}, r"router\.method is regression, which trains no backbone; leave lora and validation out"),
         ({"method": "knn", "beside": ["knn"]}, r"router\.beside names knn, which is the method itself"),
         ({"folds": 1}, r"router\.folds is 1; it must be a whole number, 2 or more"),
         ({"layers": []}, r"router\.layers"),

@@ -153,7 +153,7 @@ def test_no_answer_is_paid_for_twice(project: Path) -> None:
     params["strategies"]["other"] = {"rule": "strong", "teacher": teachers[0]}
     params["router"]["beside"] = ["source"]
     params["strategies"]["two"] = {"rule": "persyn", "router": "source", "max_tokens": 1e6, "second_below": 1e6}
-    params["strategies"]["itself"] = {"rule": "persyn", "router": "blend"}
+    params["strategies"]["itself"] = {"rule": "persyn", "router": "regression"}
     YAML().dump(params, project / PARAMS)
     run_up_to_routed(teachers, [*strategies, "other", "two", "itself"])
     assert pl.read_parquet("data/routes/itself.parquet").equals(pl.read_parquet("data/routes/persyn.parquet"))

@@ -21,7 +21,7 @@ class RouterSettings(Settings):
     """Its backbone: `packaged:<name>`, a local folder or a hub id."""
     revision: Commit | None = None
     """40-hex commit of a hub id."""
-    method: Method = "blend"
+    method: Method = "regression"
     """How it learns which teacher to choose. finetuned is the paper's: the backbone with a head of one Bradley-Terry
     strength a teacher, trained on the pairs. linear: a Bradley-Terry layer on the frozen backbone's states. regression
     (ridge), knn (nearest prompts) and source (means of the prompt's source) predict every teacher's reward; blend is
