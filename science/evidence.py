@@ -171,7 +171,9 @@ def pools(study: Study) -> Table:
             gaps.append(float((rewards.max(axis=1) - rewards[:, best]).mean()))
             metrics.append(routing_metrics(strengths, rewards))
         means = pl.DataFrame(metrics, infer_schema_length=None).mean().row(0, named=True)
-        rows.append({"teachers": size} | summary("regression", values, drawn[0]) | {"oracle": float(np.mean(gaps))} | means)
+        rows.append(
+            {"teachers": size} | summary("regression", values, drawn[0]) | {"oracle": float(np.mean(gaps))} | means
+        )
     return rows
 
 
@@ -274,14 +276,17 @@ def _cell(value: Any) -> str:
 
 
 def main() -> None:
-    """Run all studies, or those named, and write their tables."""
+    """Run all studies, or those named, and write their tables beside those that are there, on the same prompts."""
     parser = argparse.ArgumentParser(prog="python -m science.evidence", description=__doc__)
     parser.add_argument("--data", type=Path, default=PROFILE / "data/raw/alpaca", help="folder with the jsonl files")
     parser.add_argument("--alphas", type=float, nargs="*", default=[0.0, 0.2, 0.4, 0.7, 1.0])
     parser.add_argument("--tables", nargs="*", help="tables whose names contain one of these words; all if not given")
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
+    known = read_json(asked.out / "evidence.json") if (asked.out / "evidence.json").is_file() else {}
     corpus = read_corpus(asked.data)
+    if known:  # tables that stand side by side are of the same prompts
+        corpus = corpus.rows(corpus.prompts["prompt_id"].is_in(known["prompt_ids"]).to_numpy())
     scores = {student: read_scores(corpus, student) for student in STUDENTS}
     features = embed(corpus.prompts["prompt"].to_list(), BACKBONE, None, MAX_LENGTH)
     nothing = np.zeros_like(corpus.quality)
@@ -305,16 +310,16 @@ def main() -> None:
             best.append({"student": student, "alpha": alpha} | who_is_best(study))
             name = f"{student.removeprefix('packaged:')}, alpha {alpha}, {kept.sum()} prompts"
             jobs[name] = lambda study=study: compare(study, METHODS[:-1])  # type: ignore[misc]
-    known = read_json(asked.out / "evidence.json")["tables"] if (asked.out / "evidence.json").is_file() else {}
-    tables: dict[str, Table] = known | {
+    tables: dict[str, Table] = known.get("tables", {}) | {
         "who is best": [{key: value for key, value in row.items() if key != "best_share"} for row in best]
     }
+    identities = corpus.prompts["prompt_id"].to_list()
     asked.out.mkdir(parents=True, exist_ok=True)
     for name, job in jobs.items():
         if asked.tables is not None and not any(word in name for word in asked.tables):
             continue
         tables[name] = job()
-        write_json({"best_share": best, "tables": tables}, asked.out / "evidence.json")
+        write_json({"best_share": best, "prompt_ids": identities, "tables": tables}, asked.out / "evidence.json")
         write_text(page(tables), asked.out / "evidence.md")
         print(page({name: tables[name]}), flush=True)  # noqa: T201
 
