@@ -238,9 +238,9 @@ def features_compared(corpus: Corpus, scores: np.ndarray) -> Table:
 def losses(study: Study) -> Table:
     """The linear Bradley-Terry router by the loss it is trained with, unshrunk and half trusted."""
     variants: dict[str, dict[str, Any]] = {
-        "pairs": {},
-        "pairs weighted by margin": {"by_margin": True},
-        "whole rankings (Plackett-Luce)": {"loss": "listwise"},
+        "pairs, l2 0.001": {"l2": 1e-3},
+        "pairs weighted by margin, l2 0.001": {"l2": 1e-3, "by_margin": True},
+        "whole rankings (Plackett-Luce), l2 0.001": {"l2": 1e-3, "loss": "listwise"},
         "pairs, l2 0.1": {"l2": 0.1},
     }
     rows, drawn = [], splits(len(study.rewards))
