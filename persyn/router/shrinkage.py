@@ -26,7 +26,7 @@ from persyn.statistics import LEVEL, corrected_interval
 
 SHRINKAGE, UNSHRUNK = "shrinkage.json", "unshrunk"
 TRUST = (0.5, 0.75, 1.0)
-"""What s may be, if not 0. On real teachers half gains nearly as much as more does, and varies a third as much."""
+"""What s may be, if not 0. Among real teachers half gains nearly as much as full trust, and varies half as much."""
 SUPPORT = (0.5, 0.75, 1.0, 1.25, 1.5)
 """The trusts whose mean gain decides whether routing is supported: it varies less than the gain at one of them."""
 SIGNAL = 0.01
