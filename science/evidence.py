@@ -37,6 +37,10 @@ MAX_LENGTH = 256
 """Tokens of a prompt that the router reads."""
 SMALL = 9.0
 """Billions of parameters: a teacher of this size or less is small."""
+COLUMNS = [
+    *("student", "alpha", "source", "teachers", "prompts", "router", "difference", "low", "high", "won", "lost"),
+    *("detectable", "splits_routed", "oracle", "regret", "hit_at_1", "hit_at_3", "hit_at_3_oracle"),
+]
 Table = list[dict[str, Any]]
 
 
@@ -263,7 +267,8 @@ def page(tables: Mapping[str, Table]) -> str:
     """All tables as markdown."""
     parts = []
     for title, rows in tables.items():
-        columns = list(dict.fromkeys(key for row in rows for key in row))
+        found = dict.fromkeys(key for row in rows for key in row)
+        columns = sorted(found, key=lambda column: COLUMNS.index(column) if column in COLUMNS else len(COLUMNS))
         cells = [[_cell(row.get(column)) for column in columns] for row in rows]
         parts.append(f"## {title}\n\n{markdown_table(columns, cells)}\n")
     return "\n".join(parts)
