@@ -114,7 +114,7 @@ def test_the_code_domain_runs_through_the_stages(tmp_path: Path, monkeypatch: py
     for stage, *arguments in (
         ("prompts", "data/raw", prompts, "metrics/prompts.json"),
         ("responses", teacher, prompts, "data/r.parquet"),
-        ("quality", prompts, "data/r.parquet", "data/q.parquet"),
+        ("quality", teacher, prompts, "data/r.parquet", "data/q.parquet"),
         ("evaluation", model, "tasks", "metrics/e.json", "data/e.parquet"),
     ):
         import_module(f"stages.{stage}").main(*arguments)

@@ -181,7 +181,7 @@ def save_experiment(folder: Path, alpha: float) -> None:
     params, summary = json.loads((folder / "params.yaml").read_text()), json.loads((folder / SUMMARY).read_text())
     params["rewards"]["alpha"] = alpha
     (folder / "params.yaml").write_text(json.dumps(params))
-    numbers = {name: type(number)(float(f"{number * (1 + alpha):.4g}")) for name, number in summary.items()}
+    numbers = {name: type(number)(float(f"{(number + 1) * (1 + alpha):.4g}")) for name, number in summary.items()}
     write_json(numbers, folder / SUMMARY)
     dvc(folder, "exp", "save", "-q", "-n", f"alpha-{alpha}".replace(".", "-"))
     call(folder, "git", "checkout", "-q", ".")

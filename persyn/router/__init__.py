@@ -371,8 +371,9 @@ def load_router(folder: str | Path, teachers: Sequence[str], method: Method | No
 
     place = Path(folder) / BESIDE / method if method else Path(folder)
     if not place.is_dir():
-        name = f"name {method} in router.beside, then " if method else ""
-        raise InputError(f"{place} does not exist; {name}run `dvc repro router`")
+        if method:
+            raise InputError(f"{place} does not exist; name {method} in router.beside, then run `dvc repro router`")
+        raise InputError(f"{place} does not exist; run `dvc repro router`")
     router: Router
     shrunk = (place / SHRINKAGE).is_file()
     inner = place / UNSHRUNK if shrunk else place
