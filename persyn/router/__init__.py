@@ -123,7 +123,7 @@ def fit_router(
         InputError: a parameter is wrong, or no pair belongs to a prompt.
     """
     from persyn.router.features import embed, encoder_of
-    from persyn.router.metrics import reliability, reward_matrix
+    from persyn.router.metrics import reward_matrix
     from persyn.router.placement import PlacedRouter, place_teacher
     from persyn.training.trainer import checkpoints, leave_to_main
 
@@ -148,7 +148,7 @@ def fit_router(
         leave_to_main()
         unseen = reward_matrix(rewards, held_out["prompt_id"].to_list(), known)
         controls = {"shuffled": shuffled} | ({"unshrunk": router.router} if trust else {}) | beside
-        card = measure(lesson, settings, router, trust, asked, unseen, controls)
+        card, bins = measure(lesson, settings, router, trust, asked, unseen, controls)
         placed = {name: place_teacher(router, name, prompts, rewards) for name in anchored}
 
         def complete(each: Router, blends: Mapping[str, Any]) -> Router:
@@ -163,7 +163,6 @@ def fit_router(
         )
         num_validation = checked.height if checked is not None else 0
         counts = {"num_train": train.height, "num_validation": num_validation, "num_held_out": held_out.height}
-        bins = reliability(router.strengths(*asked), unseen)
     return whole, card | counts | {"placed": placed}, bins
 
 
@@ -324,8 +323,8 @@ def measure(
     asked: tuple[list[str], list[str], np.ndarray],
     rewards: np.ndarray,
     others: Mapping[str, Router],
-) -> dict[str, Any]:
-    """The card of a router.
+) -> tuple[dict[str, Any], pl.DataFrame]:
+    """The card of a router, and metrics.reliability.
 
     Args:
         trust: as fit_trusted.
@@ -337,7 +336,7 @@ def measure(
         metrics.health_card; worth.noise_floor, unless the method is finetuned (two more trainings) or a half teaches
         it nothing; and worth.worth, if cross-validated.
     """
-    from persyn.router.metrics import health_card, majority_strengths
+    from persyn.router.metrics import health_card, majority_strengths, reliability
     from persyn.router.worth import noise_floor, worth
 
     controls = {"majority": majority_strengths(lesson.rewards, len(rewards))}
@@ -345,7 +344,8 @@ def measure(
     for method in methods:
         controls[method] = train_router(lesson, settings.for_method(method)).strengths(*asked)
     controls |= {name: each.strengths(*asked) for name, each in others.items()}
-    card = health_card(router.strengths(*asked), rewards, lesson.teachers, controls)
+    strengths = router.strengths(*asked)
+    card = health_card(strengths, rewards, lesson.teachers, controls)
     if card["collapsed"] and (trust is None or trust["trust"]):
         logger.warning("the router gives almost everything to one teacher, the oracle does not: %s", card["share"])
     halves = [lesson.part(np.arange(start, len(lesson.rewards), 2)) for start in (0, 1)]
@@ -353,7 +353,9 @@ def measure(
     if possible and settings.method != "finetuned":
         said = [train_router(half, settings).strengths(*asked) for half in halves]
         card["noise_floor"] = noise_floor(*said, *(half.rewards for half in halves))
-    return card | (worth(trust, lesson.rewards, lesson.teachers) if trust else {})
+    if trust:
+        card |= worth(trust, lesson.rewards, lesson.teachers)
+    return card, reliability(strengths, rewards)
 
 
 def load_router(folder: str | Path, teachers: Sequence[str], method: Method | None = None) -> Router:

@@ -15,6 +15,7 @@ Legend: N training prompts, M teachers, K folds.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,11 @@ class CrossValidation:
     """(N, M), slope * (f(x) - mean of f), f trained on the other folds."""
     slope: float
     """One number for all folds: only in it has a prompt's own reward a part."""
+
+    @cached_property
+    def best(self) -> np.ndarray:
+        """(N,), the one best teacher of the other folds: thousands of shuffles ask for it."""
+        return self.base.argmax(axis=1)
 
 
 def cross_validate(predict: Predict, rewards: np.ndarray, folds: int, seed: int, is_reward: bool) -> CrossValidation:
@@ -122,7 +128,7 @@ def gain(found: CrossValidation, rewards: np.ndarray, trust: float, added: np.nd
     """Reward (N,) of routing less that of one teacher for all, where both were fitted without the prompt."""
     rows = np.arange(len(rewards))
     routed = (found.base + trust * (found.added if added is None else added)).argmax(axis=1)
-    return rewards[rows, routed] - rewards[rows, found.base.argmax(axis=1)]
+    return rewards[rows, routed] - rewards[rows, found.best]
 
 
 def _evidence(added: np.ndarray, found: CrossValidation, rewards: np.ndarray) -> np.ndarray:
