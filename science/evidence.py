@@ -88,6 +88,12 @@ def routed(study: Study, rows: np.ndarray, settings: RouterSettings, lesson: Les
     return router.strengths(*asked), inner, trust
 
 
+def half_trusted(lesson: Lesson, predicted: np.ndarray) -> np.ndarray:
+    """Predicted rewards (N, M), pulled half-way to the teachers' means."""
+    mean = lesson.rewards.mean(axis=0)
+    return mean + 0.5 * (predicted - mean)
+
+
 def difference(strengths: np.ndarray, rewards: np.ndarray, best: int) -> float:
     """Mean reward of routing by strengths (N, M) less that of the teacher `best` for all."""
     return float((rewards[np.arange(len(rewards)), strengths.argmax(axis=1)] - rewards[:, best]).mean())
@@ -147,8 +153,7 @@ def curve(study: Study) -> Table:
             best = int(lesson.rewards.mean(axis=0).argmax())
             shrunk, inner, _ = routed(study, test, RouterSettings(model=BACKBONE), lesson)
             values.append(difference(shrunk, rewards, best))
-            half = lesson.rewards.mean(axis=0) + 0.5 * (inner - lesson.rewards.mean(axis=0))
-            free.append(difference(half, rewards, best))
+            free.append(difference(half_trusted(lesson, inner), rewards, best))
         rows += [{"prompts": number} | summary("regression", values, drawn[0])]
         rows += [{"prompts": number} | summary("regression, always half trusted", free, drawn[0])]
     free_rows = [row for row in rows if row["router"] != "regression"]
@@ -193,8 +198,7 @@ def transfer(study: Study) -> Table:
             best = int(lesson.rewards.mean(axis=0).argmax())
             strengths, inner, trust = routed(study, test, RouterSettings(model=BACKBONE), lesson)
             row |= {name: difference(strengths, rewards, best), f"{name}, trust": trust["trust"]}
-            mean = lesson.rewards.mean(axis=0)
-            row[f"{name}, half trusted"] = difference(mean + 0.5 * (inner - mean), rewards, best)
+            row[f"{name}, half trusted"] = difference(half_trusted(lesson, inner), rewards, best)
         rows.append(row)
     return rows
 
@@ -227,12 +231,12 @@ def features_compared(corpus: Corpus, scores: np.ndarray) -> Table:
         values, drawn = [], splits(len(texts))
         for train, test in drawn:
             lesson = study.lesson(train)
-            mean, rewards = lesson.rewards.mean(axis=0), study.rewards[test]
+            rewards, best = study.rewards[test], int(lesson.rewards.mean(axis=0).argmax())
             settings = RouterSettings(model=model, layers=layers, shrink=False)
             router, _ = fit_trusted(lesson, settings)
             prompts = corpus.prompts[test]
             inner = router.strengths(prompts["prompt"].to_list(), prompts["source"].to_list(), study.features[test])
-            values.append(difference(mean + 0.5 * (inner - mean), rewards, int(mean.argmax())))
+            values.append(difference(half_trusted(lesson, inner), rewards, best))
         rows.append(
             summary(f"{model.removeprefix('packaged:')}, layers {layers or 'quarter and last'}", values, drawn[0])
         )
