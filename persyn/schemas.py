@@ -74,6 +74,7 @@ DATASET = pl.Schema(
         "teacher": pl.String,
         "prompt": MESSAGES,
         "completion": MESSAGES,
+        "reasoning": pl.String,  # nullable: the thought before the completion
         "license": pl.String,  # of the prompt
         "teacher_license": pl.String,
         "training": pl.String,  # whether the teacher's outputs may train other models
@@ -88,7 +89,7 @@ SAMPLES = pl.Schema(
         "response": pl.String,
     }
 )
-NULLABLE = {"reference", "strength", "margin"}
+NULLABLE = {"reference", "reasoning", "strength", "margin"}
 
 
 def read_table(path: str | Path, schema: pl.Schema) -> pl.DataFrame:

@@ -6,10 +6,19 @@ the reference of all parameters and `params.schema.json` are generated from it.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import date
 from functools import cache
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from persyn.errors import InputError, did_you_mean, nearest
@@ -18,6 +27,28 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Commit = Annotated[str, Field(pattern=r"^[0-9a-f]{40}$", json_schema_extra={"x-needed": "a commit of 40 hex digits"})]
 """The 40-hex commit of a hub id."""
+
+
+def _day(value: str) -> str:
+    try:
+        right = date.fromisoformat(value).isoformat() == value
+    except ValueError:
+        right = False
+    if not right:
+        raise ValueError(f"is {value!r}; it must be an ISO date, such as 2025-01-01")
+    return value
+
+
+Day = Annotated[
+    str,
+    BeforeValidator(lambda value: value.isoformat() if isinstance(value, date) else value),  # YAML reads it as a date
+    AfterValidator(_day),
+]
+"""An ISO date."""
+DATE = "2025-01-01"
+"""What chat templates write as today's date, unless told otherwise: a prompt must read the same tomorrow."""
+Thinking = Literal["none", "keep"]
+"""Whether a thought is part of what the student learns."""
 KEY = "[key]"
 """How pydantic marks, in the place of a mistake, that it is about the key of a mapping."""
 TYPES = {"integer": "a whole number", "number": "a number", "string": "text", "boolean": "true or false"}

@@ -1,19 +1,25 @@
 """Student: fine-tune the base model on its dataset with TRL, the loss on response tokens only."""
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import polars as pl
+import polars.selectors as cs
 from pydantic import Field
 
-from persyn.chat import encode_completion, end_by_turn, with_chat_template
+from persyn.chat import as_messages, count_altered, encode_completion, student_tokenizer
 from persyn.errors import InputError
 from persyn.models import LoraSettings, Student, load_causal_lm, load_tokenizer, lora_config, model_identity
-from persyn.settings import Seed, Settings
+from persyn.settings import Seed, Settings, Thinking
 
 if TYPE_CHECKING:
     from persyn.training.monitors import Live
+
+
+logger = logging.getLogger(__name__)
+THOUGHTS = {"none": "which the student does not learn (student.thinking)", "keep": "which the student learns"}
 
 
 class SftSettings(Settings):
@@ -75,12 +81,11 @@ def train_student(
     device_batch_size = device_batch_size or settings.batch_size
     where = (student.model, student.revision, student.trust_remote_code)
     load_base = partial(load_causal_lm, *where, dtype=torch.float32, device="cpu")
-    tokenizer = end_by_turn(with_chat_template(load_tokenizer(*where)))
-    rows = encode_dataset(tokenizer, dataset)
+    tokenizer = student_tokenizer(load_tokenizer(*where), student.thinking, student.date)
+    rows = encode_dataset(tokenizer, dataset, student.thinking)
     identity = model_identity(student.model, student.revision)
-    with shared.checkpoints(
-        dataset.select("prompt", "completion").write_json(), student.model_dump(), identity, settings.model_dump()
-    ) as scratch:
+    decides = dataset.select(cs.by_name("prompt", "completion", "reasoning", require_all=False)).write_json()
+    with shared.checkpoints(decides, student.model_dump(), identity, settings.model_dump()) as scratch:
         args = SFTConfig(
             **shared.training_arguments(scratch, settings.batch_size, device_batch_size, settings.seed),
             max_length=student.max_length,
@@ -109,15 +114,42 @@ def train_student(
     return pl.DataFrame(curve, schema={"step": pl.Int64, "loss": pl.Float64}, orient="row")
 
 
-def encode_dataset(tokenizer: Any, dataset: pl.DataFrame) -> list[dict[str, list[int]]]:
+def encode_dataset(tokenizer: Any, dataset: pl.DataFrame, thinking: Thinking = "none") -> list[dict[str, list[int]]]:
     """DATASET as the token ids and labels that TRL trains on: exactly the tokens that learnability scores. The label
     of a prompt token is -100, which the loss ignores.
+
+    Raises:
+        InputError: a completion is not one message of the assistant.
     """
+    if "reasoning" not in dataset.columns:
+        dataset = dataset.with_columns(reasoning=pl.lit(None, dtype=pl.String))
+    _check_completions(dataset)
+    thoughts = dataset.height - dataset["reasoning"].null_count()
+    if thinking == "keep" and thoughts < dataset.height:
+        logger.warning(
+            "student.thinking is keep, but only %d of %d rows have a thought: the student learns both to think and not "
+            "to; keep only teachers that think, or set student.thinking: none",
+            *(thoughts, dataset.height),
+        )
+    elif thoughts:
+        logger.info("%d of %d rows have a thought, %s", thoughts, dataset.height, THOUGHTS[thinking])
+    count_altered(tokenizer, (as_messages(prompt) for prompt in dataset["prompt"]), "dataset")
     encoded = [
-        encode_completion(tokenizer, prompt[0]["content"], completion[0]["content"], finished=True)
-        for prompt, completion in dataset.select("prompt", "completion").iter_rows()
+        encode_completion(tokenizer, prompt, completion[0]["content"], True, reasoning, thinking)
+        for prompt, completion, reasoning in dataset.select("prompt", "completion", "reasoning").iter_rows()
     ]
     return [{"input_ids": prompt + response, "labels": [-100] * len(prompt) + response} for prompt, response in encoded]
+
+
+def _check_completions(dataset: pl.DataFrame) -> None:
+    for number, completion in enumerate(dataset["completion"]):
+        roles = [message["role"] for message in completion]
+        if roles != ["assistant"]:
+            raise InputError(
+                f"row {number} of the dataset (from 0): its completion has the turns "
+                f"{', '.join(roles) or 'none'}; it must be one message of the assistant (earlier turns belong to its "
+                f"prompt)"
+            )
 
 
 def _check_rows_stay_apart(model: Any, rows: list[dict[str, list[int]]]) -> None:

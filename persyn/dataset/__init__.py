@@ -88,6 +88,9 @@ def _messages_and_terms(kept: pl.DataFrame, teachers: Mapping[str, Teacher]) -> 
     series = [
         pl.Series("prompt", [user_message(text) for text in kept["prompt"]], dtype=DATASET["prompt"]),
         pl.Series("completion", [assistant_message(text) for text in kept["response"]], dtype=DATASET["completion"]),
+        kept["reasoning"]
+        if "reasoning" in kept.columns
+        else pl.Series("reasoning", [None] * kept.height, dtype=pl.String),
         pl.Series("teacher_license", [teacher.license for teacher in given], dtype=pl.String),
         pl.Series("training", [teacher.training for teacher in given], dtype=pl.String),
     ]

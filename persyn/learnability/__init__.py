@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import polars as pl
 from pydantic import Field
 
-from persyn.chat import encode_completion, with_chat_template
+from persyn.chat import as_messages, count_altered, encode_parts, with_chat_template
 from persyn.errors import InputError
 from persyn.models import Student, default_precision, load_causal_lm, load_tokenizer, model_identity
 from persyn.schemas import LEARNABILITY
-from persyn.settings import Settings
+from persyn.settings import Settings, Thinking
 from persyn.store import Store, response_key, slug
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ class LearnabilitySettings(Settings):
     """Tokens of a step (local)."""
     window: Annotated[int, Field(ge=1)] = 64
     """Tokens before a step that the student sees (local)."""
+    of: Literal["answer", "thought", "both"] | None = None
+    """Which tokens of a response are scored: those of its answer, of its thought, or of both. null: those that the
+    student is trained on, the answer where `student.thinking` is none, both where it is keep."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """A response is scored on its first `max_tokens` tokens, by every method; null scores all that
     `student.max_length` leaves."""
@@ -88,11 +91,12 @@ def score_learnability(
 ) -> pl.DataFrame:
     """Score every response under the student.
 
-    The response tokens are those the student would be trained on (chat.encode_completion). A response that exceeds
+    The response tokens are those the student would be trained on (chat.encode_completion), or the part of them that
+    `method.of` names. A response that exceeds
     `method.max_tokens`, or with its prompt `student.max_length`, is scored on its first tokens and marked `truncated`;
     the log counts these. An empty one is scored on its end-of-turn token,
-    however it ended: that is all the student could learn from it. Errors have no score. A score that is not finite is
-    left out with a warning.
+    however it ended: that is all the student could learn from it. Errors have no score, nor has a response without a
+    thought where the thought is scored. A score that is not finite is left out with a warning.
 
     Args:
         prompts: PROMPTS.
@@ -109,13 +113,13 @@ def score_learnability(
     written = responses.filter(pl.col("finish_reason") != "error")
     rows = written.join(prompts, on="prompt_id", how="left", validate="m:1").sort("prompt_id", "teacher").to_dicts()
     where = (student.model, student.revision, student.trust_remote_code)
-    tokenizer = with_chat_template(load_tokenizer(*where))
-    encoded = [
-        encode_completion(
-            tokenizer, row["prompt"], row["response"], row["finish_reason"] == "stop" or not row["response"]
-        )
-        for row in rows
-    ]
+    tokenizer = with_chat_template(load_tokenizer(*where), student.date)
+    count_altered(tokenizer, [as_messages(prompt) for prompt in prompts["prompt"]], f"student {student.model}")
+    encoded = [_scored_tokens(tokenizer, row, student.thinking, method.of) for row in rows]
+    if silent := sum(not response for _, response in encoded):
+        logger.info("%d of %d responses have no thought, so they have no score", silent, len(rows))
+    rows = [row for row, (_, response) in zip(rows, encoded, strict=True) if response]
+    encoded = [(context, response) for context, response in encoded if response]
     _check_lengths(rows, encoded, student.max_length)
     kept = [(prompt, response[: method.most(student.max_length - len(prompt))]) for prompt, response in encoded]
     truncated = [len(all_of) > len(scored) for (_, all_of), (_, scored) in zip(encoded, kept, strict=True)]
@@ -137,6 +141,21 @@ def score_learnability(
         "truncated": truncated,
     }
     return pl.DataFrame(table, schema=LEARNABILITY).drop_nulls("learnability")
+
+
+def _scored_tokens(
+    tokenizer: Any, row: dict[str, Any], thinking: Thinking, of: str | None
+) -> tuple[list[int], list[int]]:
+    """Token ids of what the student has read before, and of what is scored."""
+    reasoning = row.get("reasoning")
+    of = of or ("both" if thinking == "keep" else "answer")
+    form: Thinking = thinking if of == "answer" else "keep"
+    in_thought = form == "keep" and bool(reasoning) and not row["response"]
+    finished = row["finish_reason"] == "stop" or not (row["response"] or in_thought)
+    context, thought, answer = encode_parts(tokenizer, row["prompt"], row["response"], finished, reasoning, form)
+    if of == "both":
+        return context, thought + answer
+    return (context + thought, answer) if of == "answer" else (context, thought if reasoning else [])
 
 
 def _check_lengths(rows: Sequence[dict[str, Any]], encoded: list[tuple[list[int], list[int]]], max_length: int) -> None:

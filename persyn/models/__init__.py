@@ -14,7 +14,7 @@ from tqdm import tqdm
 from persyn.errors import InputError
 from persyn.files import cache_folder, write_text
 from persyn.models.packaged import PACKAGED, find_packaged, packaged_model
-from persyn.settings import Commit, Settings, Share
+from persyn.settings import DATE, Commit, Day, Settings, Share, Thinking
 
 
 class Student(Settings):
@@ -32,6 +32,11 @@ class Student(Settings):
     """Family of models, compared with the teachers' own by the strategy family_strong."""
     trust_remote_code: bool = False
     """Whether code from the model's repository may run."""
+    thinking: Thinking = "none"
+    """What becomes of a teacher's thought. none: the student learns the answer alone, written as the chat template
+    writes one without a thought. keep: it learns the thought too, in the template's own form."""
+    date: Day = DATE
+    """What the chat template writes as today's date, where it writes one, in scoring, training and evaluation."""
 
 
 class LoraSettings(Settings):

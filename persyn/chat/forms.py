@@ -1,0 +1,242 @@
+"""Forms: what a chat template writes before an answer, around a thought and after the answer, found by rendering.
+
+A template is asked what it writes around two marks that no text has. What it writes for a prompt alone must stand at
+the start of what it writes for the whole conversation; otherwise the response cannot be told from its prompt, and the
+model is refused. Many templates of models that think write something else before an answer in a conversation (an empty
+thought) than they write for a prompt (nothing, or an opened thought): `find_form` then adds to the template what makes
+the two equal.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from persyn.chat.control import MARKED, Message, find_control
+from persyn.chat.thinking import opening_tag
+from persyn.errors import InputError
+
+ANSWER, THOUGHT = "\ufdd2answer\ufdd2", "\ufdd2thought\ufdd2"
+BLOCKS = {"<|channel>": ("<|channel>thought\n", "\n<channel|>"), "<think>": ("<think>\n", "\n</think>\n\n")}
+"""How a thought is written where a template leaves it out of a last answer: what it names, else the last form."""
+SWITCHES = ("enable_thinking", "thinking")
+"""The arguments by which templates turn thinking on and off."""
+FIELDS = ("reasoning_content", "reasoning", "thinking")
+"""The fields of a message in which templates look for its thought."""
+PROBES = (MARKED[:1], MARKED)
+
+
+@dataclass(frozen=True)
+class Form:
+    """How one model's responses are written."""
+
+    template: str
+    """Its chat template, which writes all that stands before a response as its generation prompt."""
+    keeps: bool
+    """Whether the thought is part of the response."""
+    native: bool
+    """Whether the template itself writes the thought."""
+    knows_thought: bool
+    """Whether a think-block at the start of a response is a thought; otherwise it is text like any other."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What one conversation's prompt looks like, and what stands around its response. Texts may have slots."""
+
+    messages: Sequence[Message]
+    taken: Sequence[str]
+    """The control text of the messages."""
+    prompt: str
+    opening: str
+    """Between the prompt and a thought."""
+    closing: str
+    """Between a thought and the answer."""
+    plain: str
+    """Between the prompt and an answer without a thought."""
+    before: str
+    """All that the template writes before an answer without a thought."""
+    after: str
+    """All that it writes after it."""
+    tail: str
+    """The part of `after` that ends the turn: up to its first control token."""
+
+
+def render(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, str]],
+    add_generation_prompt: bool,
+    template: str | None = None,
+    **arguments: Any,
+) -> str:
+    """What a chat template (the tokenizer's own by default) writes for these messages.
+
+    Raises:
+        InputError: the template refuses them.
+    """
+    from jinja2 import TemplateError
+    from jinja2.exceptions import SecurityError
+
+    try:
+        text = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            chat_template=template,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            **arguments,
+        )
+    except SecurityError:
+        raise
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise InputError(
+            f"{tokenizer.name_or_path}: its chat template refuses a conversation of {roles}: "
+            f"{' '.join(str(error).split())[:200]}; leave that turn out (a system prompt can go into the user's turn), "
+            f"or take another model"
+        ) from error
+    return str(text)
+
+
+@lru_cache(maxsize=32)
+def find_form(tokenizer: Any, template: str, thinking: str) -> Form:
+    """How responses are written under this template.
+
+    Args:
+        thinking: none or keep, as in chat.encode_completion.
+
+    Raises:
+        InputError: the template leaves out the text of messages, or writes a prompt that does not stand at the start
+            of the whole conversation.
+    """
+    keeps = thinking == "keep"
+    knows = keeps or "think" in template or "<think>" in tokenizer.get_added_vocab()
+    if ANSWER not in _conversation(tokenizer, template, PROBES[0]):
+        raise InputError(
+            f"{tokenizer.name_or_path}: its chat template leaves out the text of messages (it wants them in parts, as "
+            f"models for images do); take a model for text, or give it a template for text"
+        )
+    if not keeps:
+        return Form(_for_answers(tokenizer, template), keeps, False, knows)
+    for candidate in _switched(template, "true"):
+        prompts = [render(tokenizer, probe, True, candidate) for probe in PROBES]
+        wholes = [_conversation(tokenizer, candidate, probe, THOUGHT) for probe in PROBES]
+        if all(_holds(whole, prompt) for whole, prompt in zip(wholes, prompts, strict=True)):
+            return Form(candidate, keeps, True, knows)
+    return Form(template, keeps, False, knows)
+
+
+def _holds(whole: str, prompt: str) -> bool:
+    return whole.startswith(prompt) and 0 <= whole.find(THOUGHT) < whole.find(ANSWER)
+
+
+def _conversation(tokenizer: Any, template: str, messages: Sequence[Message], thought: str | None = None) -> str:
+    """What the template writes for these messages and an answer, with a thought where one is given."""
+    fields = {} if thought is None else dict.fromkeys(FIELDS, thought)
+    answer = {"role": "assistant", "content": ANSWER, **fields}
+    return render(tokenizer, [*messages, answer], False, template)
+
+
+def _switched(template: str, value: str) -> list[str]:
+    """The template as it is, and with each of its switches for thinking set; set to true they come first."""
+    switched = [f"{{% set {name} = {value} %}}{template}" for name in SWITCHES if name in template]
+    return [*switched, template] if value == "true" else [template, *switched]
+
+
+def _for_answers(tokenizer: Any, template: str) -> str:
+    """The template, made to write for a prompt all that it writes before an answer."""
+
+    def added(candidate: str, generation: bool) -> list[str] | None:
+        """What is missing at the end of its prompts; None where they do not stand at the start."""
+        missing = []
+        for probe in PROBES:
+            before, prompt = _before(tokenizer, candidate, probe), render(tokenizer, probe, generation, candidate)
+            if not before.startswith(prompt):
+                return None
+            missing.append(before[len(prompt) :])
+        return missing
+
+    candidates = _switched(template, "false")
+    for candidate in candidates:
+        if added(candidate, generation=True) == [""] * len(PROBES):
+            return candidate
+    for generation in (True, False):
+        for candidate in reversed(candidates):
+            missing = added(candidate, generation)
+            if missing and len(set(missing)) == 1:
+                return _with_prompt(candidate, missing[0], generation)
+    raise InputError(
+        f"{tokenizer.name_or_path}: its chat template renders a prompt differently once the response follows; the "
+        f"response cannot be told apart"
+    )
+
+
+def _with_prompt(template: str, text: str, generation: bool) -> str:
+    """The template with `text` at the end of its generation prompt, or in its place."""
+    written = f"{{{{ {json.dumps(text, ensure_ascii=False)} }}}}"
+    body = template.removesuffix("\n")
+    if generation:
+        return f"{body}{{% if add_generation_prompt %}}{written}{{% endif %}}"
+    first = "{% set prompt_wanted = add_generation_prompt %}{% set add_generation_prompt = false %}"
+    return f"{first}{body}{{% if prompt_wanted %}}{written}{{% endif %}}"
+
+
+def _before(tokenizer: Any, template: str, messages: Sequence[Message]) -> str:
+    return _conversation(tokenizer, template, messages).partition(ANSWER)[0]
+
+
+def find_context(tokenizer: Any, form: Form, messages: Sequence[Message]) -> Context:
+    """What stands around the response to these messages.
+
+    Raises:
+        InputError: as find_form, or the template writes no end of turn after an answer.
+    """
+    control, taken = find_control(tokenizer, form.template), list[str]()
+    emptied = [{**message, "content": control.take_out(message["content"], taken)} for message in messages]
+    prompt = render(tokenizer, emptied, True, form.template)
+    before, found, after = _conversation(tokenizer, form.template, emptied).partition(ANSWER)
+    differs = InputError(
+        f"{tokenizer.name_or_path}: its chat template renders a prompt differently once the response follows; "
+        f"the response of the prompt {messages[-1]['content'][:60]!r} cannot be told apart"
+    )
+    if not found or (not form.keeps and before != prompt):
+        raise differs
+    opening = closing = plain = ""
+    if form.native:
+        whole = _conversation(tokenizer, form.template, emptied, THOUGHT)
+        if not _holds(whole, prompt):
+            raise differs
+        begins, _, rest = whole.partition(THOUGHT)
+        opening, closing = begins[len(prompt) :], rest.partition(ANSWER)[0]
+    elif form.keeps:
+        opening, closing = next((block for tag, block in BLOCKS.items() if tag in form.template), BLOCKS["<think>"])
+    if form.keeps:
+        opened = bool(opening_tag(prompt))
+        opening = "" if opened and not form.native else opening
+        plain = before[len(prompt) :] if before.startswith(prompt) else closing if opened else ""
+    tail = _tail(tokenizer, form.template, emptied, after)
+    return Context(emptied, taken, prompt, opening, closing, plain, before, after, tail)
+
+
+def _tail(tokenizer: Any, template: str, messages: Sequence[Message], after: str) -> str:
+    """What ends the turn of an answer: up to the first control token that follows it, if only in the next turn."""
+    control = find_control(tokenizer, template)
+    end = control.tokens.search(after)
+    if not end:  # GLM's models end by the marker of the user's turn
+        follows: list[Message] = [*messages, {"role": "assistant", "content": ANSWER}, MARKED[-1]]
+        after = render(tokenizer, follows, False, template).partition(ANSWER)[2]
+        end = control.tokens.search(after)
+    if not end:
+        raise InputError(f"{tokenizer.name_or_path}: its chat template writes no end-of-turn token after a response")
+    return after[: end.end()]
+
+
+def written_answer(tokenizer: Any, form: Form, context: Context, answer: str) -> str:
+    """The answer as the template writes it, which may cut blanks at its ends."""
+    whole = render(tokenizer, [*context.messages, {"role": "assistant", "content": answer}], False, form.template)
+    if not (whole.startswith(context.before) and whole.endswith(context.after)):
+        raise InputError(
+            f"{tokenizer.name_or_path}: its chat template renders the response {answer[:60]!r} differently from "
+            f"others; it cannot be told from its prompt"
+        )
+    return whole[len(context.before) : len(whole) - len(context.after)]
