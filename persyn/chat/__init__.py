@@ -8,7 +8,7 @@ stored on its tokenizer so that lm-eval, which only knows `tokenizer.chat_templa
 import datetime
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -46,6 +46,8 @@ BASE_TEMPLATE = (
 )
 # Under BASE_TEMPLATE a base model continues with the next question instead of ending: generation stops there.
 BASE_STOP = "\n\nQuestion:"
+GUARD = "\ufdd3"
+"""A character that Unicode keeps out of texts, and that no tokenizer joins with another."""
 TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
 
 
@@ -97,6 +99,7 @@ def end_by_turn(tokenizer: Any) -> Any:
     """
     _, response = encode_completion(tokenizer, "Name a colour.", "Red.", finished=True)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(response[-1])
+    _context.cache_clear()  # a template may write the eos token
     return tokenizer
 
 
@@ -199,18 +202,22 @@ def encode_parts(
     context, prompt_ids = _context(tokenizer, form, turns)
     taken = list(context.taken)
     answer = written_answer(tokenizer, form, context, control.take_out(response, taken)) if response else ""
-    before = context.plain
     if form.keeps and reasoning:
         closed = finished or bool(response)
         thought = control.take_out(reasoning.strip(), taken)
         before = context.opening + thought + (context.closing if closed else "")
+    elif context.plain.strip():
+        before = context.plain
+    else:
+        before, answer = "", context.plain + answer
 
-    def continued(ids: list[int], text: str, more: str) -> list[int]:
-        return _continued(tokenizer, ids, *(control.encode(tokenizer, part, taken) for part in (text + more, more)))
+    def encode(text: str) -> list[int]:
+        return control.encode(tokenizer, text, taken)
 
-    thought_ids = continued(prompt_ids, context.prompt, before) if before else []
-    begun, text = prompt_ids + thought_ids, context.prompt + before
-    return prompt_ids, thought_ids, continued(begun, text, answer + (context.tail if finished else ""))
+    thought_ids = _continue(tokenizer, encode, prompt_ids, context.prompt, before) if before else []
+    answer += context.tail if finished else ""
+    begun = prompt_ids + thought_ids
+    return prompt_ids, thought_ids, _continue(tokenizer, encode, begun, context.prompt + before, answer)
 
 
 @lru_cache(maxsize=64)
@@ -220,17 +227,23 @@ def _context(tokenizer: Any, form: Form, turns: tuple[tuple[str, str], ...]) -> 
     return context, find_control(tokenizer, form.template).encode(tokenizer, context.prompt, context.taken)
 
 
-def _continued(tokenizer: Any, ids: list[int], whole: list[int], alone: list[int]) -> list[int]:
-    """The ids that follow `ids` in `whole`. Where a token of `whole` spans the border (a line feed of the template and
-    one of the response), it is read as a model would go on from `ids`: the rest encoded alone, if that gives the text.
+def _continue(tokenizer: Any, encode: Callable[[str], list[int]], ids: list[int], text: str, more: str) -> list[int]:
+    """The ids of `more`, which follows `text`, whose ids are `ids`.
+
+    Where a token of the whole spans the border (a line feed of the template and one of the response), it is read as a
+    model would go on from `ids`: the rest encoded alone, or, since some tokenizers put a blank before a text, behind a
+    guard; whichever gives the text.
     """
+    whole = encode(text + more)
     if whole[: len(ids)] == ids:
         return whole[len(ids) :]
-    if tokenizer.decode(ids + alone) == tokenizer.decode(whole):
-        return alone
+    guard, guarded = encode(GUARD), encode(GUARD + more)
+    for rest in (encode(more), guarded[len(guard) :]):
+        if tokenizer.decode(ids + rest) == tokenizer.decode(whole):
+            return rest
     raise InputError(
         f"{tokenizer.name_or_path}: its tokenizer joins the end of a prompt with the start of the response "
-        f"{tokenizer.decode(alone[:20])!r}; the response cannot be told apart"
+        f"{more[:60]!r}; the response cannot be told apart"
     )
 
 

@@ -130,9 +130,13 @@ def find_control(tokenizer: Any, template: str) -> Control:
     altered = {shape for shape in _written(tokenizer, template) - set(tokens) if not THINK_TAG.fullmatch(shape)}
     altered |= {SLOT, NAME} if renamed is not None else {SLOT, NAME, *tokens}
     return Control(
-        frozenset(tokens.values()) | frozenset(tokenizer.all_special_ids),
-        *(_any_of(found) for found in (tokens, {*tokens, *shapes, *altered}, altered)),
-        *(renamed, names, own_ids),
+        ids=frozenset(tokens.values()) | frozenset(tokenizer.all_special_ids),
+        tokens=_any_of(tokens),
+        spelled=_any_of({*tokens, *shapes, *altered}),
+        altered=_any_of(altered),
+        renamed=renamed,
+        names=names,
+        own_ids=own_ids,
     )
 
 
@@ -171,10 +175,9 @@ def _rename(tokenizer: Any, tokens: Mapping[str, int]) -> tuple[Any, dict[str, s
         entry["content"] = names.get(entry["content"], entry["content"])
     described["post_processor"] = described["truncation"] = described["padding"] = None
     core = Tokenizer.from_str(json.dumps(described))
+    own_ids: dict[int, int] = {}
+    for entry in described["added_tokens"]:  # the copy may number all of them anew
+        own_ids[core.token_to_id(entry["content"])] = entry["id"]
     names = {token: name for token, name in names.items() if core.token_to_id(name) is not None}
-    own_ids = {core.token_to_id(name): tokens[token] for token, name in names.items()}
-    for entry in described["added_tokens"]:  # the copy may number the other added tokens anew
-        if entry["content"] not in names.values():
-            own_ids[core.token_to_id(entry["content"])] = entry["id"]
     read = {own_ids.get(id, id) for token in tokens for id in core.encode(token, add_special_tokens=False).ids}
     return (None, {}, {}) if read & set(tokens.values()) else (core, names, own_ids)

@@ -8,6 +8,7 @@ the two equal.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -118,12 +119,13 @@ def find_form(tokenizer: Any, template: str, thinking: str) -> Form:
         )
     if not keeps:
         return Form(_for_answers(tokenizer, template), keeps, False, knows)
-    for candidate in _switched(template, "true"):
+    candidates = _switched(template, "true")
+    for candidate in candidates:
         prompts = [render(tokenizer, probe, True, candidate) for probe in PROBES]
         wholes = [_conversation(tokenizer, candidate, probe, THOUGHT) for probe in PROBES]
         if all(_holds(whole, prompt) for whole, prompt in zip(wholes, prompts, strict=True)):
             return Form(candidate, keeps, True, knows)
-    return Form(template, keeps, False, knows)
+    return Form(candidates[0], keeps, False, knows)
 
 
 def _holds(whole: str, prompt: str) -> bool:
@@ -138,9 +140,9 @@ def _conversation(tokenizer: Any, template: str, messages: Sequence[Message], th
 
 
 def _switched(template: str, value: str) -> list[str]:
-    """The template as it is, and with each of its switches for thinking set; set to true they come first."""
-    switched = [f"{{% set {name} = {value} %}}{template}" for name in SWITCHES if name in template]
-    return [*switched, template] if value == "true" else [template, *switched]
+    """The template with each of its switches for thinking set, and as it is."""
+    known = [name for name in SWITCHES if re.search(rf"\b{name}\b", template)]
+    return [*(f"{{% set {name} = {value} %}}{template}" for name in known), template]
 
 
 def _for_answers(tokenizer: Any, template: str) -> str:
@@ -157,11 +159,13 @@ def _for_answers(tokenizer: Any, template: str) -> str:
         return missing
 
     candidates = _switched(template, "false")
-    for candidate in candidates:
-        if added(candidate, generation=True) == [""] * len(PROBES):
+    for candidate in reversed(candidates):
+        missing = added(candidate, generation=True)
+        # Blanks are left to the response: a prompt that ends in one would split the first word's token.
+        if missing is not None and not "".join(missing).strip():
             return candidate
     for generation in (True, False):
-        for candidate in reversed(candidates):
+        for candidate in candidates:
             missing = added(candidate, generation)
             if missing and len(set(missing)) == 1:
                 return _with_prompt(candidate, missing[0], generation)
@@ -199,9 +203,11 @@ def find_context(tokenizer: Any, form: Form, messages: Sequence[Message]) -> Con
         f"{tokenizer.name_or_path}: its chat template renders a prompt differently once the response follows; "
         f"the response of the prompt {messages[-1]['content'][:60]!r} cannot be told apart"
     )
-    if not found or (not form.keeps and before != prompt):
+    begins_alike = before.startswith(prompt)
+    plain = before[len(prompt) :] if begins_alike else ""
+    if not found or (not form.keeps and (not begins_alike or plain.strip())):
         raise differs
-    opening = closing = plain = ""
+    opening = closing = ""
     if form.native:
         whole = _conversation(tokenizer, form.template, emptied, THOUGHT)
         if not _holds(whole, prompt):
@@ -213,7 +219,7 @@ def find_context(tokenizer: Any, form: Form, messages: Sequence[Message]) -> Con
     if form.keeps:
         opened = bool(opening_tag(prompt))
         opening = "" if opened and not form.native else opening
-        plain = before[len(prompt) :] if before.startswith(prompt) else closing if opened else ""
+        plain = plain if begins_alike else closing if opened else ""
     tail = _tail(tokenizer, form.template, emptied, after)
     return Context(emptied, taken, prompt, opening, closing, plain, before, after, tail)
 
