@@ -175,9 +175,9 @@ def _rename(tokenizer: Any, tokens: Mapping[str, int]) -> tuple[Any, dict[str, s
         entry["content"] = names.get(entry["content"], entry["content"])
     described["post_processor"] = described["truncation"] = described["padding"] = None
     core = Tokenizer.from_str(json.dumps(described))
-    own_ids: dict[int, int] = {}
-    for entry in described["added_tokens"]:  # the copy may number all of them anew
-        own_ids[core.token_to_id(entry["content"])] = entry["id"]
+    # The copy may number all of them anew.
+    numbers = [(core.token_to_id(entry["content"]), entry["id"]) for entry in described["added_tokens"]]
+    own_ids = {new: own for new, own in numbers if new is not None}
     names = {token: name for token, name in names.items() if core.token_to_id(name) is not None}
     read = {own_ids.get(id, id) for token in tokens for id in core.encode(token, add_special_tokens=False).ids}
     return (None, {}, {}) if read & set(tokens.values()) else (core, names, own_ids)

@@ -55,6 +55,15 @@ def build_model(folder: Path, family: str = "llama", chat_template: str | None =
     return str(folder)
 
 
+def random_student(folder: Path, tokenizer: PreTrainedTokenizerFast, vocabulary: int | None = None) -> None:
+    """Save a random two-layer Qwen2 with this tokenizer."""
+    shape = {name: size for name, size in SIZES.items() if name != "head_dim"}
+    shape |= {"max_position_embeddings": 2048, "tie_word_embeddings": True, "pad_token_id": 0}
+    shape |= {"vocab_size": vocabulary or len(tokenizer), "bos_token_id": 1, "eos_token_id": tokenizer.eos_token_id}
+    random_model(ARCHITECTURES["qwen2"], shape, seed=0).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def tiny_params(model: str) -> dict[str, Any]:
     """The shipped parameters with `model` in place of every model, made short to run."""
     params = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
