@@ -20,6 +20,7 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "prompt": (MESSAGES, "messages (role, content) that the teacher answered, without its system prompt"),
     "completion": (MESSAGES, "the answer, as one message"),
     "messages": (MESSAGES, "`prompt` and `completion` in one list"),
+    "reasoning": (pl.String, "the teacher's thought before the answer; null where it gave none"),
     "teacher_id": (pl.String, "which teacher answered, by its name above"),
     "teacher_model": (pl.String, "its model; several teachers may be one model asked in several ways"),
     "prompt_id": (pl.String, "content hash of the prompt"),
@@ -38,7 +39,7 @@ COLUMNS: dict[str, tuple[Any, str]] = {
 }
 """name -> type and meaning."""
 EXPORT = pl.Schema({name: kind for name, (kind, _) in COLUMNS.items()})
-NULLABLE = ("quality", "learnability", "reward", "strength", "margin")
+NULLABLE = ("reasoning", "quality", "learnability", "reward", "strength", "margin")
 TYPES = {MESSAGES: "list of {role: string, content: string}", pl.String: "string", pl.Float64: "float64"}
 
 
@@ -73,7 +74,7 @@ def build_export(
     scores = rewards.join(scored, on=KEYS, how="left", validate="1:1")
     asked = prompts.rename({"prompt": "asked", "license": "license_now"})
     rows = dataset.join(asked, on="prompt_id", how="left", validate="m:1")
-    for table in (routes.with_columns(routed=True), routed, scores):
+    for table in (routes.with_columns(routed=True), routed.drop("reasoning", strict=False), scores):
         rows = rows.join(table, on=KEYS, how="left", validate="1:1")
     assert rows.height == dataset.height, f"{rows.height} rows of {dataset.height} in the dataset"
     _check_one_run(rows, teachers)
