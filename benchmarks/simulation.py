@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from persyn.chat import user_message
 from persyn.cost import build_ledger
 from persyn.inspection.terminal import plain, rows_table
 from persyn.routes import Persyn, Pool, build_routes
@@ -26,7 +27,8 @@ def simulate(num_teachers: int, num_prompts: int, num_parallel: int, seed: int =
     draw = np.random.default_rng(seed)
     teachers = [f"teacher-{number:02}" for number in range(num_teachers)]
     identities = [f"{number:016x}" for number in range(num_prompts)]
-    table = pl.DataFrame({"prompt_id": identities, "prompt": identities, "source": "drawn", "license": "none"})
+    asked = [user_message(identity) for identity in identities]
+    table = pl.DataFrame({"prompt_id": identities, "prompt": asked, "source": "drawn", "license": "none"})
     prompts = table.with_columns(
         domain=pl.lit("instruction"), reference=pl.lit(None), parallel=pl.int_range(num_prompts) < num_parallel
     )

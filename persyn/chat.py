@@ -97,7 +97,9 @@ def encode_conversation(tokenizer: Any, messages: Sequence[Message]) -> list[int
     return _ids(tokenizer, list(messages), add_generation_prompt=False)
 
 
-def encode_completion(tokenizer: Any, prompt: str, response: str, finished: bool) -> tuple[list[int], list[int]]:
+def encode_completion(
+    tokenizer: Any, prompt: str | Sequence[Message], response: str, finished: bool
+) -> tuple[list[int], list[int]]:
     """Token ids of prompt and response, as the student is trained on them.
 
     Args:
@@ -110,12 +112,13 @@ def encode_completion(tokenizer: Any, prompt: str, response: str, finished: bool
     Raises:
         InputError: the template does not write the prompt as a prefix of the whole conversation.
     """
-    prompt_ids = encode_prompt(tokenizer, user_message(prompt))
-    whole = encode_conversation(tokenizer, user_message(prompt) + assistant_message(response))
+    messages = as_messages(prompt)
+    prompt_ids = encode_prompt(tokenizer, messages)
+    whole = encode_conversation(tokenizer, messages + assistant_message(response))
     if whole[: len(prompt_ids)] != prompt_ids:
         raise InputError(
             f"{tokenizer.name_or_path}: its chat template renders a prompt differently once the response follows; "
-            f"the response of the prompt {prompt[:60]!r} cannot be told apart"
+            f"the response of the prompt {as_text(prompt)[:60]!r} cannot be told apart"
         )
     response_ids = whole[len(prompt_ids) :]
     end = len(response_ids) - 1 - response_ids[::-1].index(_end_id(tokenizer, response_ids))

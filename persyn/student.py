@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import polars as pl
 from pydantic import Field
 
-from persyn.chat import encode_completion, end_by_turn, with_chat_template
+from persyn.chat import Message, encode_completion, end_by_turn, with_chat_template
 from persyn.errors import InputError
 from persyn.models import LoraSettings, Student, load_causal_lm, load_tokenizer, lora_config, model_identity
 from persyn.settings import Seed, Settings
@@ -112,12 +112,25 @@ def train_student(
 def encode_dataset(tokenizer: Any, dataset: pl.DataFrame) -> list[dict[str, list[int]]]:
     """DATASET as the token ids and labels that TRL trains on: exactly the tokens that learnability scores. The label
     of a prompt token is -100, which the loss ignores.
+
+    Raises:
+        InputError: a completion is not one message of the assistant.
     """
     encoded = [
-        encode_completion(tokenizer, prompt[0]["content"], completion[0]["content"], finished=True)
+        encode_completion(tokenizer, prompt, _only_message(completion), finished=True)
         for prompt, completion in dataset.select("prompt", "completion").iter_rows()
     ]
     return [{"input_ids": prompt + response, "labels": [-100] * len(prompt) + response} for prompt, response in encoded]
+
+
+def _only_message(completion: list[Message]) -> str:
+    """The text of a completion."""
+    if [message["role"] for message in completion] != ["assistant"]:
+        raise InputError(
+            f"a completion of the dataset has the messages {[message['role'] for message in completion]}; it must be "
+            f"one of the assistant; run `dvc repro dataset`"
+        )
+    return completion[0]["content"]
 
 
 def _check_rows_stay_apart(model: Any, rows: list[dict[str, list[int]]]) -> None:

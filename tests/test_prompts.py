@@ -8,7 +8,7 @@ from datasets import Dataset
 
 from persyn.errors import InputError
 from persyn.prompts import PromptSettings, anchor_prompts, build_prompts
-from persyn.prompts.sources import normalise, prompt_id
+from persyn.prompts.conversations import normalise, prompt_id
 from persyn.schemas import PROMPTS, check_table
 from persyn.verifiers import is_right_answer, share_of_checks
 from tests.support.modules import load_module

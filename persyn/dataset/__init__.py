@@ -6,7 +6,7 @@ from typing import Any
 
 import polars as pl
 
-from persyn.chat import assistant_message, user_message
+from persyn.chat import as_messages, assistant_message
 from persyn.defects import Policies, count_defects, find_defects
 from persyn.errors import InputError
 from persyn.generation import Teacher
@@ -86,7 +86,7 @@ def _messages_and_terms(kept: pl.DataFrame, teachers: Mapping[str, Teacher]) -> 
     """DATASET of the kept responses."""
     given = [teachers[name] for name in kept["teacher"]]
     series = [
-        pl.Series("prompt", [user_message(text) for text in kept["prompt"]], dtype=DATASET["prompt"]),
+        pl.Series("prompt", [as_messages(prompt) for prompt in kept["prompt"].to_list()], dtype=DATASET["prompt"]),
         pl.Series("completion", [assistant_message(text) for text in kept["response"]], dtype=DATASET["completion"]),
         pl.Series("teacher_license", [teacher.license for teacher in given], dtype=pl.String),
         pl.Series("training", [teacher.training for teacher in given], dtype=pl.String),

@@ -12,6 +12,7 @@ import polars as pl
 from pydantic import AfterValidator, Field, model_validator
 from tqdm import tqdm
 
+from persyn.chat import as_text
 from persyn.errors import InputError, did_you_mean
 from persyn.generation import Teacher
 from persyn.generation.budget import Budget
@@ -141,7 +142,8 @@ def _verified(rows: pl.DataFrame, method: str) -> list[float]:
             f"prompt {without['prompt_id'][0]} has no reference, which {method} needs; name its column as `reference` "
             f"in prompts.sources, or choose the method reward_model or judge"
         )
-    columns = [rows[column].to_list() for column in ("prompt", "response", "reference")]
+    asked = [as_text(prompt) for prompt in rows["prompt"].to_list()]
+    columns = asked, rows["response"].to_list(), rows["reference"].to_list()
     bar = functools.partial(tqdm, total=rows.height, desc=f"quality by {method}", unit="response")
     if method == "unit_tests":
         with ThreadPoolExecutor(os.cpu_count()) as pool:
