@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 import torch
 
-from persyn.chat import encode_completion, with_chat_template
+from persyn.chat import as_text, encode_completion, with_chat_template
 from persyn.errors import InputError
 from persyn.learnability import LearnabilitySettings, logprobs, score_learnability, scoring
 from persyn.learnability.logprobs import split_group
@@ -158,7 +158,7 @@ def test_the_variants_equal_their_slow_references(family: str, method: Learnabil
             prompts, several_teachers(prompts), student, method, tmp_path / str(batch_tokens), batch_tokens=batch_tokens
         )
         for row in table.join(prompts, on="prompt_id").filter(teacher="t1").iter_rows(named=True):
-            response = RESPONSES[(TEXTS.index(row["prompt"]) + 1) % 4]
+            response = RESPONSES[(TEXTS.index(as_text(row["prompt"])) + 1) % 4]
             assert row["learnability"] == pytest.approx(
                 slow_reference(folder, row["prompt"], response, method), abs=1e-4
             )
