@@ -93,7 +93,7 @@ def _asked(shape: str, turns: Iterable[dict[str, Any]]) -> Asked:
     """The conversation of these turns, whose roles and contents are as the source has them."""
     messages: list[Message] = []
     for turn in turns:
-        role, text = str(turn["role"]).strip().lower(), _text(turn["content"])
+        role, text = re.sub(r"[- ]", "_", str(turn["role"]).strip().lower()), _text(turn["content"])
         if role in TOOLS:
             return Asked(shape, [], unfit="tool turn")
         if role not in ROLES:

@@ -27,7 +27,9 @@ def _written(value: Any) -> Any:
     """What a template writes for a value. A null is an empty text, as in a column."""
     if isinstance(value, list | dict):
         kind = type(value).__name__
-        raise TypeError(f"it writes a {kind} as Python does; name its column, or write a part of it or its `| tojson`")
+        raise TypeError(
+            f"it writes a {kind} as Python does; write a part of it or its `| tojson` (a prompt may name the column instead)"
+        )
     return "" if value is None else value
 
 
