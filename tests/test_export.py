@@ -242,7 +242,7 @@ def lose(path: str) -> Callable[[dict[str, Any]], None]:
 def change(path: str, schema: pl.Schema, **values: Any) -> Callable[[dict[str, Any]], None]:
     def changed(params: dict[str, Any]) -> None:
         table = pl.read_parquet(path)
-        columns = [pl.Series(name, [value] * table.height, schema[name]) for name, value in values.items()]
+        columns = [pl.Series(name, [value] * table.height).cast(schema[name]) for name, value in values.items()]
         write_table(table.with_columns(columns), path, schema)
 
     return changed

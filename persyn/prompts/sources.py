@@ -28,7 +28,7 @@ def _written(value: Any) -> Any:
     if isinstance(value, list | dict):
         kind = type(value).__name__
         raise TypeError(
-            f"it writes a {kind} as Python does; write a part of it or its `| tojson` (a prompt may name the column instead)"
+            f"it writes a {kind} as Python does; write a part of it, or its `| tojson` (a prompt may name the column)"
         )
     return "" if value is None else value
 
