@@ -27,12 +27,13 @@ from typing import Any
 import polars as pl
 import psutil
 
-from persyn.chat import encode_prompt, user_message
+from persyn.chat import encode_prompt
 from persyn.generation import BackendSpeed, Sampling, Teacher, load_backend
 from persyn.generation.openai import OpenAISpeed
 from persyn.generation.requests import generate_rows, open_store, prepare_requests, still_open
 from persyn.generation.transformers import TransformersSpeed
 from persyn.generation.vllm import VLLMSpeed
+from persyn.messages import user_message
 from persyn.models import load_tokenizer
 from persyn.models.packaged import packaged_model
 from persyn.prompts import prompt_id

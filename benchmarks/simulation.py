@@ -11,6 +11,7 @@ import polars as pl
 
 from persyn.cost import build_ledger
 from persyn.inspection.terminal import plain, rows_table
+from persyn.messages import user_message
 from persyn.routes import Persyn, Pool, build_routes
 from persyn.schemas import PROMPTS, RESPONSES, REWARDS, check_table
 
@@ -26,7 +27,8 @@ def simulate(num_teachers: int, num_prompts: int, num_parallel: int, seed: int =
     draw = np.random.default_rng(seed)
     teachers = [f"teacher-{number:02}" for number in range(num_teachers)]
     identities = [f"{number:016x}" for number in range(num_prompts)]
-    table = pl.DataFrame({"prompt_id": identities, "prompt": identities, "source": "drawn", "license": "none"})
+    asked = [user_message(identity) for identity in identities]
+    table = pl.DataFrame({"prompt_id": identities, "prompt": asked, "source": "drawn", "license": "none"})
     prompts = table.with_columns(
         domain=pl.lit("instruction"), reference=pl.lit(None), parallel=pl.int_range(num_prompts) < num_parallel
     )

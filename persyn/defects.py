@@ -3,12 +3,13 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import polars as pl
 from tqdm import tqdm
 
+from persyn.messages import Message, as_messages
 from persyn.schemas import DEFECTS
 from persyn.settings import Settings
 
@@ -42,11 +43,16 @@ def find_defects(prompts: pl.DataFrame, responses: pl.DataFrame) -> pl.DataFrame
     rows = responses.join(prompts, on="prompt_id", how="left", validate="m:1").sort("prompt_id", "teacher")
     written = rows.filter(pl.col("finish_reason") != "error")
     found = [
-        {"prompt_id": row["prompt_id"], "teacher": row["teacher"]}
-        | {kind: detect(row["prompt"], row["response"]) for kind, detect in DETECTORS.items()}
+        {"prompt_id": row["prompt_id"], "teacher": row["teacher"]} | defects_of(row["prompt"], row["response"])
         for row in tqdm(written.iter_rows(named=True), total=written.height, desc="defects", unit="response")
     ]
     return pl.DataFrame(found, schema=DEFECTS)
+
+
+def defects_of(prompt: str | Sequence[Message], response: str) -> dict[str, bool]:
+    """kind -> whether the response has it. Of a conversation all turns are read, the last one first."""
+    asked = "\n".join(turn["content"] for turn in reversed(as_messages(prompt)))
+    return {kind: detect(asked, response) for kind, detect in DETECTORS.items()}
 
 
 def count_defects(defects: pl.DataFrame, responses: pl.DataFrame) -> dict[str, dict[str, int]]:

@@ -15,7 +15,7 @@ MESSAGES: Any = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 PROMPTS = pl.Schema(
     {
         "prompt_id": pl.String,  # content hash of the normalised prompt
-        "prompt": pl.String,
+        "prompt": MESSAGES,  # ends in a user turn
         "domain": DOMAINS,
         "reference": pl.String,  # nullable; math: the final answer; instruction: the constraints as json
         "source": pl.String,
@@ -114,7 +114,15 @@ def parse_table(source: Path | bytes, schema: pl.Schema, name: str) -> pl.DataFr
     except (pl.exceptions.PolarsError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{name} is damaged ({reason}); delete it, then `dvc checkout` or `dvc repro`") from error
-    return check_table(table, schema, name)
+    return check_table(_with_messages(table, schema), schema, name)
+
+
+def _with_messages(table: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
+    """`table`; prompts that are text, as in older tables, become one user turn each."""
+    if schema.get("prompt") != MESSAGES or table.schema.get("prompt") != pl.String:
+        return table
+    turn = pl.concat_list(pl.struct(role=pl.lit("user"), content=pl.col("prompt")))
+    return table.with_columns(prompt=pl.when(pl.col("prompt").is_not_null()).then(turn))
 
 
 def read_folder(folder: str | Path, names: Sequence[str], schema: pl.Schema) -> dict[str, pl.DataFrame]:

@@ -9,8 +9,9 @@ import polars as pl
 import polars.selectors as cs
 from pydantic import Field
 
-from persyn.chat import as_messages, count_altered, encode_completion, student_tokenizer
+from persyn.chat import count_altered, encode_completion, student_tokenizer
 from persyn.errors import InputError
+from persyn.messages import as_messages
 from persyn.models import LoraSettings, Student, load_causal_lm, load_tokenizer, lora_config, model_identity
 from persyn.settings import Seed, Settings, Thinking
 

@@ -18,9 +18,10 @@ import polars as pl
 
 from persyn.errors import InputError
 from persyn.learnability import LearnabilitySettings, score_learnability
+from persyn.messages import user_message
 from persyn.models import Student
 from persyn.project.params import read_params
-from persyn.prompts.sources import normalise, prompt_id
+from persyn.prompts.conversations import normalise, prompt_id
 from persyn.schemas import PROMPTS, RESPONSES
 from persyn.store import store_folder
 
@@ -83,7 +84,8 @@ def read_corpus(folder: Path) -> Corpus:
             text = rows[identity]["output"].encode("utf-8", "replace").decode().strip()
             responses.append((identity, name, text, "stop", 0, 0))
     prompts = [
-        (identity, found[identity][0], "instruction", None, found[identity][1], "", True) for identity in identities
+        (identity, user_message(found[identity][0]), "instruction", None, found[identity][1], "", True)
+        for identity in identities
     ]
     return Corpus(
         pl.DataFrame(prompts, schema=PROMPTS, orient="row"),

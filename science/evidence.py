@@ -23,6 +23,7 @@ from persyn.rewards import RewardSettings, build_rewards
 from persyn.router import Lesson, fit_trusted, train_router
 from persyn.router.features import embed
 from persyn.router.metrics import routing_metrics
+from persyn.router.reading import prompt_texts
 from persyn.router.settings import Method, RouterSettings
 from persyn.schemas import DEFECTS, LEARNABILITY, QUALITY
 from persyn.statistics import corrected_interval
@@ -83,7 +84,7 @@ def routed(study: Study, rows: np.ndarray, settings: RouterSettings, lesson: Les
     """Strengths on `rows` of a router, the same unshrunk, and its trust."""
     router, trust = fit_trusted(lesson, settings)
     prompts = study.corpus.prompts[rows]
-    asked = prompts["prompt"].to_list(), prompts["source"].to_list(), study.features[rows]
+    asked = prompt_texts(prompts), prompts["source"].to_list(), study.features[rows]
     inner = router.router.strengths(*asked)
     return router.strengths(*asked), inner, trust
 
@@ -222,7 +223,7 @@ def who_is_best(study: Study) -> dict[str, Any]:
 
 def features_compared(corpus: Corpus, scores: np.ndarray) -> Table:
     """The default router at alpha 0 on other features, always half trusted, on the same splits."""
-    texts, rows = corpus.prompts["prompt"].to_list(), []
+    texts, rows = prompt_texts(corpus.prompts), []
     for model, layers in (
         (STUDENTS[0], None), (STUDENTS[0], [0]), (STUDENTS[1], None),
         ("packaged:all-minilm-l6-v2", None), ("packaged:all-minilm-l6-v2", [6]), ("packaged:all-minilm-l6-v2", [0]),
@@ -235,7 +236,7 @@ def features_compared(corpus: Corpus, scores: np.ndarray) -> Table:
             settings = RouterSettings(model=model, layers=layers, shrink=False)
             router, _ = fit_trusted(lesson, settings)
             prompts = corpus.prompts[test]
-            inner = router.strengths(prompts["prompt"].to_list(), prompts["source"].to_list(), study.features[test])
+            inner = router.strengths(prompt_texts(prompts), prompts["source"].to_list(), study.features[test])
             values.append(difference(half_trusted(lesson, inner), rewards, best))
         rows.append(
             summary(f"{model.removeprefix('packaged:')}, layers {layers or 'quarter and last'}", values, drawn[0])
@@ -297,7 +298,7 @@ def main() -> None:
     if known:  # tables that stand side by side are of the same prompts
         corpus = corpus.rows(corpus.prompts["prompt_id"].is_in(known["prompt_ids"]).to_numpy())
     scores = {student: read_scores(corpus, student) for student in STUDENTS}
-    features = embed(corpus.prompts["prompt"].to_list(), BACKBONE, None, MAX_LENGTH)
+    features = embed(prompt_texts(corpus.prompts), BACKBONE, None, MAX_LENGTH)
     nothing = np.zeros_like(corpus.quality)
     zero = Study(corpus, features, nothing, 0.0)
     jobs: dict[str, Callable[[], Table]] = {

@@ -14,6 +14,7 @@ import polars as pl
 from persyn.router import Router, load_router, read_lesson, train_router
 from persyn.router.metrics import reward_matrix, routing_metrics, split_prompts
 from persyn.router.placement import PlacedRouter, place_teacher
+from persyn.router.reading import prompt_texts
 from persyn.router.settings import RouterSettings
 from persyn.schemas import PAIRS, PROMPTS, REWARDS, read_table
 from science.project import load_profile
@@ -108,8 +109,8 @@ def planted_strengths(tables: Tables, seed: int) -> np.ndarray:
     taught = {teacher: wrong_digits(teacher, seed) for teacher in tables.teachers}
     prompts = pl.concat([tables.train, tables.held_out])
     rows = tables.rewards.join(prompts, on="prompt_id", how="left", validate="m:1")
-    asked = rows.select("teacher", "source", pl.col("prompt").str.tail(1)).rows()
-    wrong = [last in taught[teacher][source.removesuffix(".jsonl")] for teacher, source, last in asked]
+    asked = zip(*rows["teacher", "source"], prompt_texts(rows), strict=True)
+    wrong = [text[-1] in taught[teacher][source.removesuffix(".jsonl")] for teacher, source, text in asked]
     cell = ["teacher", "source", "wrong"]
     rows = rows.with_columns(wrong=pl.Series(wrong))
     seen = rows.join(tables.train, on="prompt_id", how="semi").group_by(cell).agg(expected=pl.col("reward").mean())
@@ -151,7 +152,7 @@ def _train(tables: Tables, prompts: pl.DataFrame, teachers: Sequence[str]) -> Ro
 
 
 def _ask(router: Router, prompts: pl.DataFrame) -> np.ndarray:
-    return router.strengths(prompts["prompt"].to_list(), prompts["source"].to_list())
+    return router.strengths(prompt_texts(prompts), prompts["source"].to_list())
 
 
 def _measure(tables: Tables, prompts: pl.DataFrame, strengths: np.ndarray) -> Card:

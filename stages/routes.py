@@ -6,6 +6,7 @@ import polars as pl
 from persyn.files import write_json
 from persyn.project.params import read_params
 from persyn.router import load_router
+from persyn.router.reading import prompt_texts
 from persyn.router.settings import Method
 from persyn.routes import Pool, allocation, build_routes
 from persyn.schemas import PROMPTS, RESPONSES, REWARDS, ROUTES, read_folder, read_table, write_table
@@ -19,7 +20,7 @@ def main(strategy: str, prompts: str, rewards: str, router: str, responses: str,
 
     def predict(asked: pl.DataFrame, method: Method | None) -> np.ndarray:
         known = load_router(router, teachers, None if method == params.router.method else method)
-        return known.strengths(asked["prompt"].to_list(), asked["source"].to_list())
+        return known.strengths(prompt_texts(asked), asked["source"].to_list())
 
     pool = Pool(
         teachers,

@@ -17,6 +17,7 @@ from persyn.schemas import PROMPTS, RESPONSES, read_table
 from stages.prompts import main as prompts_stage
 from stages.responses import main as responses_stage
 from tests.support.modules import load_module
+from tests.support.tables import texts_of
 from tests.support.tiny import ROOT
 
 PROFILE = ROOT / "profiles/alpaca"
@@ -93,13 +94,15 @@ def test_the_profile_reads_what_was_fetched_and_no_dataset_holds_it(fetched: Pat
     YAML().dump(params, fetched / "params.yaml")
     prompts_stage("data/raw", "data/prompts.parquet", "prompts.json")
     prompts = read_table("data/prompts.parquet", PROMPTS)
-    assert dict(prompts.select("prompt", "source").rows()) == {text.strip(): name for text, name in ASKED.items()}
+    assert dict(zip(texts_of(prompts), prompts["source"], strict=True)) == {
+        text.strip(): name for text, name in ASKED.items()
+    }
     assert prompts["parallel"].all()
     for name, file in TEACHERS.items():
         responses_stage(name, "data/prompts.parquet", f"{name}.parquet")
         told = read_table(f"{name}.parquet", RESPONSES).join(prompts, on="prompt_id")
         silent = "Why?" if name == "gemma-2b" else None
-        for text, response in told.select("prompt", "response").rows():
+        for text, response in zip(texts_of(told), told["response"], strict=True):
             whole = next(asked for asked in ASKED if asked.strip() == text)
             assert response == ("" if text == silent else f"{file}: {whole} é")
     forbidden = read_table("gpt-4-preview.parquet", RESPONSES)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 import pytest
 
+from persyn.messages import as_text, user_message
 from persyn.project.snapshot import open_snapshot
 from persyn.report import build_report
 from tests.support.chromium import missing, open_chromium, open_page, requests
@@ -148,7 +149,7 @@ def test_search_is_for_all_words_in_prompts_responses_and_ids(browser: Browser, 
     row = tables["prompts"].row(7, named=True)
     browser.type("q", row["prompt_id"].upper())
     assert (browser.count(), browser.ids()) == ("1 of 60 prompts", [row["prompt_id"]])
-    assert browser.one(".browse-details > .browse-text").text == row["prompt"].strip()
+    assert browser.one(".browse-details > .browse-text").text == as_text(row["prompt"]).strip()
 
     answer = tables["responses"]["teacher-2"].row(3, named=True)
     browser.type("q", " ".join(reversed(answer["response"][5:60].split())))
@@ -327,7 +328,7 @@ def test_hostile_texts_are_shown_as_texts(chromium: "Chrome", tmp_path: Path) ->
         tables["prompts"]
         .sort("prompt_id")
         .with_columns(
-            prompt=pl.Series(HOSTILE),
+            prompt=pl.Series([user_message(text) for text in HOSTILE]),
             source=pl.Series(HOSTILE),
             license=pl.Series(HOSTILE),
             reference=pl.Series(HOSTILE),

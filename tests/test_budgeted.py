@@ -11,9 +11,10 @@ from persyn.errors import InputError
 from persyn.routes import Persyn, Pool, build_routes
 from persyn.routes.budgeted import choose, choose_within, expected_tokens
 from persyn.schemas import DOMAINS, REWARDS
-from tests.support.tables import prompts_table, responses_table
+from tests.support.tables import prompts_table, responses_table, texts_of
 
 PROMPTS = prompts_table(["p1", "p2", "p3", "p4"]).with_columns(parallel=pl.Series([True, False, False, False]))
+TEXTS = PROMPTS.select("prompt_id", text=pl.Series(texts_of(PROMPTS)))
 # `long` is the stronger one by 3, 2, 1 and -1; it needs 10 tokens an answer, `short` 4.
 STRENGTHS = {"p1": (3.0, 0.0), "p2": (2.0, 0.0), "p3": (1.0, 0.0), "p4": (0.0, 1.0)}
 RESPONSES = {
@@ -24,13 +25,13 @@ RESPONSES = {
 
 def pool() -> Pool:
     rewards = pl.DataFrame(schema=REWARDS)
-    strengths = lambda asked, method: np.array([STRENGTHS[text] for text in asked["prompt"]])  # noqa: E731
+    strengths = lambda asked, method: np.array([STRENGTHS[text] for text in texts_of(asked)])  # noqa: E731
     return Pool(["long", "short"], rewards, strengths, {}, None, lambda: RESPONSES)
 
 
 def routed(**arguments: Any) -> dict[str, list[str]]:
-    routes = build_routes(PROMPTS, pool(), Persyn(rule="persyn", **arguments)).join(PROMPTS, on="prompt_id")
-    return {text: part["teacher"].to_list() for (text,), part in routes.sort("prompt").group_by("prompt")}
+    routes = build_routes(PROMPTS, pool(), Persyn(rule="persyn", **arguments)).join(TEXTS, on="prompt_id")
+    return {text: part["teacher"].to_list() for (text,), part in routes.sort("text").group_by("text")}
 
 
 def test_the_weight_by_hand() -> None:
@@ -53,8 +54,8 @@ def test_the_weight_by_hand() -> None:
 def test_a_slack_budget_changes_no_byte() -> None:
     free = build_routes(PROMPTS, pool(), Persyn(rule="persyn"))
     assert free.equals(build_routes(PROMPTS, pool(), Persyn(rule="persyn", max_tokens=24, second_below=0)))
-    tight = build_routes(PROMPTS, pool(), Persyn(rule="persyn", max_tokens=12)).join(PROMPTS, on="prompt_id")
-    assert dict(tight.select("prompt", "margin").rows()) == {"p1": 3.0, "p2": -2.0, "p3": -1.0, "p4": 1.0}
+    tight = build_routes(PROMPTS, pool(), Persyn(rule="persyn", max_tokens=12)).join(TEXTS, on="prompt_id")
+    assert dict(tight.select("text", "margin").rows()) == {"p1": 3.0, "p2": -2.0, "p3": -1.0, "p4": 1.0}
 
 
 def test_where_the_margin_is_small_two_teachers_are_asked_and_both_are_counted() -> None:
@@ -64,8 +65,8 @@ def test_where_the_margin_is_small_two_teachers_are_asked_and_both_are_counted()
         "p2": ["long"],
         **both,
     }
-    routes = build_routes(PROMPTS, pool(), Persyn(rule="persyn", second_below=1.5)).join(PROMPTS, on="prompt_id")
-    margins = dict(routes.filter(prompt="p4").select("teacher", "margin").rows())
+    routes = build_routes(PROMPTS, pool(), Persyn(rule="persyn", second_below=1.5)).join(TEXTS, on="prompt_id")
+    margins = dict(routes.filter(text="p4").select("teacher", "margin").rows())
     assert margins == {"short": 1.0, "long": -1.0}
     # p3 and p4 need 14 each; p2 can do with 4.
     assert routed(second_below=1.5, max_tokens=32)["p2"] == ["short"]

@@ -11,16 +11,15 @@ from tokenizers import AddedToken
 
 from persyn.chat import (
     BASE_TEMPLATE,
-    assistant_message,
     encode_completion,
     encode_prompt,
     end_by_turn,
     stop_strings,
-    user_message,
     with_chat_template,
     without_control_text,
 )
 from persyn.errors import InputError
+from persyn.messages import assistant_message, user_message
 from persyn.models import load_causal_lm, load_tokenizer
 from persyn.schemas import DATASET
 from persyn.student import encode_dataset

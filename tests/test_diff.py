@@ -14,6 +14,7 @@ from persyn.cli import app
 from persyn.errors import InputError
 from persyn.inspection.diff import build_diff
 from persyn.inspection.diff_text import diff_text
+from persyn.messages import user_message
 from persyn.project.snapshot import Snapshot, changed_values
 from persyn.schemas import PROMPTS, REWARDS, ROUTES, SAMPLES, write_table
 from tests.support.tables import prompts_table
@@ -56,7 +57,14 @@ def test_the_flow_counts_who_went_where() -> None:
     assert flow == {("a", "a"): 1, ("a", "b"): 1, ("b", "a"): 1, ("b", "c"): 1}
     moved = {row["prompt_id"]: row for row in found["allocation"]["persyn"]["moved"]}
     assert set(moved) == set(IDS[1:])
-    two = {"prompt_id": IDS[1], "prompt": "two", "from": "a", "to": "b", "margin_a": 0.25, "margin_b": 0.5}
+    two = {
+        "prompt_id": IDS[1],
+        "prompt": user_message("two"),
+        "from": "a",
+        "to": "b",
+        "margin_a": 0.25,
+        "margin_b": 0.5,
+    }
     assert moved[IDS[1]] == two
     assert found["allocation"]["strong"]["unlike"] == 0
     text = printed(found, limit=1)

@@ -27,6 +27,7 @@ from persyn.export.hub import write_export
 from persyn.files import write_json
 from persyn.generation import Teacher
 from persyn.generation.terms import Licenses
+from persyn.messages import user_message
 from persyn.schemas import DATASET, PROMPTS, RESPONSES, REWARDS, ROUTES, write_table
 from tests.support.tables import prompts_table, responses_table
 
@@ -238,10 +239,10 @@ def lose(path: str) -> Callable[[dict[str, Any]], None]:
     return lambda params: Path(path).unlink()
 
 
-def change(path: str, schema: pl.Schema, **values: str) -> Callable[[dict[str, Any]], None]:
+def change(path: str, schema: pl.Schema, **values: Any) -> Callable[[dict[str, Any]], None]:
     def changed(params: dict[str, Any]) -> None:
         table = pl.read_parquet(path)
-        columns = [pl.lit(value).cast(schema[name]).alias(name) for name, value in values.items()]
+        columns = [pl.Series(name, [value] * table.height).cast(schema[name]) for name, value in values.items()]
         write_table(table.with_columns(columns), path, schema)
 
     return changed
@@ -293,7 +294,11 @@ def empty(params: dict[str, Any]) -> None:
         ),
         (change("data/dataset/persyn.parquet", DATASET, training="unknown"), [], "3 of 3 rows .* have other terms"),
         (change("data/dataset/persyn.parquet", DATASET, license="GPL"), [], "3 of 3 rows .* have another licence"),
-        (change("data/prompts.parquet", PROMPTS, prompt="x"), [], "3 of 3 rows of the dataset are not of a prompt"),
+        (
+            change("data/prompts.parquet", PROMPTS, prompt=user_message("x")),
+            [],
+            "3 of 3 rows of the dataset are not of a prompt",
+        ),
         (forbid, [], r"teachers.a \(model-a\): its terms forbid training other models on its outputs \(Terms, 2c\)"),
         (show_key, [], "holds what looks like a key"),
         (empty, [], "--strategy 'persyn' is not in params.yaml"),

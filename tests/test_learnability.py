@@ -10,6 +10,7 @@ from persyn.errors import InputError
 from persyn.learnability import LearnabilitySettings, logprobs, score_learnability, scoring
 from persyn.learnability.logprobs import split_group
 from persyn.learnability.scoring import score_group
+from persyn.messages import as_text
 from persyn.models import Student, load_causal_lm, load_tokenizer
 from persyn.schemas import LEARNABILITY, check_table
 from tests.support.tables import prompts_table, responses_table
@@ -158,7 +159,7 @@ def test_the_variants_equal_their_slow_references(family: str, method: Learnabil
             prompts, several_teachers(prompts), student, method, tmp_path / str(batch_tokens), batch_tokens=batch_tokens
         )
         for row in table.join(prompts, on="prompt_id").filter(teacher="t1").iter_rows(named=True):
-            response = RESPONSES[(TEXTS.index(row["prompt"]) + 1) % 4]
+            response = RESPONSES[(TEXTS.index(as_text(row["prompt"])) + 1) % 4]
             assert row["learnability"] == pytest.approx(
                 slow_reference(folder, row["prompt"], response, method), abs=1e-4
             )

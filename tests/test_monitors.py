@@ -24,7 +24,7 @@ from persyn.student import SftSettings, train_student
 from persyn.training import TrainingSpeed
 from persyn.training.monitors import Live
 from tests.support.planted import TEACHERS, planted, settings
-from tests.support.tables import prompts_table, responses_table, stub_teachers
+from tests.support.tables import prompts_table, responses_table, stub_teachers, texts_of
 
 PROMPTS = prompts_table([f"Say the word number {i}." for i in range(8)])
 RESPONSES = responses_table(PROMPTS, "t", [f"The clock struck {i}." for i in range(8)])
@@ -123,7 +123,7 @@ def test_a_router_is_watched_too(base_model: str, tmp_path: Path) -> None:
     assert curve["loss"][-1] < curve["loss"][0]
     alone, other, _ = fit_router(*tables)
     assert card == other
-    texts = prompts["prompt"].to_list()
+    texts = texts_of(prompts)
     assert (watched_router.strengths(texts) == alone.strengths(texts)).all()
 
 

@@ -162,6 +162,19 @@ def test_templates_and_where(tokenizer_only: str, tmp_path: Path) -> None:
     assert table["response"].to_list() == [f"me says {number}" for number in range(6)]
 
 
+def test_a_conversation_is_matched_as_the_sources_read_it(tokenizer_only: str, tmp_path: Path) -> None:
+    talk = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    said = [{"role": "assistant", "content": "Hello."}]
+    rows = [{"chat": chat, "said": "x"} for chat in (talk[1:], [*talk, {"role": "tool", "content": "3"}], None)]
+    rows += [{"chat": [*talk, *said], "said": "Hello."}]
+    who = teacher(tokenizer_only, write(tmp_path, rows).changed(prompt="chat", response="said"))
+    table = generate_responses(prompts_table([talk]), "t", who, tmp_path / "store", SPEED)
+    assert table["response"].to_list() == ["Hello."]
+    tokenizer = with_chat_template(load_tokenizer(tokenizer_only))
+    seen = [{"role": "system", "content": "Be brief.\n\nBe kind."}, *talk[1:]]
+    assert table["num_prompt_tokens"].to_list() == [len(encode_prompt(tokenizer, seen))]
+
+
 def test_only_what_is_missing_is_asked_and_what_was_paid_for_stays(chat_model: str, tmp_path: Path) -> None:
     """Also by a server, which is asked by the model's name: what it answered before there was `precomputed` is kept."""
     store = tmp_path / "store"

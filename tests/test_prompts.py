@@ -8,11 +8,11 @@ from datasets import Dataset
 
 from persyn.errors import InputError
 from persyn.prompts import PromptSettings, anchor_prompts, build_prompts
-from persyn.prompts.sources import normalise, prompt_id
+from persyn.prompts.conversations import normalise, prompt_id
 from persyn.schemas import PROMPTS, check_table
 from persyn.verifiers import is_right_answer, share_of_checks
 from tests.support.modules import load_module
-from tests.support.tables import prompts_table
+from tests.support.tables import prompts_table, texts_of
 
 RAW = Path(__file__).parent.parent / "data" / "raw"
 
@@ -34,7 +34,7 @@ def test_every_row_is_kept_or_counted_with_its_reason(tmp_path: Path) -> None:
     table, counts = build(
         tmp_path, decontaminate=[{"path": "e.jsonl", "prompt": "question"}], ngram=7, max_characters=45
     )
-    assert sorted(table["prompt"]) == ["Another one.", "Keep me."]
+    assert sorted(texts_of(table)) == ["Another one.", "Keep me."]
     assert counts["dropped"] == {"contaminated": 2, "duplicate": 1, "empty": 2, "too long": 1}
     assert counts["read"] == counts["kept"] + sum(counts["dropped"].values())
     check_table(table, PROMPTS, "prompts")
@@ -62,7 +62,7 @@ def test_the_parallel_set_is_exact_spread_over_domains_and_stable(tmp_path: Path
 def test_parquet_and_limit(tmp_path: Path) -> None:
     prompts_table(["a", "b", "c"]).write_parquet(tmp_path / "p.parquet")
     table, _ = build(tmp_path, sources=[{"path": "p.parquet", "limit": 2}])
-    assert sorted(table["prompt"]) == ["a", "b"]
+    assert sorted(texts_of(table)) == ["a", "b"]
 
 
 def test_parts_of_one_file_are_sources_with_names_of_their_own(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_parts_of_one_file_are_sources_with_names_of_their_own(tmp_path: Path) -
     write_rows(tmp_path, "p.jsonl", rows)
     parts = [{"path": "p.jsonl", "where": f"{{{{ kind == '{kind}' }}}}"} for kind in "abc"]
     table, _ = build(tmp_path, sources=[parts[0] | {"label": "first"}, parts[1] | {"label": "second"}, parts[2]])
-    assert set(table.select(pl.col("prompt").str.head(1), "source").rows()) == {
+    assert {(text[0], source) for text, source in zip(texts_of(table), table["source"], strict=True)} == {
         ("a", "first"),
         ("b", "second"),
         ("c", "p.jsonl"),
@@ -84,7 +84,7 @@ def test_a_hub_dataset_is_read_by_its_loader(tmp_path: Path) -> None:
     write_rows(tmp_path / "repository", "train.jsonl", rows)
     source = {"hub": str(tmp_path / "repository"), "revision": "0" * 40, "prompt": "question", "reference": "answer"}
     table, _ = build(tmp_path, sources=[source | {"domain": "math"}])
-    assert set(table.select("prompt", "reference").rows()) == {("1 + 1?", "2"), ("2 + 2?", "4")}
+    assert set(zip(texts_of(table), table["reference"], strict=True)) == {("1 + 1?", "2"), ("2 + 2?", "4")}
 
 
 def test_only_the_columns_that_are_named_are_read_from_a_hub_dataset(
@@ -105,7 +105,7 @@ def test_only_the_columns_that_are_named_are_read_from_a_hub_dataset(
     few = ("q", "{{ q }}", "{{ [q] | join }}{% for i in range(0) %}{% endfor %}", "{{ row['q'] }}")
     for prompt in (*few, "{{ row['q'] }}{{ row['none'] | default('') }}", "{{ (row.items() | list)[0][1] }}"):
         table, _ = build(tmp_path, sources=[source | {"prompt": prompt}])
-        assert table["prompt"].to_list() == ["1 + 1?"]
+        assert texts_of(table) == ["1 + 1?"]
     assert read == [["level", "q"]] * 4 + [["q", "level", "more"]] * 2
 
 
@@ -134,7 +134,7 @@ def test_odd_text_is_kept_as_it_is_or_dropped_with_its_reason(
 ) -> None:
     (tmp_path / "p.jsonl").write_text("\n".join(lines))
     table, counts = build(tmp_path)
-    assert sorted(table["prompt"]) == kept
+    assert sorted(texts_of(table)) == kept
     assert counts["dropped"] == dropped
     assert counts["read"] == counts["kept"] + sum(dropped.values()) == len(list(filter(None, lines)))
 

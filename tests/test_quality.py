@@ -10,8 +10,9 @@ from transformers import AutoModelForSequenceClassification, LlamaConfig, LlamaF
 from trl import RewardConfig, RewardTrainer
 
 import persyn.quality.reward_model
-from persyn.chat import assistant_message, user_message, with_chat_template
+from persyn.chat import with_chat_template
 from persyn.errors import InputError
+from persyn.messages import assistant_message, user_message
 from persyn.models import load_tokenizer
 from persyn.quality import QualitySettings, score_quality
 from persyn.quality.reward_model import RewardModelSettings

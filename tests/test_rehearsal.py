@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from persyn.chat import encode_prompt, user_message
+from persyn.chat import encode_prompt
 from persyn.errors import InputError
 from persyn.generation import Sampling, Teacher
 from persyn.generation.transformers import TransformersBackend, TransformersSpeed
 from persyn.learnability import LearnabilitySettings, score_learnability
+from persyn.messages import user_message
 from persyn.models import Student, load_tokenizer
 from persyn.project.params import check_params
 from persyn.prompts import PromptSettings, build_prompts

@@ -24,7 +24,7 @@ from persyn.routes import (
     build_routes,
 )
 from persyn.schemas import REWARDS, ROUTES, check_table
-from tests.support.tables import prompts_table
+from tests.support.tables import prompts_table, texts_of
 from tests.support.tiny import tiny_params
 
 TEACHERS = ["a", "b", "c"]
@@ -38,7 +38,7 @@ def never(prompts: pl.DataFrame, method: str | None) -> np.ndarray:
 
 def by_number(prompts: pl.DataFrame, method: str | None) -> np.ndarray:
     """Prompt i: teacher i % 3 first, the one before it second; under method knn, the next one first."""
-    number = np.array([int(text.split()[1]) + (method == "knn") for text in prompts["prompt"]])
+    number = np.array([int(text.split()[1]) + (method == "knn") for text in texts_of(prompts)])
     return np.array([2.0, 0.0, 1.0])[(np.arange(3) - number[:, None]) % 3]
 
 
@@ -55,6 +55,11 @@ def pool(table: pl.DataFrame = ALIKE, predict: Any = never, student_family: str 
     return Pool(TEACHERS, table, predict, FAMILIES, student_family)
 
 
+def teacher_of(routes: pl.DataFrame) -> dict[str, str]:
+    rows = routes.join(PROMPTS, on="prompt_id")
+    return dict(zip(texts_of(rows), rows["teacher"], strict=True))
+
+
 def chosen(strategy: Rule, *args: Any, **kwargs: Any) -> list[str]:
     routes = build_routes(PROMPTS, pool(*args, **kwargs), strategy)
     check_table(routes, ROUTES, "routes")
@@ -64,7 +69,7 @@ def chosen(strategy: Rule, *args: Any, **kwargs: Any) -> list[str]:
 
 def test_persyn_takes_the_largest_strength_of_each_prompt() -> None:
     routes = build_routes(PROMPTS, pool(predict=by_number), Persyn(rule="persyn"))
-    by_prompt = dict(routes.join(PROMPTS, on="prompt_id").select("prompt", "teacher").rows())
+    by_prompt = teacher_of(routes)
     assert all(by_prompt[f"prompt {i}"] == TEACHERS[i % 3] for i in range(300))
     assert routes["strength"].unique().to_list() == [2.0]
     assert routes["margin"].unique().to_list() == [1.0]
@@ -72,7 +77,7 @@ def test_persyn_takes_the_largest_strength_of_each_prompt() -> None:
 
 def test_a_strategy_routes_by_a_method_beside_the_router() -> None:
     routes = build_routes(PROMPTS, pool(predict=by_number), Persyn(rule="persyn", router="knn"))
-    by_prompt = dict(routes.join(PROMPTS, on="prompt_id").select("prompt", "teacher").rows())
+    by_prompt = teacher_of(routes)
     assert all(by_prompt[f"prompt {i}"] == TEACHERS[(i + 1) % 3] for i in range(300))
 
 
@@ -90,7 +95,7 @@ def test_only_a_method_that_is_trained_can_route() -> None:
 
 def test_an_excluded_teachers_prompts_go_to_the_next_best_and_no_others_move() -> None:
     routes = build_routes(PROMPTS, pool(predict=by_number), Persyn(rule="persyn", exclude=["b"]))
-    by_prompt = dict(routes.join(PROMPTS, on="prompt_id").select("prompt", "teacher").rows())
+    by_prompt = teacher_of(routes)
     for i in range(300):
         assert by_prompt[f"prompt {i}"] == ("a" if i % 3 == 1 else TEACHERS[i % 3])
     with pytest.raises(InputError, match="names all 3 teachers"):

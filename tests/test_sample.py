@@ -8,6 +8,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from persyn.messages import as_text, user_message
 from persyn.project.snapshot import Snapshot
 from persyn.report.sample import Sample, build_sample, draw_prompts
 from persyn.schemas import ROUTES
@@ -42,7 +43,11 @@ def test_the_payload_is_what_the_tables_say(tables: dict[str, Any]) -> None:
     assert list(prompts) == sorted(tables["prompts"]["prompt_id"])
     for row in tables["prompts"].iter_rows(named=True):
         shown = prompts[row["prompt_id"]]
-        assert (shown["prompt"], shown["reference"], shown["parallel"]) == (row["prompt"], None, int(row["parallel"]))
+        assert (shown["prompt"], shown["reference"], shown["parallel"]) == (
+            as_text(row["prompt"]),
+            None,
+            int(row["parallel"]),
+        )
         assert [packed[f"{name}s"][shown[name]] for name in ("domain", "source", "license")] == [
             row["domain"],
             row["source"],
@@ -156,7 +161,12 @@ def test_texts_that_pack_well_do_not_make_a_page_that_opens_slowly(monkeypatch: 
 
 
 def test_hostile_texts_come_whole_and_the_payload_is_plain_letters(tables: dict[str, Any]) -> None:
-    few = tables["prompts"].sort("prompt_id").head(len(HOSTILE)).with_columns(prompt=pl.Series(HOSTILE))
+    few = (
+        tables["prompts"]
+        .sort("prompt_id")
+        .head(len(HOSTILE))
+        .with_columns(prompt=pl.Series([user_message(text) for text in HOSTILE]))
+    )
     hostile = {**tables, "prompts": few.with_columns(source=pl.Series(HOSTILE))}
     sample = build_sample(Snapshot(**hostile))
     packed = unpack(sample)

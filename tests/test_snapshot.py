@@ -11,7 +11,7 @@ from persyn.errors import InputError
 from persyn.files import write_json
 from persyn.project.snapshot import Snapshot, open_snapshot
 from persyn.schemas import PROMPTS, ROUTES, write_table
-from tests.support.tables import prompts_table
+from tests.support.tables import prompts_table, texts_of
 
 PARAMS = {"teachers": {"a": None, "b": {"anchors": 3}}, "strategies": {"persyn": {}, "strong": {}}}
 
@@ -33,7 +33,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_not_made_is_left_out(project: Path) -> None:
     with open_snapshot() as found:
         assert (found.teachers, found.strategies, found.anchored) == (["a", "b"], ["persyn", "strong"], ["b"])
-        assert found.need("prompts")["prompt"].to_list() == ["one"]
+        assert texts_of(found.need("prompts")) == ["one"]
         assert (list(found.routes), list(found.training), found.responses) == (["persyn"], ["strong"], {})
         assert (found.pairs, found.reliability) == (None, None)
         assert (found.metric("router"), found.metric("cost"), found.metric("cost", None)) == (

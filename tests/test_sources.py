@@ -9,6 +9,7 @@ import pytest
 from persyn.errors import InputError
 from persyn.prompts import PromptSettings, Source, build_prompts
 from persyn.prompts.sources import Rows
+from tests.support.tables import texts_of
 
 NESTED = {
     "instruction": "Translate.",
@@ -57,7 +58,7 @@ def test_prompts_of_a_data_set_as_it_is(tmp_path: Path) -> None:
         limit=3,
     )
     table, counts = build_prompts(tmp_path, PromptSettings(sources=[source], num_parallel=1))
-    assert set(table.select("prompt", "reference").rows()) == {
+    assert set(zip(texts_of(table), table["reference"], strict=True)) == {
         ("What is 2 + 2?", "4"),
         ("What is 4 + 4?", "8"),
         ("What is 6 + 6?", "12"),

@@ -20,7 +20,7 @@ from persyn.inspection.trace_text import trace_text
 from persyn.project.snapshot import Snapshot
 from persyn.router.settings import RouterSettings
 from persyn.schemas import DATASET, LEARNABILITY, PAIRS, PROMPTS, QUALITY, RESPONSES, REWARDS, ROUTES, write_table
-from tests.support.tables import prompts_table, responses_table, stub_teachers
+from tests.support.tables import prompts_table, responses_table, stub_teachers, texts_of
 
 HOSTILE = "<script>alert(1)</script> \x1b[31mred\x1b[0m [red]markup[/red] [/] :smile: =1+1 \u202etxt\r\x07\nsecond line"
 VISIBLE = ("<script>", r"\x1b[31mred\x1b[0m", "[red]markup[/red] [/]", ":smile:", "=1+1", r"\u202etxt\r\x07")
@@ -149,7 +149,7 @@ def test_an_id_is_found_by_its_beginning_only_if_it_is_one() -> None:
 def test_search_takes_text_as_it_stands() -> None:
     prompts = prompts_table(["What is 1+1?", "WHAT .* is?", "Else"])
     assert search_prompts(prompts, "what").height == 2
-    assert search_prompts(prompts, ".*")["prompt"].to_list() == ["WHAT .* is?"]
+    assert texts_of(search_prompts(prompts, ".*")) == ["WHAT .* is?"]
 
 
 def test_the_router_s_use_of_a_prompt_is_that_of_its_training() -> None:

@@ -12,18 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from persyn.chat.control import Message, count_altered, find_control, without_control_text
+from persyn.chat.control import count_altered, find_control, without_control_text
 from persyn.chat.forms import Context, Form, find_context, find_form, render, written_answer
-from persyn.chat.thinking import split_thought
 from persyn.errors import InputError
+from persyn.messages import Message, as_messages, assistant_message, user_message
 from persyn.settings import DATE, Thinking
+from persyn.thinking import split_thought
 
 __all__ = [
     "BASE_STOP",
     "BASE_TEMPLATE",
     "Message",
-    "as_messages",
-    "as_text",
     "assistant_message",
     "count_altered",
     "encode_completion",
@@ -106,31 +105,6 @@ def end_by_turn(tokenizer: Any) -> Any:
 def stop_strings(tokenizer: Any) -> list[str]:
     """The texts at which generation must stop if the model does not stop by itself."""
     return [BASE_STOP] if tokenizer.chat_template == BASE_TEMPLATE else []
-
-
-def as_messages(prompt: str | Sequence[Message]) -> list[Message]:
-    """A prompt as its messages. A plain string is one user turn."""
-    return user_message(prompt) if isinstance(prompt, str) else [dict(message) for message in prompt]
-
-
-def as_text(prompt: str | Sequence[Message]) -> str:
-    """A prompt as text to read: of a single user turn its content, of a longer conversation every turn after a line
-    that names its role.
-    """
-    turns = as_messages(prompt)
-    if len(turns) == 1 and turns[0]["role"] == "user":
-        return turns[0]["content"]
-    return "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in turns)
-
-
-def user_message(prompt: str) -> list[Message]:
-    """A prompt as the messages the student sees."""
-    return [{"role": "user", "content": prompt}]
-
-
-def assistant_message(response: str) -> list[Message]:
-    """A response as the messages the student learns to write."""
-    return [{"role": "assistant", "content": response}]
 
 
 def encode_prompt(

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-Message = dict[str, str]
+from persyn.messages import Message
+
 logger = logging.getLogger(__name__)
 
 # What looks like a control token in the source of a chat template.

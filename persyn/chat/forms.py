@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from persyn.chat.control import MARKED, Message, find_control
-from persyn.chat.thinking import opening_tag
+from persyn.chat.control import MARKED, find_control
 from persyn.errors import InputError
+from persyn.messages import Message
+from persyn.thinking import opening_tag
 
 ANSWER, THOUGHT = "\ufdd2answer\ufdd2", "\ufdd2thought\ufdd2"
 BLOCKS = {"<|channel>": ("<|channel>thought\n", "\n<channel|>"), "<think>": ("<think>\n", "\n</think>\n\n")}

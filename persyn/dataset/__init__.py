@@ -6,11 +6,11 @@ from typing import Any
 
 import polars as pl
 
-from persyn.chat import assistant_message, user_message
 from persyn.defects import Policies, count_defects, find_defects
 from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.generation.terms import Licenses, check_terms
+from persyn.messages import as_messages, assistant_message
 from persyn.schemas import DATASET
 from persyn.settings import Settings
 
@@ -86,7 +86,7 @@ def _messages_and_terms(kept: pl.DataFrame, teachers: Mapping[str, Teacher]) -> 
     """DATASET of the kept responses."""
     given = [teachers[name] for name in kept["teacher"]]
     series = [
-        pl.Series("prompt", [user_message(text) for text in kept["prompt"]], dtype=DATASET["prompt"]),
+        pl.Series("prompt", [as_messages(prompt) for prompt in kept["prompt"].to_list()], dtype=DATASET["prompt"]),
         pl.Series("completion", [assistant_message(text) for text in kept["response"]], dtype=DATASET["completion"]),
         kept["reasoning"]
         if "reasoning" in kept.columns

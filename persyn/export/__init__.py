@@ -17,7 +17,7 @@ from persyn.summary import told_hits
 
 KEYS = ["prompt_id", "teacher"]
 COLUMNS: dict[str, tuple[Any, str]] = {
-    "prompt": (MESSAGES, "messages (role, content) that the teacher answered, without its system prompt"),
+    "prompt": (MESSAGES, "messages (role, content) that the teacher answered, without its own system prompt"),
     "completion": (MESSAGES, "the answer, as one message"),
     "messages": (MESSAGES, "`prompt` and `completion` in one list"),
     "reasoning": (pl.String, "the teacher's thought before the answer; null where it gave none"),
@@ -99,14 +99,12 @@ def _check_one_run(rows: pl.DataFrame, teachers: Mapping[str, Teacher]) -> None:
     names = ["teacher", "teacher_license_now", "training_now"]
     rows = rows.join(pl.DataFrame(terms, schema=names, orient="row"), on="teacher", how="left", validate="m:1")
 
-    def text(column: str) -> pl.Expr:
-        return pl.col(column).list.first().struct.field("content")
-
+    completion = pl.col("completion").list.first().struct.field("content")
     agree = {
-        "are not of a prompt of prompts.parquet": text("prompt").eq_missing(pl.col("asked")),
+        "are not of a prompt of prompts.parquet": pl.col("prompt").eq_missing(pl.col("asked")),
         "have another licence than their prompt": pl.col("license").eq_missing(pl.col("license_now")),
         "have no route": pl.col("routed").is_not_null(),
-        "have another response than was routed": text("completion").eq_missing(pl.col("response")),
+        "have another response than was routed": completion.eq_missing(pl.col("response")),
         "have other terms than their teacher": pl.col("teacher_license").eq_missing(pl.col("teacher_license_now"))
         & pl.col("training").eq_missing(pl.col("training_now")),
     }

@@ -8,8 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import AfterValidator, Field
 
-from persyn.chat import Message, assistant_message, stop_strings, user_message
+from persyn.chat import stop_strings
 from persyn.errors import InputError, did_you_mean
+from persyn.messages import Message, as_messages, assistant_message, user_message
 from persyn.prompts.sources import Rows
 from persyn.settings import Commit, Seed, Settings
 
@@ -56,7 +57,8 @@ class Precomputed(Rows):
     """Responses that a teacher has already given. `path` is relative to the working folder."""
 
     prompt: str = "prompt"
-    """Column or template of the prompt. It must equal the prompt's text, except for blanks at the ends of lines."""
+    """Column or template of the prompt, which may be a conversation as in `prompts.sources`. It must equal the prompt,
+    except for blanks at the ends of lines."""
     response: str = "response"
     """Column or template of the response."""
     score: str | None = None
@@ -97,7 +99,7 @@ class Teacher(Settings):
     revision: Commit | None = None
     """40-hex commit of a hub id."""
     system: str | None = None
-    """System prompt."""
+    """System prompt. A prompt's own system message follows it, after a blank line, in the same message."""
     examples: list[Example] = Field(default_factory=list)
     """Worked examples shown before each prompt, which tell a base model what to do."""
     trust_remote_code: bool = False
@@ -109,12 +111,16 @@ class Teacher(Settings):
     precomputed: Precomputed | None = None
     """A data set of responses that it has already given, used instead of asking it."""
 
-    def messages(self, prompt: str) -> list[Message]:
-        """The conversation that the teacher gets for `prompt`."""
-        shown = [{"role": "system", "content": self.system}] if self.system else []
+    def messages(self, prompt: str | Sequence[Message]) -> list[Message]:
+        """The conversation that the teacher gets for `prompt`: one system message at most, the examples, the turns."""
+        turns = as_messages(prompt)
+        system = [self.system] if self.system else []
+        while turns and turns[0]["role"] == "system":
+            system.append(turns.pop(0)["content"])
+        shown = [{"role": "system", "content": "\n\n".join(system)}] if system else []
         for example in self.examples:
             shown += user_message(example.prompt) + assistant_message(example.response)
-        return shown + user_message(prompt)
+        return shown + turns
 
 
 @dataclass(frozen=True)

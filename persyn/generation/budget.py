@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from persyn.chat import Message
 from persyn.errors import InputError
+from persyn.messages import Message
 from persyn.settings import Settings
 from persyn.store import shelves, verify
 

@@ -8,10 +8,11 @@ from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from persyn.chat import Message, without_control_text
+from persyn.chat import without_control_text
 from persyn.errors import InputError
 from persyn.generation import BackendSpeed, Generation, Sampling, Teacher
 from persyn.generation.event_loop import Calls
+from persyn.messages import Message
 
 if TYPE_CHECKING:
     import openai

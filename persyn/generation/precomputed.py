@@ -11,7 +11,7 @@ import logging
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,8 +20,9 @@ from typing import Any
 from persyn.chat import encode_prompt, with_chat_template
 from persyn.errors import InputError
 from persyn.generation import Generation, Precomputed, Teacher
+from persyn.messages import Message
 from persyn.models import load_tokenizer
-from persyn.prompts.sources import normalise, prompt_id
+from persyn.prompts.conversations import prompt_id
 
 logger = logging.getLogger(__name__)
 HERE = Path()
@@ -47,7 +48,7 @@ def precomputed_suffix(teacher: Teacher) -> str:
 
 
 def read_precomputed(
-    prompts: Mapping[str, str], name: str, teacher: Teacher, source: Precomputed
+    prompts: Mapping[str, str | Sequence[Message]], name: str, teacher: Teacher, source: Precomputed
 ) -> dict[str, dict[str, Any]]:
     """The teacher's precomputed responses to these prompts, as rows of the store with their `origin`.
 
@@ -55,7 +56,7 @@ def read_precomputed(
     than max_tokens is skipped and counted in the log.
 
     Args:
-        prompts: prompt_id -> text of the prompts that have no response yet.
+        prompts: prompt_id -> the prompts that have no response yet.
         name: the teacher's key in params.yaml.
         source: its `precomputed`.
 
@@ -68,7 +69,7 @@ def read_precomputed(
     origin, count, max_tokens = source.origin(HERE), Counter[str](), teacher.sampling.max_tokens
     found: dict[str, dict[str, Any]] = {}
     tokenizer: Any = None
-    for row in source.read(HERE, prompt=source.prompt, response=source.response).values():
+    for row in source.read(HERE, asked=["prompt"], prompt=source.prompt, response=source.response).values():
         identity, response = _key(row)
         if identity not in prompts or (identity in found and (response or source.keep_empty)):
             count["unmatched"] += 1
@@ -115,7 +116,7 @@ def read_scores(wanted: Set[tuple[str, str]], name: str, source: Precomputed) ->
         raise InputError(f"teachers.{name}.precomputed.score is null, which the quality method given needs; name it")
     scores, empty, wrong = defaultdict[tuple[str, str], list[float]](list), set[tuple[str, str]](), list[str]()
     fields = {"prompt": source.prompt, "response": source.response, "score": source.score}
-    for number, row in source.read(HERE, numeric=["score"], **fields).items():
+    for number, row in source.read(HERE, numeric=["score"], asked=["prompt"], **fields).items():
         key, text = _key(row), (row["score"] or "").strip()
         if key not in wanted:
             continue
@@ -144,10 +145,10 @@ def read_scores(wanted: Set[tuple[str, str]], name: str, source: Precomputed) ->
     return {key: math.fsum(values) / len(values) for key, values in scores.items()}
 
 
-def _key(row: Mapping[str, str | None]) -> tuple[str, str]:
-    """prompt_id and response of a row, as the tables have them."""
+def _key(row: Mapping[str, Any]) -> tuple[str, str]:
+    """prompt_id and response of a row, as the tables have them. A conversation that is unfit has no prompt's id."""
     response = (row["response"] or "").encode("utf-8", "replace").decode().strip()
-    return prompt_id(normalise(row["prompt"] or "")), response
+    return prompt_id(row["prompt"].messages), response
 
 
 def _tokenizer(name: str, teacher: Teacher, source: Precomputed) -> Any:

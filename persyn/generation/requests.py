@@ -8,10 +8,10 @@ from typing import Any
 
 import polars as pl
 
-from persyn.chat import Message
 from persyn.generation import Backend, Generation, Sampling, Teacher
 from persyn.generation.budget import Budget
 from persyn.generation.precomputed import precomputed_suffix
+from persyn.messages import Message
 from persyn.models import model_identity
 from persyn.store import Store, response_key, slug
 

@@ -5,8 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from persyn.chat import Message, encode_prompt, stop_strings, with_chat_template
+from persyn.chat import encode_prompt, stop_strings, with_chat_template
 from persyn.generation import BackendSpeed, Generation, Sampling, Teacher, check_context, read_text
+from persyn.messages import Message
 from persyn.models import load_causal_lm, load_tokenizer
 
 

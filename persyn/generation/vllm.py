@@ -6,11 +6,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from persyn.chat import Message, encode_prompt, stop_strings, with_chat_template
+from persyn.chat import encode_prompt, stop_strings, with_chat_template
 from persyn.errors import InputError
 from persyn.generation import BackendSpeed, Generation, Sampling, Teacher, check_context, read_text
 from persyn.generation.event_loop import Calls
 from persyn.generation.vllm_plugin import PARENT
+from persyn.messages import Message
 from persyn.models import load_tokenizer, locate_model
 
 

@@ -7,6 +7,7 @@ import polars as pl
 
 from persyn.comparison import KEYS
 from persyn.project.snapshot import Snapshot, changed_values
+from persyn.schemas import PROMPTS
 from persyn.statistics import holm, paired_difference, verdict
 
 ROUTED = ["strength", "margin"]
@@ -59,7 +60,7 @@ def compare_routes(a: pl.DataFrame, b: pl.DataFrame, prompts: pl.DataFrame | Non
 
     Args:
         a: ROUTES. A prompt with two teachers counts as one with a teacher `stronger + weaker`.
-        prompts: PROMPTS, for their text.
+        prompts: PROMPTS, for what they ask.
 
     Returns:
         prompts (routed in both), unlike (how many of them differ in teacher, strength or margin), flow ([{from, to,
@@ -73,7 +74,7 @@ def compare_routes(a: pl.DataFrame, b: pl.DataFrame, prompts: pl.DataFrame | Non
         "margin_b", "prompt_id", descending=[True, False], nulls_last=True
     )
     if prompts is None:
-        moved = moved.with_columns(prompt=pl.lit(None, pl.String))
+        moved = moved.with_columns(prompt=pl.lit(None, PROMPTS["prompt"]))
     else:
         texts = prompts.select("prompt_id", "prompt")
         moved = moved.join(texts, on="prompt_id", how="left", validate="1:1", maintain_order="left")

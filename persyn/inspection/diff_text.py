@@ -8,6 +8,7 @@ from rich.text import Text
 
 from persyn.inspection.diff import is_changed
 from persyn.inspection.terminal import first_words, number, rows_table, shown
+from persyn.messages import as_text
 
 SHORT = 12  # ids to list
 
@@ -87,7 +88,7 @@ def _moved(row: Mapping[str, Any]) -> str:
     margins = [row["margin_a"], row["margin_b"]]
     known = ["-" if margin is None else number(margin) for margin in margins] if margins != [None, None] else []
     margin = f", margin {' → '.join(known)}" if known else ""
-    return f"{row['from']} → {row['to']}{margin}\n{first_words(row['prompt'] or '')}"
+    return f"{row['from']} → {row['to']}{margin}\n{first_words(as_text(row['prompt'] or ''))}"
 
 
 def _flow(title: str, flow: list[dict[str, Any]]) -> RenderableType:

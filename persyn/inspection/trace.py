@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from persyn.dataset import drop_reason
-from persyn.defects import DETECTORS, Policies
+from persyn.defects import DETECTORS, Policies, defects_of
 from persyn.errors import InputError
+from persyn.messages import as_text
 from persyn.project.snapshot import Snapshot
 from persyn.ties import TIE
 
@@ -43,7 +44,8 @@ def find_prompt(prompts: pl.DataFrame, prefix: str) -> str:
 
 def search_prompts(prompts: pl.DataFrame, text: str) -> pl.DataFrame:
     """prompt_id, domain, parallel and prompt of those of PROMPTS that contain `text`, upper or lower case."""
-    found = prompts.filter(pl.col("prompt").str.to_lowercase().str.contains(text.lower(), literal=True))
+    holds = [text.lower() in as_text(prompt).lower() for prompt in prompts["prompt"].to_list()]
+    found = prompts.filter(pl.Series(holds, dtype=pl.Boolean))
     return found.select("prompt_id", "domain", "parallel", "prompt").sort("prompt_id")
 
 
@@ -147,7 +149,7 @@ def _defects(made: Snapshot, row: Mapping[str, Any], prompt: Mapping[str, Any]) 
     for known in _rows(made.defects, row["prompt_id"]):
         if known["teacher"] == row["teacher"]:
             return [kind for kind in DETECTORS if known[kind]]
-    return [kind for kind, detect in DETECTORS.items() if detect(prompt["prompt"], row["response"])]
+    return [kind for kind, found in defects_of(prompt["prompt"], row["response"]).items() if found]
 
 
 def _routes(

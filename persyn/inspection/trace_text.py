@@ -9,12 +9,13 @@ from rich.panel import Panel
 from rich.text import Text
 
 from persyn.inspection.terminal import first_words, number, rows_table, shown
+from persyn.messages import as_text
 
 
 def search_text(found: pl.DataFrame, limit: int) -> RenderableType:
     """The first `limit` results of search_prompts."""
     rows = [
-        (row["prompt_id"], row["domain"], "yes" if row["parallel"] else "no", first_words(row["prompt"]))
+        (row["prompt_id"], row["domain"], "yes" if row["parallel"] else "no", first_words(as_text(row["prompt"])))
         for row in found.head(limit).to_dicts()
     ]
     table = rows_table("prompts", ["prompt_id", "domain", "parallel", "first words"], rows)
@@ -35,7 +36,7 @@ def trace_text(found: Mapping[str, Any]) -> RenderableType:
             "router": found["router"] or "not known",
         }.items()
     )
-    parts: list[RenderableType] = [*_panel(found["prompt"], f"prompt {found['prompt_id']}"), facts, Text("")]
+    parts: list[RenderableType] = [*_panel(as_text(found["prompt"]), f"prompt {found['prompt_id']}"), facts, Text("")]
     for row in found["responses"]:
         parts += _panel(row["response"], row["teacher"] + (", best" if row["best"] else ""), _scores(row))
     if found["pairs"]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import polars as pl
 from pydantic import Field
 
-from persyn.chat import as_messages, count_altered, encode_parts, with_chat_template
+from persyn.chat import count_altered, encode_parts, with_chat_template
 from persyn.errors import InputError
+from persyn.messages import as_messages
 from persyn.models import Student, default_precision, load_causal_lm, load_tokenizer, model_identity
 from persyn.schemas import LEARNABILITY
 from persyn.settings import Settings, Thinking

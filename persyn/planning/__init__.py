@@ -18,7 +18,7 @@ from persyn.generation import Teacher
 from persyn.generation.budget import Budget
 from persyn.planning.intervals import Interval, Use, add, between, either, lower
 from persyn.planning.known import Strategies
-from persyn.planning.usage import Forecast, look_into_store
+from persyn.planning.usage import Forecast, look_into_store, size_of
 from persyn.prompts import wanted_prompts
 from persyn.routes import Persyn, Rule
 
@@ -67,8 +67,8 @@ def build_plan(
         responses, routed: {teacher or strategy -> use, ...}; total; generate_then_select; scores; budget; notes. A use
         is the fields of Use, each [low, high] or None, and `seen`, the number of responses it was estimated from.
     """
-    size = pl.col("prompt").str.len_bytes().cast(pl.Float64).fill_null(float("nan"))
-    sized = prompts.select("prompt_id", size=size)
+    sizes = [math.nan if prompt is None else size_of(prompt) for prompt in prompts["prompt"].to_list()]
+    sized = prompts.select("prompt_id", size=pl.Series(sizes, dtype=pl.Float64))
     parallel = _parallel_pairs(prompts, teachers).join(sized, on="prompt_id", how="left", validate="m:1")
     forecasts, paid = look_into_store(prompts, teachers, folder, prices)
     first = parallel.join(paid, on=PAIR, how="anti")

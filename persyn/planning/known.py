@@ -8,13 +8,13 @@ import polars as pl
 from persyn.errors import InputError
 from persyn.prompts import Source
 from persyn.routes import Mix, Persyn, Pool, Random, Rule, Strong, build_routes
-from persyn.schemas import REWARDS
+from persyn.schemas import PROMPTS, REWARDS
 
 Strategies = Mapping[str, Rule]
 
 
 def declared_prompts(sources: Sequence[Source], num_parallel: int | None) -> pl.DataFrame:
-    """Prompts without text, as many as the `limit`s of prompts.sources, for use where the sources are missing.
+    """Prompts that are null, as many as the `limit`s of prompts.sources, for use where the sources are missing.
 
     Raises:
         InputError: a source has no limit.
@@ -33,7 +33,7 @@ def declared_prompts(sources: Sequence[Source], num_parallel: int | None) -> pl.
         raise InputError(f"prompts.num_parallel is {num_parallel}; it must be 1 to {len(domains)}, the limits' sum")
     numbers = pl.int_range(len(domains), eager=True)
     table = pl.DataFrame({"prompt_id": numbers.cast(pl.String), "domain": domains, "parallel": numbers < num_parallel})
-    return table.with_columns(prompt=pl.lit(None, pl.String))
+    return table.with_columns(prompt=pl.lit(None, PROMPTS["prompt"]))
 
 
 def known_routes(

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +14,7 @@ from persyn.cost import Prices
 from persyn.generation import Teacher
 from persyn.generation.budget import MESSAGE_TOKENS
 from persyn.generation.requests import open_store, prepare_requests, stored_response
+from persyn.messages import Message, as_messages
 from persyn.models import model_identity
 from persyn.planning.intervals import (
     Interval,
@@ -122,7 +123,7 @@ def look_into_store(
     """A Forecast for each teacher, from its own responses to these prompts; and the stored pairs: prompt_id, teacher.
 
     Args:
-        prompts: PROMPTS. If their texts are null, no stored pair is known.
+        prompts: PROMPTS. If they are null, no stored pair is known.
         folder: the response store.
     """
     forecasts, schema = {}, {"prompt_id": pl.String, "teacher": pl.String}
@@ -149,18 +150,25 @@ def _find_responses(
     num_rows = verify(shelf)[0].rows
     if not num_rows:  # opening a store would create it
         return found
-    store = open_store(folder, teacher)
+    store, own = open_store(folder, teacher), _shown(teacher.messages(""))
     for part in (prompts.filter("parallel"), prompts.filter(~pl.col("parallel"))):
         if len(found) == num_rows:
             break
-        for identity, request in zip(part["prompt_id"], prepare_requests(part, teacher), strict=True):
+        asked = part["prompt_id"].to_list(), part["prompt"].to_list(), prepare_requests(part, teacher)
+        for identity, prompt, request in zip(*asked, strict=True):
             if row := stored_response(store, request, teacher.sampling):
                 tokens = row["num_prompt_tokens"], row["num_response_tokens"]
                 stored = len(json.dumps(row)) + RECORD_BYTES
-                found.append((identity, (_shown(request.conversation), *tokens, stored)))
+                found.append((identity, (own + size_of(prompt), *tokens, stored)))
     return found
 
 
-def _shown(conversation: list[dict[str, str]]) -> int:
+def size_of(prompt: str | Sequence[Message]) -> int:
+    """Bytes of a prompt. Every further message counts as many more as what a template writes around it may take."""
+    messages = as_messages(prompt)
+    return _shown(messages) + int(MESSAGE_TOKENS * BYTES_A_TOKEN[0]) * (len(messages) - 1)
+
+
+def _shown(conversation: Sequence[Message]) -> int:
     """Bytes of a conversation."""
     return sum(len(message["content"].encode()) for message in conversation)

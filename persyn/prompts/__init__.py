@@ -4,20 +4,24 @@ Nothing is dropped silently: build_prompts counts every dropped row, by reason.
 """
 
 import hashlib
+import logging
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from persyn.errors import InputError
-from persyn.prompts.sources import Rows, normalise, prompt_id
+from persyn.messages import Message
+from persyn.prompts.conversations import Asked, prompt_id
+from persyn.prompts.sources import FIRST_OF, Rows
 from persyn.schemas import DOMAINS, PROMPTS
-from persyn.settings import Seed, Settings
+from persyn.settings import Misfit, Seed, Settings
 
+logger = logging.getLogger(__name__)
 NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -32,11 +36,23 @@ class Source(Rows):
     license: str = ""
     """Licence of the prompts, copied to every row of the dataset."""
     prompt: str = "prompt"
-    """Column or template of the prompt text."""
+    """Column or template of the prompt. A column may hold text or a conversation: a list of {role, content}, of {from,
+    value}, or of the user's texts; the assistant's turns at its end are no part of the prompt. If this is not set and
+    there is no column `prompt`, it is the column `messages`, or else `conversations`, or else `instruction`, with a
+    column `input` after a blank line (Alpaca)."""
     reference: str | None = None
     """Column or template of the reference; if given, every row must have one."""
+    answer_as_reference: bool = False
+    """Whether the assistant's turns at the end of a conversation, or Alpaca's column `output`, are the reference.
+    Every prompt must have one then."""
     label: Annotated[str, Field(min_length=1)] | None = None
     """What the tables call it, such as the part of a file that `where` leaves; null: its `path` or `hub`."""
+
+    @model_validator(mode="after")
+    def _one_reference(self) -> Self:
+        if self.answer_as_reference and self.reference is not None:
+            raise Misfit("answer_as_reference", f"is true, and reference is {self.reference!r}; it needs one of them")
+        return self
 
     @property
     def title(self) -> str:
@@ -49,11 +65,12 @@ class PromptSettings(Settings):
     sources: Annotated[list[Source], Field(min_length=1)]
     """Where prompts are read from."""
     decontaminate: list[Source] = Field(default_factory=list)
-    """Evaluation sets. A prompt that equals one of their prompts, or shares `ngram` consecutive words, is dropped."""
+    """Evaluation sets. A prompt that equals one of their prompts, or shares `ngram` consecutive words, is dropped. Of a
+    conversation every turn is compared, but not the system message."""
     ngram: Annotated[int, Field(ge=1)] = 13
     """Number of consecutive words that must not be shared."""
     max_characters: Annotated[int, Field(ge=1)] = 20_000
-    """A longer prompt is dropped."""
+    """A longer prompt is dropped; of a conversation all turns count."""
     num_parallel: Annotated[int, Field(ge=1)] | None
     """How many prompts are parallel, spread over the domains by their size; null is all of them."""
     seed: Seed = 0
@@ -67,44 +84,46 @@ def build_prompts(raw: Path, settings: PromptSettings) -> tuple[pl.DataFrame, di
         raw: folder that local sources are relative to.
 
     Returns:
-        PROMPTS and the counts {read, kept, parallel, dropped: {reason: count}, domains: {domain: count}}.
+        PROMPTS and the counts {read, shapes: {shape: count}, kept, parallel, dropped: {reason: count}, domains:
+        {domain: count}}.
 
     Raises:
         InputError: a source is unreadable, a column or a reference is missing, nothing is left,
             or there are fewer prompts than `num_parallel`.
     """
-    ngram = settings.ngram
-    evaluation = [row for source in settings.decontaminate for row in _read(raw, source)]
-    seen_by_evaluation = [normalise(row["prompt"] or "") for row in evaluation]
-    exact, runs = set(seen_by_evaluation), {run for text in seen_by_evaluation for run in _ngrams(text, ngram)}
+    is_known = _compared(raw, settings)
     kept: dict[str, dict[str, Any]] = {}
-    dropped: Counter[str] = Counter()
-    num_read = 0
+    shapes, dropped, roles = Counter[str](), Counter[str](), Counter[str | None]()
     for source in settings.sources:
-        for row in _read(raw, source):
-            num_read += 1
-            prompt = normalise(row["prompt"] or "")
-            identity = prompt_id(prompt)
-            if not prompt:
-                dropped["empty"] += 1
-            elif NOT_TEXT.search(prompt + (row["reference"] or "")):
-                dropped["not text"] += 1
-            elif len(prompt) > settings.max_characters:
-                dropped["too long"] += 1
+        for asked, reference in _read(raw, source):
+            shapes[asked.shape] += 1
+            identity = prompt_id(asked.messages)
+            reason = _unfit(asked, reference, settings.max_characters)
+            if reason:
+                roles[asked.role] += 1
             elif identity in kept:
-                dropped["duplicate"] += 1
-            elif prompt in exact or not runs.isdisjoint(_ngrams(prompt, ngram)):
-                dropped["contaminated"] += 1
-            else:
-                origin = {"domain": source.domain, "source": source.title, "license": source.license}
-                kept[identity] = {"prompt_id": identity, "prompt": prompt, "reference": row["reference"], **origin}
+                reason = "duplicate"
+            elif is_known(asked):
+                reason = "contaminated"
+            if reason:
+                dropped[reason] += 1
+                continue
+            origin = {"domain": source.domain, "source": source.title, "license": source.license}
+            kept[identity] = {"prompt_id": identity, "prompt": asked.messages, "reference": reference, **origin}
+    num_read = shapes.total()
     assert num_read == len(kept) + dropped.total(), "every row is kept or counted"
+    logger.info("%d rows read = %s", num_read, " + ".join(f"{n} {shape}" for shape, n in sorted(shapes.items())))
+    del roles[None]
+    if roles:
+        names = ", ".join(f"{str(role)[:40]!r} {count}" for role, count in roles.most_common(5))
+        logger.warning("conversations dropped for a role that is not known: %s", names)
     if not kept:
         raise InputError(f"no prompt is left of {num_read} read ({dict(dropped)}); give sources with usable prompts")
     num_parallel = len(kept) if settings.num_parallel is None else settings.num_parallel
-    table = _mark_parallel(pl.DataFrame(list(kept.values())), num_parallel, settings.seed)
+    rows = pl.DataFrame(list(kept.values()), schema_overrides={"prompt": PROMPTS["prompt"]})
+    table = _mark_parallel(rows, num_parallel, settings.seed)
     domains = dict(sorted(Counter(table["domain"].to_list()).items()))
-    counts = {"read": num_read, "kept": table.height, "parallel": num_parallel}
+    counts = {"read": num_read, "shapes": dict(sorted(shapes.items())), "kept": table.height, "parallel": num_parallel}
     return table, {**counts, "dropped": dict(sorted(dropped.items())), "domains": domains}
 
 
@@ -136,18 +155,60 @@ def wanted_prompts(
     return prompts.join(wanted, on="prompt_id", how="semi", maintain_order="left")
 
 
-def _read(raw: Path, source: Source) -> list[dict[str, str | None]]:
-    """The rows of one source: prompt and reference."""
-    if source.reference is None:
-        return [{**row, "reference": None} for row in source.read(raw, prompt=source.prompt).values()]
-    rows = source.read(raw, prompt=source.prompt, reference=source.reference)
-    without = [number for number, row in rows.items() if not (row["reference"] or "").strip()]
+def _read(raw: Path, source: Source) -> list[tuple[Asked, str | None]]:
+    """What the rows of one source ask, and their references."""
+    fields: dict[str, Any] = {"prompt": source.prompt if "prompt" in source.model_fields_set else FIRST_OF}
+    if source.reference is not None:
+        fields["reference"] = source.reference
+    rows = source.read(raw, asked=["prompt"], **fields)
+    found = {number: (row["prompt"], row.get("reference")) for number, row in rows.items()}
+    if source.answer_as_reference:
+        found = {number: (asked, asked.answer) for number, (asked, _) in found.items()}
+        without = [number for number, (asked, answer) in found.items() if not answer and not asked.unfit]
+    elif source.reference is not None:
+        without = [number for number, (_, reference) in found.items() if not (reference or "").strip()]
+    else:
+        without = []
     if without:
+        what = "answer" if source.answer_as_reference else repr(source.reference)
+        field = "answer_as_reference" if source.answer_as_reference else "reference"
         raise InputError(
-            f"source {source.name}: {len(without)} rows have no {source.reference!r}, first at rows {without[:5]} "
-            f"(from 0); fill them, or leave `reference` out and use a quality method that needs none"
+            f"source {source.name}: {len(without)} rows have no {what}, first at rows {without[:5]} "
+            f"(from 0); fill them, or leave `{field}` out and use a quality method that needs none"
         )
-    return list(rows.values())
+    return list(found.values())
+
+
+def _unfit(asked: Asked, reference: str | None, max_characters: int) -> str:
+    """Why a prompt cannot be used; empty if it can."""
+    texts = [turn["content"] for turn in asked.messages]
+    if asked.unfit or not all(texts):
+        return asked.unfit or "empty"
+    if any(NOT_TEXT.search(text) for text in [*texts, reference or ""]):
+        return "not text"
+    return "too long" if sum(map(len, texts)) > max_characters else ""
+
+
+def _compared(raw: Path, settings: PromptSettings) -> Callable[[Asked], bool]:
+    """Whether a prompt is one of the evaluation sets', or shares consecutive words with one.
+
+    A system message is no part of the question, and often the same in many rows. Equal means a turn that is an
+    evaluation prompt's first user turn: later ones, such as `Continue.`, ask nothing by themselves.
+    """
+    evaluation = [_turns(asked) for source in settings.decontaminate for asked, _ in _read(raw, source)]
+    exact = {next(turn["content"] for turn in turns if turn["role"] == "user") for turns in evaluation if turns}
+    runs = {run for turns in evaluation for turn in turns for run in _ngrams(turn["content"], settings.ngram)}
+
+    def is_known(asked: Asked) -> bool:
+        texts = [turn["content"] for turn in _turns(asked)]
+        return any(text in exact or not runs.isdisjoint(_ngrams(text, settings.ngram)) for text in texts)
+
+    return is_known
+
+
+def _turns(asked: Asked) -> list[Message]:
+    """All but the system messages."""
+    return [turn for turn in asked.messages if turn["role"] != "system"]
 
 
 def _ngrams(prompt: str, size: int) -> set[tuple[str, ...]]:

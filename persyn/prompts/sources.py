@@ -1,9 +1,8 @@
-"""Sources: rows of a file or a hub dataset, read as text by column or template; and when two prompts are the same."""
+"""Sources: rows of a file or a hub dataset, read as text or conversations by column or template."""
 
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -15,12 +14,26 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, model_validator
 
 from persyn.errors import InputError
+from persyn.prompts.conversations import Asked, NoPrompt, asked_text, read_asked
 from persyn.settings import Commit, Misfit, Settings, shown
 
-# A null is an empty text, as in a column.
-TEMPLATES = ImmutableSandboxedEnvironment(
-    undefined=StrictUndefined, finalize=lambda value: "" if value is None else value
-)
+ALPACA = "{{ instruction }}{% if input is defined and input and input.strip() %}\n\n{{ input }}{% endif %}"
+ALPACA_ANSWER = "{{ output if output is defined else '' }}"
+FIRST_OF = {"prompt": "prompt", "messages": "messages", "conversations": "conversations", "instruction": ALPACA}
+"""What asks where nothing says so: by the first of these columns that is there, a column or a template."""
+
+
+def _written(value: Any) -> Any:
+    """What a template writes for a value. A null is an empty text, as in a column."""
+    if isinstance(value, list | dict):
+        kind = type(value).__name__
+        raise TypeError(
+            f"it writes a {kind} as Python does; write a part of it, or its `| tojson` (a prompt may name the column)"
+        )
+    return "" if value is None else value
+
+
+TEMPLATES = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_written)
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 FALSE = {"", "false", "0", "none"}
 
@@ -70,18 +83,30 @@ class Rows(Settings):
         with _file(folder, self).open("rb") as file:
             return f"{self.path}@{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
-    def read(self, folder: Path, *, numeric: Collection[str] = (), **fields: str) -> dict[int, dict[str, str | None]]:
-        """The text of every field, by row number from 0.
+    def read(
+        self,
+        folder: Path,
+        *,
+        numeric: Collection[str] = (),
+        asked: Collection[str] = (),
+        **fields: str | Mapping[str, str],
+    ) -> dict[int, dict[str, Any]]:
+        """The text (or null) of every field, by row number from 0.
 
         Args:
             folder: that `path` is relative to.
             numeric: the fields whose column may hold numbers; their text is the shortest that reads back as them.
-            fields: field -> column or template.
+            asked: the fields whose column may hold a conversation; instead of text they are Asked.
+            fields: field -> column or template; or several by column, of which the first that is there counts.
 
         Raises:
             InputError: the rows are unreadable, a column is missing or holds no text, or a template is wrong or fails.
         """
-        rows = _read_hub(self, self._columns(fields)) if self.hub else _read_file(folder, self)
+        if self.hub:
+            rows = _read_hub(self, lambda has: self._columns(self._chosen(fields, has)))
+        else:
+            rows = _read_file(folder, self)
+        chosen = self._chosen(fields, dict.fromkeys(name for row in rows for name in row))
         numbers = list(range(len(rows)))
         if self.where is not None:
             if not is_template(self.where):
@@ -91,8 +116,29 @@ class Rows(Settings):
                 )
             holds = self._text("where", self.where, rows)
             numbers = [number for number in numbers if (holds(number) or "").strip().lower() not in FALSE]
-        texts = {field: self._text(field, given, rows, field in numeric) for field, given in fields.items()}
+        texts: dict[str, Callable[[int], Any]] = {
+            field: self._asked(field, given, rows)
+            if field in asked
+            else self._text(field, given, rows, field in numeric)
+            for field, given in chosen.items()
+        }
         return {number: {field: text(number) for field, text in texts.items()} for number in numbers[: self.limit]}
+
+    def _chosen(self, fields: Mapping[str, str | Mapping[str, str]], columns: Collection[str]) -> dict[str, str]:
+        """field -> column or template, given these columns."""
+        chosen = {}
+        for field, given in fields.items():
+            if isinstance(given, str):
+                chosen[field] = given
+                continue
+            there = [given[column] for column in given if column in columns] or ([] if columns else [*given.values()])
+            if not there:
+                raise InputError(
+                    f"source {self.name}: no column {' or '.join(given)}; it has {', '.join(columns)}; name the column "
+                    f"as `{field}`, or write a template"
+                )
+            chosen[field] = there[0]
+        return chosen
 
     def _columns(self, fields: Mapping[str, str]) -> set[str]:
         """The columns that the fields and `where` use, with `row` if a template uses the whole row."""
@@ -100,10 +146,34 @@ class Rows(Settings):
         for field, given in (*fields.items(), ("where", self.where or "")):
             if is_template(given):
                 self._template(field, given)
-                named |= _names(TEMPLATES.parse(given))
+                named |= _names(TEMPLATES.parse(given + (ALPACA_ANSWER if given == ALPACA else "")))
             elif given:
                 named.add(given)
         return named
+
+    def _asked(self, field: str, given: str, rows: list[dict[str, Any]]) -> Callable[[int], Asked]:
+        """A function from a row's number to what it asks."""
+        text = self._text(field, given, rows) if is_template(given) else None
+        answer = self._text(field, ALPACA_ANSWER, rows) if given == ALPACA else None
+        if text is None:
+            self._check_column(given, rows)
+
+        def asked(number: int) -> Asked:
+            try:
+                if text is None:
+                    return read_asked(rows[number].get(given))
+                shape = "text" if answer is None else "alpaca"
+                return asked_text(text(number) or "", shape, answer and answer(number))
+            except NoPrompt as error:
+                what = f"column {given!r}" if text is None else f"the template of {field}"
+                raise InputError(f"source {self.name}: row {number}, {what} {error}") from error
+
+        return asked
+
+    def _check_column(self, name: str, rows: list[dict[str, Any]]) -> None:
+        if rows and not any(name in row for row in rows):
+            columns = ", ".join(dict.fromkeys(column for row in rows for column in row))
+            raise InputError(f"source {self.name}: no column {name!r}; it has {columns}")
 
     def _text(
         self, field: str, given: str, rows: list[dict[str, Any]], numeric: bool = False
@@ -123,8 +193,7 @@ class Rows(Settings):
                     ) from error
 
             return rendered
-        if rows and not any(given in row for row in rows):
-            raise InputError(f"source {self.name}: no column {given!r}; it has {columns}")
+        self._check_column(given, rows)
 
         def stored(number: int) -> str | None:
             value = rows[number].get(given)
@@ -136,9 +205,10 @@ class Rows(Settings):
                     f"numbers (or be made one by a template: {{{{ 1 if {given} else 0 }}}})"
                 )
             if not isinstance(value, str | None):
+                part = f"{given} | tojson" if isinstance(value, list | dict) else given
                 raise InputError(
                     f"source {self.name}: row {number}, column {given!r} is {type(value).__name__}; it must hold text "
-                    f"(or be made text by a template: {{{{ {given} }}}})"
+                    f"(or be made text by a template: {{{{ {part} }}}})"
                 )
             return value
 
@@ -167,17 +237,6 @@ def _names(template: nodes.Template) -> set[str]:
 def is_template(text: str) -> bool:
     """Whether `text` is a template over the columns, not a column's name."""
     return "{{" in text or "{%" in text
-
-
-def normalise(prompt: str) -> str:
-    """NFC, one kind of line end, no trailing blanks on a line, none around the whole, no byte order mark."""
-    text = unicodedata.normalize("NFC", prompt).lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    return "\n".join(line.rstrip() for line in text.split("\n")).strip()
-
-
-def prompt_id(prompt: str) -> str:
-    """Content hash of a normalised prompt: the key of every table, equal on every machine."""
-    return hashlib.sha256(prompt.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 def _line(error: Exception) -> str:
@@ -225,11 +284,12 @@ def _read_jsonl(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_hub(source: Rows, columns: set[str]) -> list[dict[str, Any]]:
-    """A hub dataset; only these columns if it has them all, since others may be many and large."""
+def _read_hub(source: Rows, used: Callable[[list[str]], set[str]]) -> list[dict[str, Any]]:
+    """A hub dataset; only the columns that are used if it has them all, since others may be many and large."""
     from datasets import load_dataset
 
     data = load_dataset(source.hub, source.config, split=source.split, revision=_pinned(source))
+    columns = used(data.column_names)
     return (data.select_columns(sorted(columns)) if columns <= set(data.column_names) else data).to_list()
 
 

@@ -17,6 +17,7 @@ from persyn.generation import Teacher
 from persyn.generation.budget import Budget
 from persyn.generation.openai import OpenAISpeed
 from persyn.generation.precomputed import read_scores
+from persyn.messages import as_text
 from persyn.prompts import Domain
 from persyn.quality.judge import JudgeSettings, judge_scores
 from persyn.quality.reward_model import RewardModelSettings, reward_model_scores
@@ -141,7 +142,8 @@ def _verified(rows: pl.DataFrame, method: str) -> list[float]:
             f"prompt {without['prompt_id'][0]} has no reference, which {method} needs; name its column as `reference` "
             f"in prompts.sources, or choose the method reward_model or judge"
         )
-    columns = [rows[column].to_list() for column in ("prompt", "response", "reference")]
+    asked = [as_text(prompt) for prompt in rows["prompt"].to_list()]
+    columns = asked, rows["response"].to_list(), rows["reference"].to_list()
     bar = functools.partial(tqdm, total=rows.height, desc=f"quality by {method}", unit="response")
     if method == "unit_tests":
         with ThreadPoolExecutor(os.cpu_count()) as pool:

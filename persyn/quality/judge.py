@@ -13,6 +13,7 @@ from pydantic import Field
 from persyn.generation import Sampling, Teacher
 from persyn.generation.budget import Budget
 from persyn.generation.openai import OpenAISpeed
+from persyn.messages import as_text
 from persyn.responses import generate_responses
 from persyn.settings import Settings, Share
 
@@ -67,7 +68,7 @@ def judge_scores(
     sampling = Sampling(max_tokens=settings.max_tokens)
     judge = Teacher(model=settings.model, backend="openai", license="", system=system, sampling=sampling)
     asked = [
-        f"[Question]\n{row['prompt']}\n\n"
+        f"[Question]\n{as_text(row['prompt'])}\n\n"
         + (f"[Reference]\n{row['reference']}\n\n" if row["reference"] is not None else "")
         + f"[Answer]\n{row['response']}\n\n[End of the answer]"
         for row in rows.iter_rows(named=True)

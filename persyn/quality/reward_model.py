@@ -9,8 +9,9 @@ import polars as pl
 from pydantic import Field
 from tqdm import tqdm
 
-from persyn.chat import Message, assistant_message, encode_conversation, user_message, with_chat_template
+from persyn.chat import encode_conversation, with_chat_template
 from persyn.errors import InputError
+from persyn.messages import Message, as_messages, assistant_message
 from persyn.models import load_model, load_tokenizer, model_identity
 from persyn.settings import Commit, Settings
 from persyn.store import Store, response_key, slug
@@ -40,7 +41,7 @@ def reward_model_scores(rows: pl.DataFrame, folder: Path, settings: RewardModelS
     model, revision, max_length = settings.model, settings.revision, settings.max_length
     identity = model_identity(model, revision)
     store = Store(folder / slug(identity))
-    conversations = [user_message(p) + assistant_message(r) for p, r in rows.select("prompt", "response").rows()]
+    conversations = [as_messages(p) + assistant_message(r) for p, r in rows.select("prompt", "response").rows()]
     keys = [response_key(model=identity, messages=messages, max_length=max_length) for messages in conversations]
     scores: dict[str, float] = {}
     missing = [(key, messages) for key, messages in zip(keys, conversations, strict=True) if not store.get(key)]

@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 from tqdm import tqdm
 
+from persyn.messages import as_text
 from persyn.project.snapshot import Snapshot
 from persyn.schemas import DEFECTS, FINISH_REASONS, LEARNABILITY, QUALITY, RESPONSES, REWARDS, ROUTES
 
@@ -61,6 +62,8 @@ def build_sample(run: Snapshot, *, limit: int = 5000, max_bytes: int = 4_000_000
     prompts = run.need("prompts")
     while True:
         drawn = draw_prompts(prompts, limit)
+        texts = [as_text(prompt) for prompt in drawn["prompt"].to_list()]
+        drawn = drawn.with_columns(prompt=pl.Series(texts, dtype=pl.String))
         ids = drawn.select("prompt_id")
         responses, chosen = _responses(ids, run), _chosen(ids, run.routes, run.dataset)
         others = pl.concat([responses["teacher"], chosen["teacher"]]).unique().sort()

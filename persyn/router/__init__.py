@@ -23,6 +23,7 @@ import polars as pl
 from persyn.errors import InputError
 from persyn.files import read_json
 from persyn.models import model_identity
+from persyn.router.reading import prompt_texts
 from persyn.router.settings import BRADLEY_TERRY, Method, RouterSettings
 from persyn.training import Session
 
@@ -45,6 +46,7 @@ class Router(Protocol):
         """Strengths (N, M), in the order of the prompts and of `teachers`.
 
         Args:
+            prompts: as reading.prompt_texts gives them.
             sources: of the prompts; only methods source and blend read them.
             features: of the prompts, where they are known already (features.embed).
         """
@@ -130,7 +132,7 @@ def fit_router(
     known = [teacher for teacher in teachers if teacher not in anchored]
     pairs = pairs.filter(pl.col("winner").is_in(known) & pl.col("loser").is_in(known))
     train, checked, held_out = router_split(prompts, rewards, settings)
-    texts = [part["prompt"].to_list() for part in (train, held_out)]
+    texts = [prompt_texts(part) for part in (train, held_out)]
     inputs = [table.write_json() for table in (prompts, rewards, pairs)]
     with checkpoints(
         *inputs, known, settings.model_dump(), model_identity(settings.model, settings.revision)
@@ -200,7 +202,7 @@ def read_lesson(
 
     checked = None
     if validation is not None:
-        checked = validation["prompt"].to_list(), reward_matrix(rewards, validation["prompt_id"].to_list(), teachers)
+        checked = prompt_texts(validation), reward_matrix(rewards, validation["prompt_id"].to_list(), teachers)
     order = prompts["prompt_id"].arg_sort()
     lesson = Lesson(
         prompts, reward_matrix(rewards, prompts["prompt_id"].to_list(), teachers), pairs, teachers, checked, features
@@ -252,7 +254,7 @@ def train_router(lesson: Lesson, settings: RouterSettings, session: Session | No
     prompts, method = lesson.prompts, settings.method
     features = None if method in ("source", "finetuned") else lesson.features
     if features is None and method not in ("source", "finetuned"):
-        features = embed(prompts["prompt"].to_list(), **encoder_of(settings))
+        features = embed(prompt_texts(prompts), **encoder_of(settings))
     if method not in BRADLEY_TERRY:
         return fit_smoothing_router(features, prompts["source"].to_list(), lesson.rewards, lesson.teachers, settings)
     wins = win_matrices(lesson.pairs, lesson.teachers, settings.by_margin)
@@ -264,7 +266,7 @@ def train_router(lesson: Lesson, settings: RouterSettings, session: Session | No
         labels = list(lesson.rewards[rows])
     if features is not None:
         return fit_linear_router(features[rows], labels, lesson.teachers, settings)
-    texts, session = prompts["prompt"][rows].to_list(), session or Session()
+    texts, session = prompt_texts(prompts[rows]), session or Session()
     with nullcontext(session.scratch) if session.scratch else tempfile.TemporaryDirectory() as folder:
         place = replace(session, scratch=Path(folder))
         return finetune_router(texts, labels, lesson.teachers, settings, place, lesson.validation)
@@ -289,7 +291,7 @@ def fit_trusted(
     from persyn.training.trainer import is_main
 
     session = session or Session()
-    texts, sources = lesson.prompts["prompt"].to_list(), lesson.prompts["source"].to_list()
+    texts, sources = prompt_texts(lesson.prompts), lesson.prompts["source"].to_list()
     router = train_router(lesson, settings, session)
     if not settings.shrink:
         return router, None

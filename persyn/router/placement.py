@@ -21,6 +21,7 @@ from scipy.special import expit
 from persyn.errors import InputError
 from persyn.files import write_text
 from persyn.router.metrics import reward_matrix
+from persyn.router.reading import prompt_texts
 
 PLACED = "placed.json"
 
@@ -74,7 +75,7 @@ def place_teacher(
     if not sign.any():
         raise InputError(f"{name} ties with every teacher on all {len(anchors)} anchors; give it more of them")
     sources = anchors["source"].to_list() if "source" in anchors.columns else None
-    known = router.strengths(anchors["prompt"].to_list(), sources).astype(float)  # (K, M)
+    known = router.strengths(prompt_texts(anchors), sources).astype(float)  # (K, M)
     average = np.full(known.shape[1], 1 / known.shape[1])
 
     def loss(point: np.ndarray) -> tuple[float, np.ndarray]:

@@ -8,9 +8,10 @@ import polars as pl
 from persyn.comparison import compare_strategies
 from persyn.cost import build_ledger
 from persyn.defects import Policies, count_defects, find_defects
+from persyn.messages import user_message
 from persyn.pairs import PairSettings, build_pairs
 from persyn.project.snapshot import Snapshot
-from persyn.prompts.sources import prompt_id
+from persyn.prompts.conversations import prompt_id
 from persyn.report import build_report
 from persyn.rewards import RewardSettings, build_rewards
 from persyn.router.metrics import health_card, majority_strengths, reliability, reward_matrix
@@ -39,7 +40,7 @@ def invented(
     ids = [f"{number:016x}" for number in range(count)]
     domains = [["instruction", "math"][number % 2] for number in range(count)]
     texts, parallel = [f"prompt {each}" for each in ids], [number % 4 < 2 for number in range(count)]
-    prompts = _table(PROMPTS, ids, texts, domains, None, source, "MIT", parallel)
+    prompts = _table(PROMPTS, ids, [user_message(text) for text in texts], domains, None, source, "MIT", parallel)
     asked = prompts.filter("parallel")["prompt_id"].to_list()
     responses = {name: _responses(teachers, [name] * len(asked), asked) for name in teachers}
     quality, learnability = {}, {}
@@ -114,7 +115,7 @@ def made_up(count: int, teachers: int, characters: int, parallel: float = 1.0) -
     prompts = pl.DataFrame(
         {
             "prompt_id": [prompt_id(f"{number} {text}") for number, text in enumerate(written)],
-            "prompt": written,
+            "prompt": [user_message(text) for text in written],
             "domain": pl.Series(random.choice(["instruction", "math", "code"], count).tolist(), dtype=DOMAINS),
             "reference": [None] * count,
             "source": random.choice(["one.jsonl", "two.jsonl"], count).tolist(),

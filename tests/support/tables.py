@@ -1,18 +1,21 @@
 """Tiny tables: PROMPTS, RESPONSES, and the teachers that wrote them."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import polars as pl
 
 from persyn.generation import Sampling, Teacher, Training
+from persyn.messages import Message, as_messages, as_text
 from persyn.prompts import prompt_id
 from persyn.schemas import DOMAINS, FINISH_REASONS, PROMPTS, RESPONSES
 
 
 def prompts_table(
-    texts: list[str], domain: str = "instruction", references: list[str | None] | None = None
+    asked: Sequence[str | list[Message]], domain: str = "instruction", references: list[str | None] | None = None
 ) -> pl.DataFrame:
-    """PROMPTS of these texts, all parallel."""
+    """PROMPTS of these texts or conversations, all parallel."""
+    texts = [as_messages(prompt) for prompt in asked]
     return pl.DataFrame(
         {
             "prompt_id": [prompt_id(text) for text in texts],
@@ -25,6 +28,11 @@ def prompts_table(
         },
         schema=PROMPTS,
     )
+
+
+def texts_of(prompts: pl.DataFrame) -> list[str]:
+    """The prompts of a table as text."""
+    return [as_text(prompt) for prompt in prompts["prompt"].to_list()]
 
 
 def stub_teachers(names: str, training: Training = "allowed", terms: str | None = None) -> dict[str, Teacher]:

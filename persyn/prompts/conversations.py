@@ -1,0 +1,148 @@
+"""Conversations: what a row of a source asks, as messages, whatever its shape; and when two prompts are the same.
+
+The shapes: text (one user turn), messages (`[{"role": "user", "content": "Hi"}]`), sharegpt (`[{"from": "human",
+"value": "Hi"}]`), turns (`["Hi", "Say it in French."]`, all the user's) and alpaca (columns instruction and input).
+"""
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from persyn.messages import Message, as_messages
+
+KEYS = {"messages": ("role", "content"), "sharegpt": ("from", "value")}
+ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "model", "bot", "bing", "bard"), "assistant"),
+}
+TOOLS = {"tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation"}
+CALLS = ("tool_calls", "function_call")
+WRITTEN = re.compile(r"""\[\s*\{\s*["'](?:role|content|from|value)["']\s*:.*\]""", re.DOTALL)
+"""A conversation that someone turned into text."""
+
+
+class NoPrompt(ValueError):
+    """A value asks nothing that can be read. The text continues a sentence about the value."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a row asks."""
+
+    shape: str
+    """text, messages, sharegpt, turns or alpaca."""
+    messages: list[Message]
+    """The normalised conversation, without the assistant's turns at its end."""
+    answer: str | None = None
+    """The text of those turns."""
+    unfit: str = ""
+    """Why it cannot be used."""
+    role: str | None = None
+    """The role that is not known, if that is why."""
+
+
+def read_asked(value: Any) -> Asked:
+    """What a column's value asks.
+
+    Raises:
+        NoPrompt: it has none of the shapes.
+    """
+    if value is None or isinstance(value, str):
+        return asked_text(value or "")
+    if isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
+        return _asked("turns", [{"role": "user", "content": turn} for turn in value])
+    for shape, (role, content) in KEYS.items():
+        if isinstance(value, list) and all(isinstance(turn, dict) and role in turn for turn in value):
+            calls = (any(turn.get(name) for name in CALLS) for turn in value)
+            turns = zip(value, calls, strict=True)
+            return _asked(
+                shape,
+                [{"role": "tool" if call else turn[role], "content": turn.get(content)} for turn, call in turns],
+            )
+    got = type(value).__name__
+    if isinstance(value, list):
+        got += f" of {', '.join(sorted({type(turn).__name__ for turn in value}))}"
+        keys = sorted({str(key) for turn in value if isinstance(turn, dict) for key in turn})
+        got += f" (keys {', '.join(keys)})" if keys else ""
+    raise NoPrompt(
+        f"is {got}; it must hold text or a conversation: a list of {{role, content}}, of {{from, value}} or of the "
+        f"user's texts (or be made text by a template over its parts)"
+    )
+
+
+def asked_text(text: str, shape: str = "text", answer: str | None = None) -> Asked:
+    """One user turn.
+
+    Raises:
+        NoPrompt: the text is a conversation that was turned into text.
+    """
+    if WRITTEN.fullmatch(text.strip()):
+        raise NoPrompt(
+            "is a conversation written as text; it must be a list of messages: turn it into one (json.loads) in the "
+            "file, or leave the row out by `where`"
+        )
+    return Asked(shape, [{"role": "user", "content": normalise(text)}], normalise(answer or "") or None)
+
+
+def _asked(shape: str, turns: Iterable[dict[str, Any]]) -> Asked:
+    """The conversation of these turns, whose roles and contents are as the source has them."""
+    messages: list[Message] = []
+    for turn in turns:
+        role, text = re.sub(r"[- ]", "_", str(turn["role"]).strip().lower()), _text(turn["content"])
+        if role in TOOLS:
+            return Asked(shape, [], unfit="tool turn")
+        if role not in ROLES:
+            return Asked(shape, [], unfit="unknown role", role=str(turn["role"]))
+        if text is None:
+            return Asked(shape, [], unfit="not text")
+        messages.append({"role": ROLES[role], "content": normalise(text)})
+    messages = [message for message in messages if message["content"] or message["role"] != "system"]
+    said: list[str] = []
+    while messages and messages[-1]["role"] == "assistant":
+        said.insert(0, messages.pop()["content"])
+    answer = "\n\n".join(filter(None, said)) or None
+    if not any(message["role"] == "user" for message in messages):
+        return Asked(shape, [], unfit="no user turn")
+    if messages[-1]["role"] != "user":
+        return Asked(shape, [], unfit="no user turn at the end")
+    return Asked(shape, messages, answer, "" if all(message["content"] for message in messages) else "empty")
+
+
+def _text(content: Any) -> str | None:
+    """The text of a message's content, which may be a list of parts; None if a part is no text, such as an image."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        return None
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else part
+        if not isinstance(text, str):
+            return None
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def normalise(text: str) -> str:
+    """NFC, one kind of line end, no trailing blanks on a line, none around the whole, no byte order mark."""
+    text = unicodedata.normalize("NFC", text).lstrip("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+    return "\n".join(line.rstrip() for line in text.split("\n")).strip()
+
+
+def prompt_id(prompt: str | Sequence[Message]) -> str:
+    """Content hash of a normalised prompt: the key of every table, equal on every machine.
+
+    Of a single user turn it is the hash of its text. That of a conversation begins with a line end, which no normalised
+    text does, so no text has the id of a conversation.
+    """
+    messages = as_messages(prompt)
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        text = messages[0]["content"]
+    else:
+        text = "\n" + json.dumps([{"role": turn["role"], "content": turn["content"]} for turn in messages])
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
