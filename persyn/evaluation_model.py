@@ -77,9 +77,9 @@ class EvaluatedStudent(HFLM):
                     f"{', '.join(message['role'] for message in messages)} ({error}); set evaluation.num_fewshot to 0, "
                     f"or leave the task out of evaluation.tasks"
                 ) from error
-            logger.warning(
-                "the student's chat template takes no system message: %r is left out", messages[0]["content"]
-            )
+            if not self.left_out:
+                logger.warning("the student's chat template takes no system message: tasks' descriptions are left out")
+            self.left_out = True
             return self.apply_chat_template(allowed, add_generation_prompt)
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         prompt = Prompt(text + begun)

@@ -148,6 +148,20 @@ def test_a_template_for_pictures_is_no_template_for_text(name: str, core: str) -
     assert "2 + 2" not in tokenizer.decode(encode_prompt(tokenizer, CONVERSATIONS[0]))
 
 
+def test_a_template_without_a_system_turn_is_asked_without_it_and_other_turns_are_refused(
+    model: Any, core: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = student_of(model, family_tokenizer(core, OWN["llama2"]), [])
+    for _ in range(2):
+        assert student.apply_chat_template(CONVERSATIONS[2]) == student.apply_chat_template(CONVERSATIONS[2][1:])
+    assert caplog.text.count("takes no system message") == 1
+    student.tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(
+        InputError, match=r"a prompt of the turns user \(roles must alternate\); set evaluation\.num_few"
+    ):
+        student.apply_chat_template(CONVERSATIONS[0])
+
+
 @pytest.mark.parametrize("name", ["zephyr", "tinyllama"])
 def test_lm_eval_alone_writes_a_token_that_the_template_does_not(name: str, model: Any, core: str) -> None:
     """What this module mends; if lm-eval mends it, less is needed here."""
