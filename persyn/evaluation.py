@@ -13,7 +13,7 @@ from pydantic import Field
 
 from persyn.errors import InputError
 from persyn.schemas import SAMPLES
-from persyn.settings import Seed, Settings
+from persyn.settings import Seed, Settings, Thinking
 from persyn.verifiers import prepare_ifeval
 
 
@@ -44,7 +44,7 @@ def evaluate_student(
     task_folder: str | Path,
     settings: EvaluationSettings,
     batch_size: int,
-    thinking: str = "none",
+    thinking: Thinking = "none",
 ) -> tuple[dict[str, dict[str, dict[str, Any]]], pl.DataFrame]:
     """Run lm-eval tasks on a trained student, rendered by the chat template it was trained with.
 

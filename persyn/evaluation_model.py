@@ -11,12 +11,13 @@ from itertools import takewhile
 from typing import Any
 
 import torch
-from jinja2.exceptions import TemplateError
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
 from persyn.chat import Message, encode_completion, encode_prompt
+from persyn.chat.thinking import opening_tag, split_thought
 from persyn.errors import InputError
+from persyn.settings import Thinking
 
 logger = logging.getLogger(__name__)
 
@@ -49,9 +50,9 @@ class EvaluatedStudent(HFLM):
 
     _DEFAULT_MAX_LENGTH = 1 << 20  # of a model whose configuration names no context
 
-    def __init__(self, thinking: str = "none", **arguments: Any) -> None:
+    def __init__(self, thinking: Thinking = "none", **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.thinks = thinking != "none"
+        self.thinking: Thinking = thinking
         self.asked: Sequence[Any] = []
         self.left_out = False
 
@@ -69,18 +70,15 @@ class EvaluatedStudent(HFLM):
         begun = "" if add_generation_prompt else messages.pop()["content"]
         try:
             ids = self._encode(messages, begun)
-        except TemplateError as error:
+        except InputError:
             allowed = [message for message in chat_history if message["role"] != "system"]
             if len(allowed) == len(chat_history):
-                raise InputError(
-                    f"{self.tokenizer.name_or_path}: its chat template does not render a prompt of the turns "
-                    f"{', '.join(message['role'] for message in messages)} ({error}); set evaluation.num_fewshot to 0, "
-                    f"or leave the task out of evaluation.tasks"
-                ) from error
+                raise
+            without = self.apply_chat_template(allowed, add_generation_prompt)
             if not self.left_out:
                 logger.warning("the student's chat template takes no system message: tasks' descriptions are left out")
             self.left_out = True
-            return self.apply_chat_template(allowed, add_generation_prompt)
+            return without
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         prompt = Prompt(text + begun)
         prompt.messages, prompt.begun, prompt.ids = messages, begun, ids
@@ -112,7 +110,7 @@ class EvaluatedStudent(HFLM):
                 for request, prompt, how in asked
             ]
         )
-        if not self.thinks:
+        if self.thinking == "none":
             return super().generate_until(requests, disable_tqdm)
         unstopped = [replace(request, arguments=(prompt, {**how, "until": []})) for request, prompt, how in asked]
         responses = super().generate_until(unstopped, disable_tqdm)
@@ -120,7 +118,7 @@ class EvaluatedStudent(HFLM):
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """log p of each continuation, and whether it is the likeliest. Raises InputError if one does not fit."""
-        if self.thinks:
+        if self.thinking == "keep":
             tasks = {request.task_name for request in requests}
             logger.warning("%s: choices are scored as responses without a thought", ", ".join(sorted(tasks)))
         self.asked = requests
@@ -152,7 +150,7 @@ class EvaluatedStudent(HFLM):
     def _encode(self, messages: list[Message], begun: str) -> list[int]:
         if not begun:
             return encode_prompt(self.tokenizer, messages)
-        prompt, response = encode_completion(self.tokenizer, messages, begun, finished=False)
+        prompt, response = encode_completion(self.tokenizer, messages, begun, False, thinking=self.thinking)
         return prompt + response
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **how: Any) -> torch.Tensor:
@@ -176,14 +174,8 @@ class EvaluatedStudent(HFLM):
 
 def _answer(prompt: str, how: dict[str, Any], whole: str) -> Answer:
     """A thinking student's answer, up to the first of the task's stop strings."""
+    thought = split_thought(whole, opened=bool(opening_tag(prompt)))
     stops = handle_stop_sequences(how.get("until"), eos=None)
-    answer = Answer(postprocess_generated_text(after_thought(whole, prompt), stops, None))
+    answer = Answer(postprocess_generated_text(thought.answer, stops, None))
     answer.whole = whole
     return answer
-
-
-def after_thought(text: str, prompt: str) -> str:
-    """What follows the thought that `text` begins with, or that the prompt has opened; empty if it never closed."""
-    opened = prompt.rstrip().endswith("<think>") or text.lstrip().startswith("<think>")
-    thought, closing, answer = text.partition("</think>")
-    return answer.strip() if closing else "" if opened else thought
