@@ -13,7 +13,7 @@ from pydantic import Field
 
 from persyn.errors import InputError
 from persyn.schemas import SAMPLES
-from persyn.settings import Seed, Settings
+from persyn.settings import Seed, Settings, Thinking
 from persyn.verifiers import prepare_ifeval
 
 
@@ -44,6 +44,7 @@ def evaluate_student(
     task_folder: str | Path,
     settings: EvaluationSettings,
     batch_size: int,
+    thinking: Thinking = "none",
 ) -> tuple[dict[str, dict[str, dict[str, Any]]], pl.DataFrame]:
     """Run lm-eval tasks on a trained student, rendered by the chat template it was trained with.
 
@@ -51,21 +52,24 @@ def evaluate_student(
         folder: the student.
         task_folder: yaml task files that lm-eval finds beside its own.
         batch_size: items in one batch.
+        thinking: keep if the student was trained to think: a response is then scored on what follows its thought.
 
     Returns:
-        task -> metric -> {value, stderr, n}, and SAMPLES.
+        task -> metric -> {value, stderr, n}, and SAMPLES, whose responses are as the student wrote them.
 
     Raises:
-        InputError: a task is unknown, or its code or the student cannot be loaded.
+        InputError: a task is unknown, its code or the student cannot be loaded, or a prompt does not fit the context.
     """
     prepare_ifeval()
     import torch
     from lm_eval import simple_evaluate
-    from lm_eval.models.huggingface import HFLM
+
+    from persyn.evaluation_model import EvaluatedStudent
 
     on_gpu = torch.cuda.is_available()
     try:
-        model = HFLM(
+        model = EvaluatedStudent(
+            thinking=thinking,
             pretrained=str(folder),
             device="cuda" if on_gpu else "cpu",
             dtype="bfloat16" if on_gpu else "float32",
@@ -172,7 +176,7 @@ def _response(sample: Any) -> str:
     """The response before any filter; of a multiple-choice item, the likeliest choice."""
     responses = [first for first, *_ in sample["resps"]]
     if isinstance(responses[0], str):
-        return str(responses[0])
+        return str(getattr(responses[0], "whole", responses[0]))
     likeliest = max(range(len(responses)), key=lambda choice: responses[choice][0])
     return str(sample["arguments"][likeliest][1]).strip()
 

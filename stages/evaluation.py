@@ -9,7 +9,8 @@ from stages import run
 
 def main(student: str, tasks: str, out: str, samples: str) -> None:
     params = read_params()
-    scores, responses = evaluate_student(student, tasks, params.evaluation, params.speed.evaluation.batch_size)
+    speed = params.speed.evaluation
+    scores, responses = evaluate_student(student, tasks, params.evaluation, speed.batch_size, params.student.thinking)
     write_table(responses, samples, SAMPLES)
     write_json(scores, out)
 

@@ -39,8 +39,9 @@ PROMPT, RESPONSE = "Tell a tiny story about an old clock.", "It struck twelve.\n
 def test_scoring_training_and_evaluation_see_the_same_tokens(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    from lm_eval.models.huggingface import HFLM
     from trl import SFTConfig, SFTTrainer
+
+    from persyn.evaluation_model import EvaluatedStudent
 
     folder = request.getfixturevalue(kind)
     tokenizer = with_chat_template(load_tokenizer(folder))
@@ -66,11 +67,11 @@ def test_scoring_training_and_evaluation_see_the_same_tokens(
     after = tokenizer.decode(trained_on[len(scored) :])
     assert after.strip() == "", f"only blanks may follow the end of turn, got {after!r}"
 
-    # Evaluation: lm-eval renders text and tokenises that.
+    # Evaluation: lm-eval gets text that keeps its tokens.
     student = tmp_path / "student"
     trainer.model.save_pretrained(student)
     tokenizer.save_pretrained(student)
-    evaluator = HFLM(pretrained=str(student), device="cpu", dtype="float32")
+    evaluator = EvaluatedStudent(pretrained=str(student), device="cpu", dtype="float32")
     text = evaluator.apply_chat_template(user_message(PROMPT))
     assert evaluator.tok_encode(text) == prompt_ids
     assert evaluator.tok_batch_encode([text])[0][0].tolist() == prompt_ids

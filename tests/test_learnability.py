@@ -13,6 +13,7 @@ from persyn.learnability.scoring import score_group
 from persyn.messages import as_text
 from persyn.models import Student, load_causal_lm, load_tokenizer
 from persyn.schemas import LEARNABILITY, check_table
+from rehearsal.models import SIZES, random_model
 from tests.support.tables import prompts_table, responses_table
 from tests.support.tiny import CHATML, build_model
 
@@ -202,6 +203,59 @@ def test_out_of_memory_halves_the_pass_and_goes_on(base_model: str, monkeypatch:
     limit = 0
     with pytest.raises(torch.OutOfMemoryError):
         score_group(model, [5, 6], responses, MEAN, 1000)
+
+
+def stretching_model(kind: str) -> Any:
+    """A tiny model whose passes of more than 32 tokens stretch its position encoding: as Phi-3, or by dynamic NTK."""
+    sizes = SIZES | {"vocab_size": 400, "max_position_embeddings": 256, "pad_token_id": 0}
+    if kind == "phi3":
+        factors = {"short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 4.0, 8.0, 16.0]}
+        rope = {"rope_type": "longrope", "rope_theta": 10_000.0, **factors}
+        sizes |= {"original_max_position_embeddings": 32, "rope_parameters": rope}
+        return random_model("Phi3", sizes, seed=0).eval()
+    rope = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 4.0}
+    return random_model("Llama", sizes | {"max_position_embeddings": 32, "rope_parameters": rope}, seed=0).eval()
+
+
+def naive_score(kind: str, prompt: list[int], response: list[int], method: LearnabilitySettings) -> float:
+    """A fresh model for every row (for `local`: every step), which reads it as training does: whole and alone."""
+    steps = [(prompt, response)]
+    if method.method == "local":
+        whole, first = prompt + response, len(prompt)
+        starts = range(first, len(whole), method.step)
+        steps = [(whole[max(0, at - method.window) : at], whole[at : at + method.step]) for at in starts]
+    total = 0.0
+    for context, targets in steps:
+        with torch.no_grad():
+            logits = stretching_model(kind)(torch.tensor([context + targets])).logits[0, len(context) - 1 : -1]
+        total -= torch.nn.functional.cross_entropy(logits, torch.tensor(targets), reduction="sum").item()
+    return total / len(response)
+
+
+@pytest.mark.parametrize("kind", ["phi3", "dynamic"])
+@pytest.mark.parametrize("method", [MEAN, LearnabilitySettings(method="local", step=16, window=24)], ids=str)
+def test_a_long_response_does_not_stretch_the_positions_of_its_neighbours(
+    kind: str, method: LearnabilitySettings
+) -> None:
+    model, prompt = stretching_model(kind), [5, 6, 7, 8, 9, 10, 11, 12]
+    generator = torch.Generator().manual_seed(0)
+    responses = [
+        torch.randint(10, 400, (length,), generator=generator).tolist() for length in (5, 24, 70, 23, 25, 26, 40, 12)
+    ]
+    expected = [naive_score(kind, prompt, response, method) for response in responses]
+    for order in (range(8), reversed(range(8)), [2, 1, 6, 0]):
+        shown = list(order)
+        for batch_tokens in (1, 60, 10_000):
+            scores = score_group(model, prompt, [responses[i] for i in shown], method, batch_tokens)
+            assert scores == pytest.approx([expected[i] for i in shown], abs=1e-4)
+    assert logprobs.stretch_length(model) == 32
+
+
+def test_other_models_are_read_in_one_pass(base_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_causal_lm(base_model)
+    monkeypatch.setattr(scoring, "forget_stretch", lambda *_: pytest.fail("it has no stretch"))
+    assert logprobs.stretch_length(model) is None
+    assert len(score_group(model, [5, 6], [[7] * 2000, [8]], MEAN, 10_000)) == 2
 
 
 @pytest.mark.parametrize("budget", [1, 20, 35, 1000])

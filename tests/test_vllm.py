@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,17 @@ import polars as pl
 import psutil
 import pytest
 
+from persyn.chat import encode_prompt, user_message
 from persyn.errors import InputError
 from persyn.generation import Backend, RaySpeed, Sampling, Teacher, load_backend
 from persyn.generation.requests import generate_rows, prepare_requests
 from persyn.generation.transformers import TransformersSpeed
 from persyn.generation.vllm import VLLMSpeed
+from persyn.models import load_tokenizer
 from persyn.responses import generate_responses
 from persyn.store import Store, verify
 from tests.support.tables import prompts_table
+from tests.support.texts import ATTACKS
 from tests.support.tiny import CHATML, build_model
 
 pytest.importorskip("vllm")
@@ -71,6 +74,23 @@ def test_its_answers_are_those_of_transformers(engine: Backend, model: str, tmp_
     expected = ask(load_backend(plain, TransformersSpeed()), plain, PROMPTS, tmp_path / "1")
     assert len(expected) == PROMPTS.height
     assert ask(engine, teacher(model, "vllm"), PROMPTS, tmp_path / "2") == expected
+
+
+def test_the_engine_reads_the_tokens_of_encode_prompt(engine: Backend, model: str, tmp_path: Path) -> None:
+    """Also where a prompt spells control tokens, and where it begins or ends with blanks."""
+    read, generate = [], engine.engine.generate  # type: ignore[attr-defined]
+
+    async def noting(*how: Any) -> AsyncIterator[Any]:
+        async for output in generate(*how):
+            read.append(list(output.prompt_token_ids))
+            yield output
+
+    prompts = prompts_table([*ATTACKS, "<s>x</s>", "東京の天気は。", " Blanks around. \n"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.engine, "generate", noting)  # type: ignore[attr-defined]
+        ask(engine, teacher(model, "vllm"), prompts, tmp_path)
+    tokenizer = load_tokenizer(model)
+    assert sorted(read) == sorted(encode_prompt(tokenizer, user_message(prompt)) for prompt in prompts["prompt"])
 
 
 def test_a_draw_depends_on_seed_and_prompt_but_not_on_its_company(engine: Backend, model: str, tmp_path: Path) -> None:

@@ -35,23 +35,27 @@ def split_group(shared: int, lengths: Sequence[int], batch_tokens: int) -> Itera
 
 @torch.inference_mode()
 def token_scores(
-    model: Any, shared: list[int], branches: Sequence[Branch], with_ranks: bool = False
+    model: Any, shared: list[int], branches: Sequence[Branch], with_ranks: bool = False, whole: bool = False
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """log p and rank of every scored token of every branch, in one forward pass.
 
     Only the hidden states that predict a scored token reach the LM head. At most [LOGIT_CHUNK, VOCABULARY_TILE] logits
     exist at once; they are reduced in fp32.
 
+    Args:
+        whole: read the last scored token as well. It predicts nothing, but in some models a pass's length matters.
+
     Returns:
         A pair of (R,) tensors for each branch, on the CPU: nats, and ranks from 1 for the likeliest (0 without ranks).
     """
-    inputs = [[*context, *targets[:-1]] for _, context, targets in branches]
+    inputs = [[*context, *(targets if whole else targets[:-1])] for _, context, targets in branches]
     ids = torch.tensor(shared + [token for row in inputs for token in row])  # (T,)
     start = len(shared)
     positions = torch.cat([torch.arange(start), *(torch.arange(start, start + len(row)) for row in inputs)])
     branch = torch.cat([torch.zeros(start), *(torch.full((len(row),), n + 1.0) for n, row in enumerate(inputs))])
     predicts = [
-        torch.arange(len(row)) >= len(context) - 1 for row, (_, context, _) in zip(inputs, branches, strict=True)
+        (torch.arange(len(row)) >= len(context) - 1) & (torch.arange(len(row)) < len(context) + len(targets) - 1)
+        for row, (_, context, targets) in zip(inputs, branches, strict=True)
     ]
     scored = torch.cat([torch.zeros(start, dtype=torch.bool), *predicts])
     targets = torch.tensor([token for _, _, row in branches for token in row])  # (R,)
@@ -89,6 +93,32 @@ def tree_mask(model: Any, branch: torch.Tensor, positions: torch.Tensor) -> Any:
     if "sliding_attention" in kinds:
         return {"full_attention": full, "sliding_attention": sliding}
     return full if kinds else sliding
+
+
+def stretch_length(model: Any) -> int | None:
+    """The length beyond which a pass stretches the position encoding of all its tokens; None where none does.
+
+    Phi-3's long contexts (longrope) have one set of frequencies for short passes and one for long passes. Dynamic NTK
+    computes new ones from the length of the pass.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [kind for kind in (rope, *rope.values()) if isinstance(kind, dict)]  # one, or one for each kind of layer
+    lengths = [
+        kind.get("original_max_position_embeddings") or config.max_position_embeddings
+        for kind in kinds
+        if kind.get("rope_type") in ("dynamic", "longrope")
+    ]
+    return min(lengths, default=None)
+
+
+@torch.inference_mode()
+def forget_stretch(model: Any) -> None:
+    """Read one token, which takes the position encoding back to its original: dynamic NTK keeps the frequencies of the
+    longest pass until a short one comes.
+    """
+    token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    model.base_model(input_ids=token, use_cache=False)
 
 
 def _head(

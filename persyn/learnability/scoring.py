@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from persyn.errors import InputError
 from persyn.learnability import LearnabilitySettings
-from persyn.learnability.logprobs import split_group, token_scores
+from persyn.learnability.logprobs import forget_stretch, split_group, stretch_length, token_scores
 from persyn.store import Store
 
 TOLERANCE = {torch.float32: 1e-3}
@@ -51,6 +51,9 @@ def score_group(
 ) -> list[float]:
     """The scores of responses to one prompt, in as few forward passes as `batch_tokens` and the memory allow.
 
+    Where a long pass stretches the position encoding of all its tokens (see stretch_length), what is too long for the
+    original one is read alone, as training reads it, so that it does not change its shorter neighbours.
+
     Args:
         model: a causal LM.
         prompt: token ids, at least one.
@@ -62,11 +65,18 @@ def score_group(
     shared, branches = method.branches(prompt, responses)
     lengths = [len(context) + len(targets) - 1 for _, context, targets in branches]
     found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    parts = list(split_group(len(shared), lengths, batch_tokens))
+    limit = stretch_length(model)
+    long = {i for i, length in enumerate(lengths) if limit is not None and len(shared) + length + 1 > limit}
+    short = [i for i in range(len(lengths)) if i not in long]
+    parts = [[short[i] for i in part] for part in split_group(len(shared), [lengths[i] for i in short], batch_tokens)]
+    parts += [[i] for i in long]
     while parts:
         part = parts.pop()
+        alone = part[0] in long
+        if alone:
+            forget_stretch(model)
         try:
-            scored = token_scores(model, shared, [branches[i] for i in part], method.method == "rank_surprisal")
+            scored = token_scores(model, shared, [branches[i] for i in part], method.method == "rank_surprisal", alone)
         except torch.OutOfMemoryError:
             if len(part) == 1:
                 raise
