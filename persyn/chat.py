@@ -10,7 +10,7 @@ template gets an invisible character inside. Other text is encoded exactly as th
 """
 
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -27,6 +27,8 @@ BASE_TEMPLATE = (
 )
 # Under BASE_TEMPLATE a base model continues with the next question instead of ending: generation stops there.
 BASE_STOP = "\n\nQuestion:"
+DATE = "2025-01-01"
+"""What a chat template writes as today's date, unless told otherwise: a prompt must read the same tomorrow."""
 # What looks like a control token in the source of a chat template.
 CONTROL_SHAPE = re.compile(r"<<?[^\s<>'\"{}()]+>>?|\[/?[A-Z][A-Z_]+\]")
 # Control tokens of the known model families, used where the tokenizer is unknown.
@@ -38,8 +40,12 @@ SLOT = "\ue000"
 """A private-use character: marks where control text was taken out of a message."""
 
 
-def with_chat_template(tokenizer: Any) -> Any:
-    """Give a base model's tokenizer BASE_TEMPLATE; leave any other as it is. Returns the tokenizer."""
+def with_chat_template(tokenizer: Any, date: str = DATE) -> Any:
+    """Give a base model's tokenizer BASE_TEMPLATE; leave any other as it is. Returns the tokenizer.
+
+    Args:
+        date: ISO date that its chat template writes where it writes today's.
+    """
     if tokenizer.chat_template is None:
         if tokenizer.eos_token is None:
             raise InputError(f"{tokenizer.name_or_path}: the tokenizer has neither a chat template nor an end token")
@@ -87,9 +93,15 @@ def assistant_message(response: str) -> list[Message]:
     return [{"role": "assistant", "content": response}]
 
 
-def encode_prompt(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
-    """Token ids of `messages` up to the point where the assistant's turn begins."""
-    return _ids(tokenizer, list(messages), add_generation_prompt=True)
+def encode_prompt(
+    tokenizer: Any, messages: Sequence[Message], *, template: Mapping[str, Any] | None = None
+) -> list[int]:
+    """Token ids of `messages` up to the point where the assistant's turn begins.
+
+    Args:
+        template: arguments of the chat template, such as enable_thinking.
+    """
+    return _ids(tokenizer, list(messages), add_generation_prompt=True, **(template or {}))
 
 
 def encode_conversation(tokenizer: Any, messages: Sequence[Message]) -> list[int]:
@@ -142,12 +154,12 @@ def without_control_text(text: str, controls: re.Pattern[str] = KNOWN_CONTROL) -
     return controls.sub(lambda match: f"{match[0][0]}\u2060{match[0][1:]}", text)
 
 
-def _ids(tokenizer: Any, messages: list[Message], add_generation_prompt: bool) -> list[int]:
+def _ids(tokenizer: Any, messages: list[Message], add_generation_prompt: bool, **template: Any) -> list[int]:
     """Render and tokenise. Control text in a message is taken out first; its pieces are put back afterwards."""
     spelled = control_text(tokenizer, tokenizer.get_chat_template())
     if not any(spelled.search(message["content"]) for message in messages):
         encoded = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True
+            messages, add_generation_prompt=add_generation_prompt, tokenize=True, return_dict=True, **template
         )
         return list(encoded["input_ids"])
     taken: list[str] = []
@@ -157,7 +169,9 @@ def _ids(tokenizer: Any, messages: list[Message], add_generation_prompt: bool) -
         return f"{SLOT}{len(taken) - 1}{SLOT}"
 
     emptied = [{**message, "content": spelled.sub(take, message["content"].replace(SLOT, ""))} for message in messages]
-    text = tokenizer.apply_chat_template(emptied, add_generation_prompt=add_generation_prompt, tokenize=False)
+    text = tokenizer.apply_chat_template(
+        emptied, add_generation_prompt=add_generation_prompt, tokenize=False, **template
+    )
     ids: list[int] = []
     tokens = tokenizer.get_added_vocab()
     for position, part in enumerate(text.split(SLOT)):

@@ -4,16 +4,40 @@ import hashlib
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
 
-from persyn.chat import Message, assistant_message, stop_strings, user_message
+from persyn.chat import DATE, Message, assistant_message, user_message
 from persyn.errors import InputError, did_you_mean
 from persyn.prompts.sources import Rows
 from persyn.settings import Commit, Seed, Settings
 
 Training = Literal["allowed", "conditional", "forbidden", "unknown"]
+
+def _without(reserved: Mapping[str, str]) -> AfterValidator:
+    """Refuse a mapping with keys that are set elsewhere: key -> where, or what else to do."""
+
+    def check(given: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        for name in given:
+            if name in reserved:
+                raise ValueError(f"holds {name}, which cannot be set here; {reserved[name]}")
+        return given
+
+    return AfterValidator(check)
+
+
+REMOVE = "remove it"
+EXTRA = _without(
+    {name: f"it must be sampling.{name}" for name in ("max_tokens", "temperature", "top_p", "seed")}
+    | {"chat_template_kwargs": "it must be the teacher's `template`"}
+    | dict.fromkeys(("messages", "model", "n", "stop", "stream", "output_kind", "logprobs", "tools"), REMOVE)
+)
+TEMPLATE = _without(
+    dict.fromkeys(("messages", "conversation", "add_generation_prompt", "tokenize", "return_dict"), REMOVE)
+    | dict.fromkeys(("chat_template", "return_tensors", "continue_final_message", "padding", "truncation"), REMOVE)
+)
 
 
 class Sampling(Settings):
@@ -27,6 +51,9 @@ class Sampling(Settings):
     """Nucleus sampling: draws from the likeliest tokens that together have this probability."""
     seed: Seed = 0
     """Seed of the draws, where temperature is above 0."""
+    extra: Annotated[dict[str, JsonValue], EXTRA] = Field(default_factory=dict)
+    """More arguments for the engine, by its own names. openai: fields of the request's body, such as `min_p` or
+    `reasoning_effort`. vllm: fields of its SamplingParams. transformers: `top_k` and `min_p` only."""
 
     @property
     def drawn(self) -> dict[str, Any]:
@@ -67,12 +94,29 @@ class Precomputed(Rows):
     local folder. The counts are then estimates. null: the teacher's own."""
     keep_empty: bool = False
     """Whether an empty response is one: the teacher said nothing. Otherwise its row is skipped."""
+    reasoning: str | None = None
+    """Column or template of the response's thought, where it is apart. null: the thought is what the response begins
+    with, if it begins with a think-block."""
 
 
 def _known_backend(name: str) -> str:
     if name not in BACKENDS:
         raise ValueError(f"is {name!r}; it must be one of {', '.join(BACKENDS)}{did_you_mean(name, BACKENDS)}")
     return name
+
+
+def _as_text(value: Any) -> Any:
+    return value.isoformat() if isinstance(value, date) else value  # YAML reads a date as a date
+
+
+def _day(value: str) -> str:
+    try:
+        right = date.fromisoformat(value).isoformat() == value
+    except ValueError:
+        right = False
+    if not right:
+        raise ValueError(f"is {value!r}; it must be an ISO date, such as {DATE}")
+    return value
 
 
 class Teacher(Settings):
@@ -100,6 +144,12 @@ class Teacher(Settings):
     """System prompt."""
     examples: list[Example] = Field(default_factory=list)
     """Worked examples shown before each prompt, which tell a base model what to do."""
+    template: Annotated[dict[str, JsonValue], TEMPLATE] = Field(default_factory=dict)
+    """Arguments of its chat template, such as `enable_thinking: false` or `reasoning_effort: low`. A server gets them
+    as `chat_template_kwargs`."""
+    date: Annotated[str, BeforeValidator(_as_text), AfterValidator(_day)] = DATE
+    """ISO date that its chat template writes where it writes today's, so that a prompt is the same every day. Of no
+    effect behind a server, which renders its own."""
     trust_remote_code: bool = False
     """Whether code from the model's repository may run."""
     family: str | None = None
@@ -116,6 +166,14 @@ class Teacher(Settings):
             shown += user_message(example.prompt) + assistant_message(example.response)
         return shown + user_message(prompt)
 
+    @property
+    def shaped(self) -> dict[str, Any]:
+        """What else decides its responses, beside its model, the messages and `sampling.drawn`; without what is at its
+        default, so that responses stored before there was such a field are found.
+        """
+        given = {"template": self.template, "date": self.date if self.date != DATE else "", "extra": self.sampling.extra}
+        return {name: value for name, value in given.items() if value}
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -123,11 +181,14 @@ class Generation:
 
     response: str
     finish_reason: str
-    """stop: ended by itself; length: cut at max_tokens; error: no response."""
+    """stop: ended by itself; length: cut at max_tokens, or inside its thought; error: no response."""
     num_prompt_tokens: int = 0
     num_response_tokens: int = 0
     error: str = ""
     """`<kind>: <reason>`, where finish_reason is error."""
+    reasoning: str | None = None
+    """The thought before the response. If the response ended inside it, `response` is empty and finish_reason length.
+    """
 
 
 class RaySpeed(Settings):
@@ -219,13 +280,3 @@ def check_context(prompts: Sequence[Sequence[int]], max_tokens: int, context: in
             f"{len(too_long)} prompts do not fit {model}: the longest has {max(too_long)} tokens, which with "
             f"max_tokens {max_tokens} exceeds its context of {context}; lower max_tokens or set prompts.max_characters"
         )
-
-
-def read_text(tokenizer: Any, ids: Sequence[int]) -> tuple[str, bool]:
-    """The text of a response's token ids, cut at the first stop string, and whether there was one."""
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    found = False
-    for stop in stop_strings(tokenizer):
-        text, separator, _ = text.partition(stop)
-        found = found or bool(separator)
-    return text.strip(), found

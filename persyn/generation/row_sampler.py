@@ -1,23 +1,39 @@
 """Row sampler: sampling in which a prompt's response does not depend on the other prompts in its batch."""
 
 import hashlib
+from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from persyn.errors import InputError
 from persyn.generation import Sampling
 
 
 def row_sampler(sampling: Sampling, keys: list[str]) -> LogitsProcessorList:
-    """Processors for temperature, top-p and a draw per row; empty (greedy) at temperature 0."""
+    """Processors for temperature, top-k, top-p, min-p and a draw per row; empty (greedy) at temperature 0.
+
+    Raises:
+        InputError: `sampling.extra` holds a top_k or min_p out of bounds.
+    """
     if sampling.temperature == 0:
         return LogitsProcessorList()
+    extra: dict[str, Any] = sampling.extra
+    try:
+        warpers = [TopKLogitsWarper(extra["top_k"])] if extra.get("top_k", 0) > 0 else []  # vLLM's 0 and -1: all
+        warpers += [TopPLogitsWarper(sampling.top_p)]
+        warpers += [MinPLogitsWarper(extra["min_p"])] if "min_p" in extra else []
+    except (ValueError, TypeError) as error:
+        raise InputError(f"sampling.extra is {extra}: {error}; correct it") from error
     return LogitsProcessorList(
-        [
-            TemperatureLogitsWarper(sampling.temperature),
-            TopPLogitsWarper(sampling.top_p),
-            RowSampler(sampling.seed, keys),
-        ]
+        [TemperatureLogitsWarper(sampling.temperature), *warpers, RowSampler(sampling.seed, keys)]
     )
 
 
