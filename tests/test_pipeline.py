@@ -215,7 +215,7 @@ def is_below(path: str, folder: str) -> bool:
 
 
 def test_dvc_yaml_is_short() -> None:
-    assert len((ROOT / "dvc.yaml").read_text().splitlines()) < 190
+    assert len((ROOT / "dvc.yaml").read_text().splitlines()) < 195
 
 
 def test_functions_and_stages_are_short() -> None:

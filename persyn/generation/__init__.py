@@ -16,6 +16,7 @@ from persyn.settings import Commit, Seed, Settings
 
 Training = Literal["allowed", "conditional", "forbidden", "unknown"]
 
+
 def _without(reserved: Mapping[str, str]) -> AfterValidator:
     """Refuse a mapping with keys that are set elsewhere: key -> where, or what else to do."""
 
@@ -171,7 +172,11 @@ class Teacher(Settings):
         """What else decides its responses, beside its model, the messages and `sampling.drawn`; without what is at its
         default, so that responses stored before there was such a field are found.
         """
-        given = {"template": self.template, "date": self.date if self.date != DATE else "", "extra": self.sampling.extra}
+        given = {
+            "template": self.template,
+            "date": self.date if self.date != DATE else "",
+            "extra": self.sampling.extra,
+        }
         return {name: value for name, value in given.items() if value}
 
 

@@ -27,14 +27,15 @@ def row_sampler(sampling: Sampling, keys: list[str]) -> LogitsProcessorList:
         return LogitsProcessorList()
     extra: dict[str, Any] = sampling.extra
     try:
-        warpers = [TopKLogitsWarper(extra["top_k"])] if extra.get("top_k", 0) > 0 else []  # vLLM's 0 and -1: all
-        warpers += [TopPLogitsWarper(sampling.top_p)]
-        warpers += [MinPLogitsWarper(extra["min_p"])] if "min_p" in extra else []
+        warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
+        if extra.get("top_k", 0) > 0:  # 0 and -1 mean all, as for vLLM
+            warpers.append(TopKLogitsWarper(extra["top_k"]))
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+        if "min_p" in extra:
+            warpers.append(MinPLogitsWarper(extra["min_p"]))
     except (ValueError, TypeError) as error:
         raise InputError(f"sampling.extra is {extra}: {error}; correct it") from error
-    return LogitsProcessorList(
-        [TemperatureLogitsWarper(sampling.temperature), *warpers, RowSampler(sampling.seed, keys)]
-    )
+    return LogitsProcessorList([*warpers, RowSampler(sampling.seed, keys)])
 
 
 class RowSampler(LogitsProcessor):

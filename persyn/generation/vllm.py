@@ -128,7 +128,8 @@ class VLLMBackend:
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
         except (TypeError, ValueError) as error:
+            words = " ".join(str(error).split())[:300]
             raise InputError(
-                f"{self.teacher.model}: vLLM refuses its sampling: {' '.join(str(error).split())[:300]}; sampling.extra "
+                f"{self.teacher.model}: vLLM refuses its sampling: {words}; sampling.extra "
                 f"({', '.join(sampling.extra) or 'nothing'}) takes the fields of vLLM's SamplingParams"
             ) from error
