@@ -2,25 +2,32 @@
 
 import hashlib
 import importlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
-from pydantic import AfterValidator, BeforeValidator, Field, JsonValue
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from persyn.chat import DATE, Message, assistant_message, user_message
 from persyn.errors import InputError, did_you_mean
 from persyn.prompts.sources import Rows
-from persyn.settings import Commit, Seed, Settings
+from persyn.settings import Commit, Seed, Settings, shown
 
 Training = Literal["allowed", "conditional", "forbidden", "unknown"]
 
 
 def _without(reserved: Mapping[str, str]) -> AfterValidator:
-    """Refuse a mapping with keys that are set elsewhere: key -> where, or what else to do."""
+    """Refuse a mapping with keys that are set elsewhere (key -> what to do), or with values that json lacks: the keys
+    of the response store could not tell them apart.
+    """
 
-    def check(given: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    def check(given: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(given, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError(f"is {shown(given)}; its values must be text, numbers, true, false or null") from None
         for name in given:
             if name in reserved:
                 raise ValueError(f"holds {name}, which cannot be set here; {reserved[name]}")
@@ -52,7 +59,7 @@ class Sampling(Settings):
     """Nucleus sampling: draws from the likeliest tokens that together have this probability."""
     seed: Seed = 0
     """Seed of the draws, where temperature is above 0."""
-    extra: Annotated[dict[str, JsonValue], EXTRA] = Field(default_factory=dict)
+    extra: Annotated[dict[str, Any], EXTRA] = Field(default_factory=dict)
     """More arguments for the engine, by its own names. openai: fields of the request's body, such as `min_p` or
     `reasoning_effort`. vllm: fields of its SamplingParams. transformers: `top_k` and `min_p` only."""
 
@@ -145,7 +152,7 @@ class Teacher(Settings):
     """System prompt."""
     examples: list[Example] = Field(default_factory=list)
     """Worked examples shown before each prompt, which tell a base model what to do."""
-    template: Annotated[dict[str, JsonValue], TEMPLATE] = Field(default_factory=dict)
+    template: Annotated[dict[str, Any], TEMPLATE] = Field(default_factory=dict)
     """Arguments of its chat template, such as `enable_thinking: false` or `reasoning_effort: low`. A server gets them
     as `chat_template_kwargs`."""
     date: Annotated[str, BeforeValidator(_as_text), AfterValidator(_day)] = DATE
