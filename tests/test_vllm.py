@@ -88,6 +88,18 @@ def test_too_long_a_prompt_is_refused_before_any_is_answered(engine: Backend, mo
     assert not verify(tmp_path)[1]
 
 
+def test_more_sampling_arguments_are_those_of_vllm(engine: Backend, model: str, tmp_path: Path) -> None:
+    whole = ask(engine, teacher(model, "vllm"), PROMPTS[:2], tmp_path / "1")
+    one = teacher(model, "vllm", temperature=1.0, extra={"top_k": 1})  # the likeliest token, however it is drawn
+    assert sorted(ask(engine, one, PROMPTS[:2], tmp_path / "2").values()) == sorted(whole.values())
+    for wrong in ({"top_kk": 1}, {"top_k": -7}):
+        with pytest.raises(
+            InputError, match=f"vLLM refuses its sampling: .*sampling.extra .{next(iter(wrong))}. takes"
+        ):
+            ask(engine, teacher(model, "vllm", extra=wrong), PROMPTS[:2], tmp_path / "3")
+    assert not verify(tmp_path / "3")[1]
+
+
 def test_in_a_ray_actor(model: str, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     knobs = VLLMSpeed(max_num_seqs=4, ray=RaySpeed(workers=1, unit=4))
