@@ -117,6 +117,7 @@ class VLLMBackend:
 
     def _params(self, key: str, sampling: Sampling) -> "SamplingParams":
         from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
         from vllm.sampling_params import RequestOutputKind
 
         try:
@@ -127,7 +128,7 @@ class VLLMBackend:
                 stop=stop_strings(self.tokenizer),
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
-        except (TypeError, ValueError) as error:
+        except (VLLMClientError, TypeError, ValueError) as error:
             words = " ".join(str(error).split())[:300]
             raise InputError(
                 f"{self.teacher.model}: vLLM refuses its sampling: {words}; sampling.extra "
