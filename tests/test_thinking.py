@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Mapping
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +209,7 @@ def test_keys_of_before_are_as_they_were() -> None:
         {"sampling": {"max_tokens": 40, "extra": {"min_p": 0.1}}},
     ]
     assert len({prepare_requests(prompts, teacher(**change))[0].key for change in changes}) == len(changes)
-    same = teacher(template={}, date="2025-01-01", sampling={"max_tokens": 40, "extra": {}})
+    same = teacher(template={}, date=date(2025, 1, 1), sampling={"max_tokens": 40, "extra": {}})
     assert prepare_requests(prompts, same)[0].key == prepare_requests(prompts, teacher())[0].key
 
 
@@ -253,13 +254,14 @@ def test_a_server_gets_the_arguments(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_set_is_refused(base_model: str) -> None:
-    for changes, message in [
+    refused: list[tuple[dict[str, Any], str]] = [
         ({"template": {"tokenize": False}}, r"teachers.t.template holds tokenize, which cannot be set here; remove it"),
         ({"sampling": {"max_tokens": 1, "extra": {"seed": 1}}}, r"sampling.extra holds seed.*it must be sampling.seed"),
         ({"template": {"a": {1, 2}}}, r"teachers.t.template is \{'a': \{1, 2\}\}; its values must be text, numbers"),
         ({"date": "2025-13-01"}, r"teachers.t.date is '2025-13-01'; it must be an ISO date, such as 2025-01-01"),
         ({"date": "20250101"}, r"teachers.t.date is '20250101'; it must be an ISO date"),
-    ]:
+    ]
+    for changes, message in refused:
         with pytest.raises(InputError, match=message):
             teacher(**changes)
     who = teacher(model=base_model, sampling={"max_tokens": 1, "extra": {"repetition_penalty": 1.1, "top_k": 2}})
