@@ -224,6 +224,7 @@ def test_keys_of_before_are_as_they_were() -> None:
             ("b", "a", "stop"),
         ),
         ({"content": "<think>a</think>b"}, "stop", ("b", "a", "stop")),
+        ({"content": "<think>a</think>b", "reasoning": "a"}, "stop", ("b", "a", "stop")),
         ({"content": "a\n</think>\n\nb"}, "stop", ("b", "a", "stop")),
         ({"content": "analysisa.assistantfinalb"}, "stop", ("b", "a.", "stop")),
         ({"content": None, "reasoning_content": "a"}, "length", ("", "a", "length")),

@@ -150,7 +150,8 @@ def read_completion(completion: Any) -> Generation:
         return Generation("", "error", error=f"{choice.finish_reason}: the answer is no text")
     content, reasoning = choice.message.content or "", read_reasoning(choice.message)
     thought = split_thought(content, opened=None if reasoning is None else False)
-    reasoning = reasoning or thought.reasoning
+    if thought.reasoning and thought.reasoning not in (reasoning or ""):  # some servers send it both ways
+        reasoning = "\n\n".join(filter(None, (reasoning, thought.reasoning)))
     closed = thought.closed and bool(thought.answer or reasoning is None)
     return Generation(
         response=thought.answer,
