@@ -42,6 +42,7 @@ def simulate(num_teachers: int, num_prompts: int, num_parallel: int, seed: int =
             "prompt_id": [identities[row] for row in rows],
             "teacher": [teachers[column] for column in columns],
             "response": "",
+            "reasoning": None,
             "finish_reason": "stop",
             "num_prompt_tokens": 120,
             "num_response_tokens": lengths[rows, columns],

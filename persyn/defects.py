@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import polars as pl
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from persyn.messages import Message, as_messages
 from persyn.schemas import DEFECTS
 from persyn.settings import Settings
+from persyn.thinking import never_closed
 
 TAIL = 1000
 """A loop is looked for in this many characters at the end of a response."""
@@ -43,16 +44,24 @@ def find_defects(prompts: pl.DataFrame, responses: pl.DataFrame) -> pl.DataFrame
     rows = responses.join(prompts, on="prompt_id", how="left", validate="m:1").sort("prompt_id", "teacher")
     written = rows.filter(pl.col("finish_reason") != "error")
     found = [
-        {"prompt_id": row["prompt_id"], "teacher": row["teacher"]} | defects_of(row["prompt"], row["response"])
+        {"prompt_id": row["prompt_id"], "teacher": row["teacher"], **detect_defects(row["prompt"], row)}
         for row in tqdm(written.iter_rows(named=True), total=written.height, desc="defects", unit="response")
     ]
     return pl.DataFrame(found, schema=DEFECTS)
 
 
-def defects_of(prompt: str | Sequence[Message], response: str) -> dict[str, bool]:
-    """kind -> whether the response has it. Of a conversation all turns are read, the last one first."""
+def detect_defects(prompt: str | Sequence[Message], row: Mapping[str, Any]) -> dict[str, bool]:
+    """Every kind of defect -> whether a row of RESPONSES has it. Of a conversation all turns are read, the last one
+    first. The detectors see the answer only, never the thought.
+
+    A response that ended inside its thought is `unclosed_think`, and not `empty` as well: it is counted once, under the
+    kind that says what to do about it.
+    """
     asked = "\n".join(turn["content"] for turn in reversed(as_messages(prompt)))
-    return {kind: detect(asked, response) for kind, detect in DETECTORS.items()}
+    found = {kind: bool(detect(asked, row["response"])) for kind, detect in DETECTORS.items()}
+    if never_closed(row.get("reasoning"), row["response"], row["finish_reason"]):
+        found |= {"empty": False, "unclosed_think": True}
+    return found
 
 
 def count_defects(defects: pl.DataFrame, responses: pl.DataFrame) -> dict[str, dict[str, int]]:
@@ -87,7 +96,7 @@ class Policies(Settings):
     repetition: Policy = "drop"
     """Goes round in a loop at its end."""
     unclosed_think: Policy = "drop"
-    """Opens a think-block and never closes it."""
+    """Ended inside its thought: there is no answer."""
     tool_call: Policy = "drop"
     """Calls a tool instead of responding."""
     other_script: Policy = "keep"
@@ -116,7 +125,10 @@ def repetition(prompt: str, response: str) -> bool:
 
 
 def unclosed_think(prompt: str, response: str) -> bool:
-    """Opens a think-block and never closes it: what follows is no response."""
+    """Ended inside its thought: there is no answer.
+
+    This looks for a think-block in the text; detect_defects knows of thoughts that are apart from it.
+    """
     return response.rfind("<think>") > response.rfind("</think>")
 
 

@@ -14,10 +14,11 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
-from persyn.chat import Message, encode_completion, encode_prompt
-from persyn.chat.thinking import opening_tag, split_thought
+from persyn.chat import encode_completion, encode_prompt
 from persyn.errors import InputError
+from persyn.messages import Message
 from persyn.settings import Thinking
+from persyn.thinking import opening_tag, split_thought
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,20 @@ from persyn.errors import InputError
 from persyn.generation import BackendSpeed, Teacher, load_backend
 from persyn.generation.budget import Budget
 from persyn.generation.precomputed import read_precomputed
-from persyn.generation.requests import Request, generate_rows, open_store, prepare_requests, still_open, stored_response
+from persyn.generation.requests import (
+    Request,
+    generate_rows,
+    open_store,
+    prepare_requests,
+    read_row,
+    still_open,
+    stored_response,
+)
 from persyn.generation.terms import Licenses, check_terms, refused_teachers
 from persyn.schemas import RESPONSES
 from persyn.settings import Settings, Share
 from persyn.store import Store, key_range, position
+from persyn.thinking import never_closed
 
 logger = logging.getLogger(__name__)
 
@@ -114,8 +123,9 @@ def generate_responses(
             raise
         finally:
             bar.close()
-    stored = [stored_response(store, request, sampling) or failed[request.key] for request in requests]
+    stored = [read_row(stored_response(store, request, sampling) or failed[request.key]) for request in requests]
     _check_errors(name, prompts, stored, max_error_share)
+    _tell_thoughts(name, stored)
     fields = dict(list(RESPONSES.items())[2:])
     table = pl.DataFrame([{field: row[field] for field in fields} for row in stored], schema=fields)
     return prompts.select("prompt_id", teacher=pl.lit(name)).hstack(table).select(RESPONSES.names())
@@ -183,3 +193,17 @@ def _check_errors(name: str, prompts: pl.DataFrame, rows: list[dict[str, Any]], 
             f"again, or raise it"
         )
     logger.warning("%s", message)
+
+
+def _tell_thoughts(name: str, rows: list[dict[str, Any]]) -> None:
+    """Log how many responses have a thought; warn of those that ended inside it."""
+    thoughts = sum(row["reasoning"] is not None for row in rows)
+    open_ones = sum(never_closed(row["reasoning"], row["response"], row["finish_reason"]) for row in rows)
+    if thoughts:
+        logger.info("%s: %d of %d responses have a thought; %d never closed it", name, thoughts, len(rows), open_ones)
+    if open_ones:
+        logger.warning(
+            "%s: %d of %d responses (%.0f %%) ended inside their thought and have no answer; raise its "
+            "sampling.max_tokens, or turn its thoughts off (for many models, template: {enable_thinking: false})",
+            *(name, open_ones, len(rows), 100 * open_ones / len(rows)),
+        )

@@ -9,7 +9,7 @@ import polars as pl
 from persyn.generation import BackendSpeed, Teacher
 from persyn.generation.terms import Licenses
 from persyn.responses import check_asking, generate_responses
-from persyn.schemas import RESPONSES
+from persyn.schemas import RESPONSES, fill_table
 
 
 def build_routed(
@@ -42,7 +42,7 @@ def build_routed(
     """
     keys = ["prompt_id", "teacher"]
     wanted = routes.select(keys).join(prompts, on="prompt_id", how="left", validate="m:1")
-    tables = [responses.join(wanted.select(keys), on=keys, how="semi")]
+    tables = [fill_table(responses, RESPONSES).join(wanted.select(keys), on=keys, how="semi")]
     to_generate = wanted.join(responses, on=keys, how="anti").sort(keys)
     shares = {str(name): share for (name,), share in to_generate.group_by("teacher", maintain_order=True)}
     check_asking(shares, teachers, licenses, folder)

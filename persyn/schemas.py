@@ -27,7 +27,8 @@ RESPONSES = pl.Schema(
     {
         "prompt_id": pl.String,
         "teacher": pl.String,
-        "response": pl.String,
+        "response": pl.String,  # the answer alone
+        "reasoning": pl.String,  # nullable: the thought before it
         "finish_reason": FINISH_REASONS,
         "num_prompt_tokens": pl.Int64,
         "num_response_tokens": pl.Int64,
@@ -145,7 +146,7 @@ def write_table(table: pl.DataFrame, path: str | Path, schema: pl.Schema) -> Non
     The key is every leading String column that names a row (prompt_id, teacher, ...). Equal content thus gives equal
     bytes, and DVC does not rerun the stages after an unchanged output.
     """
-    check_table(table, schema, str(path))
+    table = check_table(table, schema, str(path))
     keys = [
         name for name in ("task", "sample_id", "metric", "prompt_id", "teacher", "winner", "loser") if name in schema
     ]
@@ -158,8 +159,21 @@ def write_table(table: pl.DataFrame, path: str | Path, schema: pl.Schema) -> Non
     partial.replace(path)
 
 
+def fill_table(table: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
+    """`table` with nulls for the nullable texts of `schema` that it lacks: columns that earlier versions did not write.
+    A table that is wrong otherwise is returned as it is.
+    """
+    new = {name for name, kind in schema.items() if name in NULLABLE and kind == pl.String} - set(table.columns)
+    if not new or table.columns != [name for name in schema if name not in new]:
+        return table
+    return table.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in new).select(schema.names())
+
+
 def check_table(table: pl.DataFrame, schema: pl.Schema, name: str) -> pl.DataFrame:
-    """Return `table` if its columns, types and values obey `schema`; raise InputError otherwise."""
+    """Return `table` if its columns, types and values obey `schema`, filled as fill_table does; else raise
+    InputError.
+    """
+    table = fill_table(table, schema)
     if table.schema != schema:
         wrong = [f"{column}: {kind}" for column, kind in schema.items() if table.schema.get(column) != kind]
         extra = [column for column in table.columns if column not in schema]

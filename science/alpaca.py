@@ -82,7 +82,7 @@ def read_corpus(folder: Path) -> Corpus:
         columns.append([float(rows[identity]["preference"]) for identity in identities])
         for identity in identities:
             text = rows[identity]["output"].encode("utf-8", "replace").decode().strip()
-            responses.append((identity, name, text, "stop", 0, 0))
+            responses.append((identity, name, text, None, "stop", 0, 0))
     prompts = [
         (identity, user_message(found[identity][0]), "instruction", None, found[identity][1], "", True)
         for identity in identities

@@ -10,7 +10,7 @@ import pytest
 
 from persyn.chat import encode_prompt, with_chat_template
 from persyn.dataset import DatasetSettings, build_dataset
-from persyn.defects import Policies, defects_of
+from persyn.defects import Policies, detect_defects
 from persyn.errors import InputError
 from persyn.generation import Example, Sampling, Teacher
 from persyn.generation.requests import prepare_requests
@@ -243,7 +243,7 @@ def test_a_completion_is_one_message_of_the_assistant(completion: list[dict[str,
     dataset = pl.DataFrame(
         {"prompt": [HI], "completion": [completion]}, schema={"prompt": MESSAGES, "completion": MESSAGES}
     )
-    with pytest.raises(InputError, match=r"a completion of the dataset has the messages .*; it must be one"):
+    with pytest.raises(InputError, match=r"row 0 of the dataset .* has the turns .*; it must be one"):
         encode_dataset(with_chat_template(load_tokenizer(chat_model)), dataset)
 
 
@@ -263,8 +263,9 @@ def test_the_last_turn_decides_a_router_that_reads_few_tokens(base_model: str) -
 
 def test_defects_look_at_all_turns() -> None:
     chinese = user_message("\u8bf7\u8bf4\u82f1\u8bed") * 3
-    assert defects_of(chinese, "Only English words here.")["other_script"]
-    assert not defects_of(chinese + user_message("In English."), "Only English words here.")["other_script"]
+    row = {"response": "Only English words here.", "finish_reason": "stop"}
+    assert detect_defects(chinese, row)["other_script"]
+    assert not detect_defects(chinese + user_message("In English."), row)["other_script"]
 
 
 def test_the_size_of_a_prompt_counts_every_turn() -> None:

@@ -9,11 +9,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tokenizers import processors
 
-from persyn.chat import Message, encode_completion, encode_prompt, student_tokenizer, user_message
+from persyn.chat import encode_completion, encode_prompt, student_tokenizer
 from persyn.errors import InputError
 from persyn.evaluation import EvaluationSettings, evaluate_student
 from persyn.evaluation_model import EvaluatedStudent
 from persyn.files import write_json
+from persyn.messages import Message, user_message
 from persyn.settings import Thinking
 from rehearsal.models import SIZES, random_model
 from tests.support.templates import templates, tokenizer_for

@@ -173,3 +173,17 @@ def test_hostile_texts_come_whole_and_the_payload_is_plain_letters(tables: dict[
     assert [prompt["prompt"] for prompt in packed["prompts"].values()] == HOSTILE
     assert packed["sources"] == sorted(HOSTILE)
     assert not set(sample.payload) & set("<>&\"' \\-")
+
+
+def test_of_a_thought_only_its_length_is_in_the_page(tables: dict[str, Any]) -> None:
+    name, table = next(iter(tables["responses"].items()))
+    thinks = {**tables["responses"], name: table.with_columns(reasoning=pl.lit("Hm, " * 50))}
+    packed = unpack(build_sample(Snapshot(**{**tables, "responses": thinks})))
+    shown = [one for prompt in packed["prompts"].values() if prompt["parallel"] for one in prompt["responses"]]
+    assert {(packed["teachers"][one["teacher"]] == name, one["thought"]) for one in shown} == {
+        (True, 200),
+        (False, None),
+    }
+    assert "Hm, " not in json.dumps(packed)
+    old = {name: table.drop("reasoning") for name, table in tables["responses"].items()}
+    assert unpack(build_sample(Snapshot(**{**tables, "responses": old}))) == unpack(build_sample(Snapshot(**tables)))

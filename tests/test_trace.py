@@ -213,3 +213,13 @@ def test_no_prompt_is_one_clear_line(show: Callable[..., Any]) -> None:
         assert message in str(result.exception)
     Path("data/prompts.parquet").unlink()
     assert "data/prompts.parquet of workspace does not exist" in str(show("1").exception)
+
+
+def test_a_thought_is_told_by_its_length() -> None:
+    found = made({"a": "Hi!", "b": ""}, {"b": "length"})
+    thought = pl.lit("Hm, " * 300).alias("reasoning")
+    found = found.replace(responses={name: table.with_columns(thought) for name, table in found.responses.items()})
+    text = printed(trace(found), width=200)
+    assert "a, best: stop, 10 + 1 tokens, thought (1,200 characters), quality 1" in text
+    assert "defects: unclosed_think" in text
+    assert "Hm" not in text

@@ -12,12 +12,13 @@ import polars as pl
 import psutil
 import pytest
 
-from persyn.chat import encode_prompt, user_message
+from persyn.chat import encode_prompt
 from persyn.errors import InputError
 from persyn.generation import Backend, RaySpeed, Sampling, Teacher, load_backend
 from persyn.generation.requests import generate_rows, prepare_requests
 from persyn.generation.transformers import TransformersSpeed
 from persyn.generation.vllm import VLLMSpeed
+from persyn.messages import user_message
 from persyn.models import load_tokenizer
 from persyn.responses import generate_responses
 from persyn.store import Store, verify
@@ -106,6 +107,16 @@ def test_too_long_a_prompt_is_refused_before_any_is_answered(engine: Backend, mo
     with pytest.raises(InputError, match=r"1 prompts do not fit .* exceeds its context of 1024"):
         ask(engine, teacher(model, "vllm"), prompts, tmp_path)
     assert not verify(tmp_path)[1]
+
+
+def test_more_sampling_arguments_are_those_of_vllm(engine: Backend, model: str, tmp_path: Path) -> None:
+    whole = ask(engine, teacher(model, "vllm"), PROMPTS[:2], tmp_path / "1")
+    one = teacher(model, "vllm", temperature=1.0, extra={"top_k": 1})  # the likeliest token, however it is drawn
+    assert sorted(ask(engine, one, PROMPTS[:2], tmp_path / "2").values()) == sorted(whole.values())
+    for name, value in (("top_kk", 1), ("top_k", -7)):
+        with pytest.raises(InputError, match=rf"vLLM refuses its sampling: .*sampling.extra \({name}\) takes"):
+            ask(engine, teacher(model, "vllm", extra={name: value}), PROMPTS[:2], tmp_path / "3")
+    assert not verify(tmp_path / "3")[1]
 
 
 def test_in_a_ray_actor(model: str, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "reward": (pl.Float64, "both, mixed, relative to the other teachers' answers to this prompt; null as `quality`"),
     "strength": (pl.Float64, "the router's strength of this teacher on this prompt; null where no router chose"),
     "margin": (pl.Float64, "its lead over the best other teacher; null as `strength`, or where there is no other"),
-    "num_response_tokens": (pl.Int64, "tokens of the answer, by the teacher's tokenizer"),
+    "num_response_tokens": (pl.Int64, "tokens of the answer and of any thought before it, by the teacher's tokenizer"),
     "finish_reason": (pl.String, "stop, or length where the answer was cut"),
 }
 """name -> type and meaning."""

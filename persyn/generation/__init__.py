@@ -2,19 +2,49 @@
 
 import hashlib
 import importlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import AfterValidator, Field
 
-from persyn.chat import stop_strings
 from persyn.errors import InputError, did_you_mean
 from persyn.messages import Message, as_messages, assistant_message, user_message
 from persyn.prompts.sources import Rows
-from persyn.settings import Commit, Seed, Settings
+from persyn.settings import DATE, Commit, Day, Seed, Settings, shown
 
 Training = Literal["allowed", "conditional", "forbidden", "unknown"]
+
+
+def _without(reserved: Mapping[str, str]) -> AfterValidator:
+    """Refuse a mapping with keys that are set elsewhere (key -> what to do), or with values that json lacks: the keys
+    of the response store could not tell them apart.
+    """
+
+    def check(given: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(given, allow_nan=False)
+        except (TypeError, ValueError):
+            raise ValueError(f"is {shown(given)}; its values must be text, numbers, true, false or null") from None
+        for name in given:
+            if name in reserved:
+                raise ValueError(f"holds {name}, which cannot be set here; {reserved[name]}")
+        return given
+
+    return AfterValidator(check)
+
+
+REMOVE = "remove it"
+EXTRA = _without(
+    {name: f"it must be sampling.{name}" for name in ("max_tokens", "temperature", "top_p", "seed")}
+    | {"chat_template_kwargs": "it must be the teacher's `template`"}
+    | dict.fromkeys(("messages", "model", "n", "stop", "stream", "output_kind", "logprobs", "tools"), REMOVE)
+)
+TEMPLATE = _without(
+    dict.fromkeys(("messages", "conversation", "add_generation_prompt", "tokenize", "return_dict"), REMOVE)
+    | dict.fromkeys(("chat_template", "return_tensors", "continue_final_message", "padding", "truncation"), REMOVE)
+)
 
 
 class Sampling(Settings):
@@ -28,6 +58,9 @@ class Sampling(Settings):
     """Nucleus sampling: draws from the likeliest tokens that together have this probability."""
     seed: Seed = 0
     """Seed of the draws, where temperature is above 0."""
+    extra: Annotated[dict[str, Any], EXTRA] = Field(default_factory=dict)
+    """More arguments for the engine, by its own names. openai: fields of the request's body, such as `min_p` or
+    `reasoning_effort`. vllm: fields of its SamplingParams. transformers: `top_k` and `min_p` only."""
 
     @property
     def drawn(self) -> dict[str, Any]:
@@ -69,6 +102,9 @@ class Precomputed(Rows):
     local folder. The counts are then estimates. null: the teacher's own."""
     keep_empty: bool = False
     """Whether an empty response is one: the teacher said nothing. Otherwise its row is skipped."""
+    reasoning: str | None = None
+    """Column or template of the response's thought, where it is apart. null: the thought is what the response begins
+    with, if it begins with a think-block."""
 
 
 def _known_backend(name: str) -> str:
@@ -102,6 +138,12 @@ class Teacher(Settings):
     """System prompt. A prompt's own system message follows it, after a blank line, in the same message."""
     examples: list[Example] = Field(default_factory=list)
     """Worked examples shown before each prompt, which tell a base model what to do."""
+    template: Annotated[dict[str, Any], TEMPLATE] = Field(default_factory=dict)
+    """Arguments of its chat template, such as `enable_thinking: false` or `reasoning_effort: low`. A server gets them
+    as `chat_template_kwargs`."""
+    date: Day = DATE
+    """ISO date that its chat template writes where it writes today's, so that a prompt is the same every day. Of no
+    effect behind a server, which renders its own."""
     trust_remote_code: bool = False
     """Whether code from the model's repository may run."""
     family: str | None = None
@@ -122,6 +164,18 @@ class Teacher(Settings):
             shown += user_message(example.prompt) + assistant_message(example.response)
         return shown + turns
 
+    @property
+    def shaped(self) -> dict[str, Any]:
+        """What else decides its responses, beside its model, the messages and `sampling.drawn`; without what is at its
+        default, so that responses stored before there was such a field are found.
+        """
+        given = {
+            "template": self.template,
+            "date": self.date if self.date != DATE else "",
+            "extra": self.sampling.extra,
+        }
+        return {name: value for name, value in given.items() if value}
+
 
 @dataclass(frozen=True)
 class Generation:
@@ -129,11 +183,14 @@ class Generation:
 
     response: str
     finish_reason: str
-    """stop: ended by itself; length: cut at max_tokens; error: no response."""
+    """stop: ended by itself; length: cut at max_tokens, or inside its thought; error: no response."""
     num_prompt_tokens: int = 0
     num_response_tokens: int = 0
     error: str = ""
     """`<kind>: <reason>`, where finish_reason is error."""
+    reasoning: str | None = None
+    """The thought before the response. If the response ended inside it, `response` is empty and finish_reason length.
+    """
 
 
 class RaySpeed(Settings):
@@ -225,13 +282,3 @@ def check_context(prompts: Sequence[Sequence[int]], max_tokens: int, context: in
             f"{len(too_long)} prompts do not fit {model}: the longest has {max(too_long)} tokens, which with "
             f"max_tokens {max_tokens} exceeds its context of {context}; lower max_tokens or set prompts.max_characters"
         )
-
-
-def read_text(tokenizer: Any, ids: Sequence[int]) -> tuple[str, bool]:
-    """The text of a response's token ids, cut at the first stop string, and whether there was one."""
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    found = False
-    for stop in stop_strings(tokenizer):
-        text, separator, _ = text.partition(stop)
-        found = found or bool(separator)
-    return text.strip(), found

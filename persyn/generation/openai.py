@@ -13,6 +13,7 @@ from persyn.errors import InputError
 from persyn.generation import BackendSpeed, Generation, Sampling, Teacher
 from persyn.generation.event_loop import Calls
 from persyn.messages import Message
+from persyn.thinking import split_thought
 
 if TYPE_CHECKING:
     import openai
@@ -91,12 +92,16 @@ class OpenAIBackend:
         """The response to one conversation; a failure becomes an error that names its kind."""
         import openai
 
-        drawn = sampling.drawn_for(key)
+        drawn: dict[str, Any] = {**sampling.drawn_for(key), "max_tokens": sampling.max_tokens}
+        template = {"chat_template_kwargs": self.teacher.template} if self.teacher.template else {}
         messages = [{**message, "content": without_control_text(message["content"])} for message in conversation]
         for _ in range(self.max_attempts):
             try:
                 completion = await self.client.chat.completions.create(
-                    model=self.teacher.model, messages=cast(Any, messages), max_tokens=sampling.max_tokens, **drawn
+                    model=self.teacher.model,
+                    messages=cast(Any, messages),
+                    extra_body={**sampling.extra, **template} or None,
+                    **drawn,
                 )
                 generation = read_completion(completion)
             except (openai.AuthenticationError, openai.NotFoundError) as error:
@@ -112,7 +117,8 @@ class OpenAIBackend:
                 generation = Generation(
                     "", "error", error="malformed: the body is not a chat completion that counts tokens"
                 )
-            if generation.response or (generation.error and not generation.error.startswith("malformed")):
+            said = generation.response or generation.reasoning
+            if said or (generation.error and not generation.error.startswith("malformed")):
                 break
         return generation
 
@@ -134,18 +140,39 @@ def _failed(error: "openai.APIError", reason: str) -> Generation:
 def read_completion(completion: Any) -> Generation:
     """A completion of the API as a Generation.
 
+    A server that knows its model's thoughts sends them apart; of any other, the content is split. A thought without
+    content never closed.
+
     Raises:
         AttributeError, TypeError, LookupError: it is not in the API's form, or counts no tokens.
     """
     choice, usage = completion.choices[0], completion.usage
     if choice.finish_reason not in ("stop", "length"):
         return Generation("", "error", error=f"{choice.finish_reason}: the answer is no text")
+    content, reasoning = choice.message.content or "", read_reasoning(choice.message)
+    thought = split_thought(content, opened=None if reasoning is None else False)
+    if thought.reasoning and thought.reasoning not in (reasoning or ""):  # some servers send it both ways
+        reasoning = "\n\n".join(filter(None, (reasoning, thought.reasoning)))
+    closed = thought.closed and bool(thought.answer or reasoning is None)
     return Generation(
-        response=(choice.message.content or "").strip(),
-        finish_reason=choice.finish_reason,
+        response=thought.answer,
+        finish_reason=choice.finish_reason if closed else "length",
         num_prompt_tokens=int(usage.prompt_tokens),
         num_response_tokens=int(usage.completion_tokens),
+        reasoning=reasoning,
     )
+
+
+def read_reasoning(message: Any) -> str | None:
+    """The thought that a server sends apart from the content, in whichever field it does; None if there is none."""
+    for name in ("reasoning_content", "reasoning"):
+        text = getattr(message, name, None)
+        if isinstance(text, str) and text.strip():
+            return text.strip()
+    details = getattr(message, "reasoning_details", None)
+    parts = [part for part in details if isinstance(part, dict)] if isinstance(details, list) else []
+    texts = [text for part in parts if isinstance(text := part.get("text") or part.get("summary"), str)]
+    return "\n\n".join(text.strip() for text in texts if text.strip()) or None
 
 
 def check_url(base_url: str) -> None:

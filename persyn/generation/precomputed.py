@@ -17,12 +17,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from persyn.chat import encode_prompt, with_chat_template
+from persyn.chat import with_chat_template
 from persyn.errors import InputError
 from persyn.generation import Generation, Precomputed, Teacher
+from persyn.generation.reading import encode_conversations
 from persyn.messages import Message
 from persyn.models import load_tokenizer
 from persyn.prompts.conversations import prompt_id
+from persyn.thinking import Thought, split_thought
 
 logger = logging.getLogger(__name__)
 HERE = Path()
@@ -41,7 +43,7 @@ def precomputed_suffix(teacher: Teacher) -> str:
         return ""
     # The score decides no response, and stores that were filled before there was one are read as before.
     # The others count only where they are set, for the same reason.
-    later = {"tokenizer", "keep_empty"}
+    later = {"tokenizer", "keep_empty", "reasoning"}
     given = source.model_dump(exclude={"score", *later}) | source.model_dump(include=later, exclude_defaults=True)
     fields = json.dumps([given, source.origin(HERE)], sort_keys=True)
     return hashlib.sha256(fields.encode()).hexdigest()[:16]
@@ -53,7 +55,7 @@ def read_precomputed(
     """The teacher's precomputed responses to these prompts, as rows of the store with their `origin`.
 
     A prompt gets its first row that fits. A row that matches no prompt, is empty (unless `keep_empty`), or has more
-    than max_tokens is skipped and counted in the log.
+    than max_tokens, its thought included, is skipped and counted in the log. One with nothing but a thought is empty.
 
     Args:
         prompts: prompt_id -> the prompts that have no response yet.
@@ -69,22 +71,27 @@ def read_precomputed(
     origin, count, max_tokens = source.origin(HERE), Counter[str](), teacher.sampling.max_tokens
     found: dict[str, dict[str, Any]] = {}
     tokenizer: Any = None
-    for row in source.read(HERE, asked=["prompt"], prompt=source.prompt, response=source.response).values():
-        identity, response = _key(row)
-        if identity not in prompts or (identity in found and (response or source.keep_empty)):
+    fields = {"prompt": source.prompt, "response": source.response}
+    if source.reasoning is not None:
+        fields["reasoning"] = source.reasoning
+    for row in source.read(HERE, asked=["prompt"], **fields).values():
+        identity, thought = _identity(row), _thought(row)
+        if identity not in prompts or (identity in found and (thought.answer or source.keep_empty)):
             count["unmatched"] += 1
             continue
-        if not response and not source.keep_empty:
+        if not thought.answer and not source.keep_empty:
             count["empty"] += 1
             continue
         tokenizer = tokenizer or _tokenizer(name, teacher, source)
-        # As in generation, the token that ends the response counts.
-        num_tokens = len(tokenizer.encode(response, add_special_tokens=False)) + 1
+        # As in generation, the thought and the token that ends the response count.
+        said = [text for text in (_text(row["response"]), _text(row.get("reasoning"))) if text]
+        num_tokens = sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in said) + 1
         if num_tokens > max_tokens:
             count["too long"] += 1
             continue
-        num_prompt_tokens = len(encode_prompt(tokenizer, teacher.messages(prompts[identity])))
-        stored = asdict(Generation(response, "stop", num_prompt_tokens, num_tokens))
+        [shown] = encode_conversations(tokenizer, [teacher.messages(prompts[identity])], teacher)
+        reason = "stop" if thought.closed else "length"
+        stored = asdict(Generation(thought.answer, reason, len(shown), num_tokens, reasoning=thought.reasoning))
         found[identity] = stored | {"created": datetime.now(UTC).isoformat(timespec="seconds"), "origin": origin}
     logger.info(
         "%s: %d responses read from %s; other rows: %d match no open prompt, %d are empty, %d exceed max_tokens %d",
@@ -102,7 +109,7 @@ def read_scores(wanted: Set[tuple[str, str]], name: str, source: Precomputed) ->
     mean. Responses without a score are counted in the log, by why they have none.
 
     Args:
-        wanted: (prompt_id, response) of the teacher's responses.
+        wanted: (prompt_id, response) of the teacher's responses, without their thoughts.
         name: the teacher's key in params.yaml.
         source: its `precomputed`, with a `score`.
 
@@ -117,7 +124,7 @@ def read_scores(wanted: Set[tuple[str, str]], name: str, source: Precomputed) ->
     scores, empty, wrong = defaultdict[tuple[str, str], list[float]](list), set[tuple[str, str]](), list[str]()
     fields = {"prompt": source.prompt, "response": source.response, "score": source.score}
     for number, row in source.read(HERE, numeric=["score"], asked=["prompt"], **fields).items():
-        key, text = _key(row), (row["score"] or "").strip()
+        key, text = (_identity(row), _thought(row).answer), (row["score"] or "").strip()
         if key not in wanted:
             continue
         score = float(text) if NUMBER.fullmatch(text) else math.nan
@@ -145,16 +152,29 @@ def read_scores(wanted: Set[tuple[str, str]], name: str, source: Precomputed) ->
     return {key: math.fsum(values) / len(values) for key, values in scores.items()}
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, str]:
-    """prompt_id and response of a row, as the tables have them. A conversation that is unfit has no prompt's id."""
-    response = (row["response"] or "").encode("utf-8", "replace").decode().strip()
-    return prompt_id(row["prompt"].messages), response
+def _identity(row: Mapping[str, Any]) -> str:
+    """prompt_id of a row. A conversation that is unfit has no prompt's id."""
+    return prompt_id(row["prompt"].messages)
+
+
+def _thought(row: Mapping[str, Any]) -> Thought:
+    """Thought and answer of a row; a thought in a column of its own comes first."""
+    thought, apart = split_thought(_text(row["response"]), opened=None), _text(row.get("reasoning"))
+    if not apart:
+        return thought
+    reasoning = "\n\n".join(filter(None, (apart, thought.reasoning)))
+    return Thought(reasoning, thought.answer, closed=bool(thought.answer))
+
+
+def _text(value: str | None) -> str:
+    """A text as the tables have it: without halves of a cut surrogate pair, and blanks at its ends."""
+    return (value or "").encode("utf-8", "replace").decode().strip()
 
 
 def _tokenizer(name: str, teacher: Teacher, source: Precomputed) -> Any:
     where = (source.tokenizer,) if source.tokenizer else (teacher.model, teacher.revision, teacher.trust_remote_code)
     try:
-        return with_chat_template(load_tokenizer(*where))
+        return with_chat_template(load_tokenizer(*where), date=teacher.date)
     except InputError as error:
         raise InputError(
             f"teachers.{name}.precomputed: a tokenizer is needed to count tokens; name one that is here in "

@@ -96,7 +96,7 @@ class Worker:
             rows = {r.key: stored_response(self.store, r, self.sampling) for r in requests if r not in left}
             for new in generate_rows(left, self.backend, self.sampling, self.store):
                 rows |= new
-        return {key: {**row, "response": ""} for key, row in rows.items() if row}
+        return {key: {**row, "response": "", "reasoning": None} for key, row in rows.items() if row}
 
 
 def connect(address: str | None) -> None:

@@ -14,6 +14,7 @@ from persyn.generation.precomputed import precomputed_suffix
 from persyn.messages import Message
 from persyn.models import model_identity
 from persyn.store import Store, response_key, slug
+from persyn.thinking import split_thought
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def prepare_requests(prompts: pl.DataFrame, teacher: Teacher) -> list[Request]:
     """
     identity = model_identity(teacher.model, teacher.revision)
     conversations = [teacher.messages(prompt) for prompt in prompts["prompt"].to_list()]
-    keys = [response_key(model=identity, messages=messages, **teacher.sampling.drawn) for messages in conversations]
+    asked = {"model": identity, **teacher.sampling.drawn, **teacher.shaped}
+    keys = [response_key(messages=messages, **asked) for messages in conversations]
     suffix = precomputed_suffix(teacher)
     return [
         Request(key, messages, f"{key}:{suffix}" if suffix else "")
@@ -53,6 +55,17 @@ def stored_response(store: Store, request: Request, sampling: Sampling) -> dict[
         if whole is not None and whole["num_response_tokens"] <= sampling.max_tokens:
             return whole
     return store.get(f"{request.key}:{sampling.max_tokens}")
+
+
+def read_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored row as the tables have it. Rows of earlier versions hold the thought inside `response`: it is split here
+    and the row in the store stays as it is, so that nothing that was paid for is lost.
+    """
+    if "reasoning" in row or row["finish_reason"] == "error":
+        return {"reasoning": None, **row}
+    thought = split_thought(row["response"], opened=None)
+    parts = {"response": thought.answer, "reasoning": thought.reasoning}
+    return {**row, **parts} if thought.closed else {**row, **parts, "finish_reason": "length"}
 
 
 def still_open(requests: Sequence[Request], store: Store, sampling: Sampling) -> list[Request]:
@@ -77,8 +90,13 @@ def generate_rows(
 
 
 def _row(generation: Generation) -> dict[str, Any]:
-    text = generation.response.encode("utf-8", "replace").decode()  # a cut surrogate pair
-    return asdict(generation) | {"response": text, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+    row = {name: _whole(value) for name, value in asdict(generation).items()}
+    return row | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
+
+
+def _whole(value: Any) -> Any:
+    """A text without halves of a cut surrogate pair; other values as they are."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def _stored_under(store: Store, key: str, row: Mapping[str, Any], sampling: Sampling) -> str:

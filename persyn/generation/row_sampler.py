@@ -1,24 +1,41 @@
 """Row sampler: sampling in which a prompt's response does not depend on the other prompts in its batch."""
 
 import hashlib
+from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
+from persyn.errors import InputError
 from persyn.generation import Sampling
 
 
 def row_sampler(sampling: Sampling, keys: list[str]) -> LogitsProcessorList:
-    """Processors for temperature, top-p and a draw per row; empty (greedy) at temperature 0."""
+    """Processors for temperature, top-k, top-p, min-p and a draw per row; empty (greedy) at temperature 0.
+
+    Raises:
+        InputError: `sampling.extra` holds a top_k or min_p out of bounds.
+    """
     if sampling.temperature == 0:
         return LogitsProcessorList()
-    return LogitsProcessorList(
-        [
-            TemperatureLogitsWarper(sampling.temperature),
-            TopPLogitsWarper(sampling.top_p),
-            RowSampler(sampling.seed, keys),
-        ]
-    )
+    extra: dict[str, Any] = sampling.extra
+    try:
+        warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
+        if extra.get("top_k", 0) > 0:  # 0 and -1 mean all, as for vLLM
+            warpers.append(TopKLogitsWarper(extra["top_k"]))
+        warpers.append(TopPLogitsWarper(sampling.top_p))
+        if "min_p" in extra:
+            warpers.append(MinPLogitsWarper(extra["min_p"]))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"sampling.extra is {extra}: {error}; correct it") from error
+    return LogitsProcessorList([*warpers, RowSampler(sampling.seed, keys)])
 
 
 class RowSampler(LogitsProcessor):

@@ -5,10 +5,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from persyn.chat import encode_prompt, stop_strings, with_chat_template
-from persyn.generation import BackendSpeed, Generation, Sampling, Teacher, check_context, read_text
+from persyn.chat import stop_strings, with_chat_template
+from persyn.errors import InputError
+from persyn.generation import BackendSpeed, Generation, Sampling, Teacher, check_context
+from persyn.generation.reading import encode_conversations, read_generation
 from persyn.messages import Message
 from persyn.models import load_causal_lm, load_tokenizer
+
+WARPERS = ("min_p", "top_k")
+"""What `sampling.extra` may hold. Other arguments of `generate` would make a response depend on its batch (a penalty
+counts its padding), or draw by another generator than RowSampler's.
+"""
 
 
 class TransformersSpeed(BackendSpeed):
@@ -29,8 +36,14 @@ class TransformersBackend:
     def __init__(self, teacher: Teacher, speed: TransformersSpeed) -> None:
         import torch
 
+        if unknown := sorted(set(teacher.sampling.extra) - set(WARPERS)):
+            raise InputError(
+                f"{teacher.model}: sampling.extra holds {', '.join(unknown)}, which the backend transformers does not "
+                f"honour; it takes {' and '.join(WARPERS)}: remove it, or choose another backend"
+            )
+        self.teacher = teacher
         where = (teacher.model, teacher.revision, teacher.trust_remote_code)
-        self.tokenizer = with_chat_template(load_tokenizer(*where))
+        self.tokenizer = with_chat_template(load_tokenizer(*where), date=teacher.date)
         self.model = load_causal_lm(*where, **({"dtype": getattr(torch, speed.dtype)} if speed.dtype else {}))
         self.batch_size = speed.batch_size
 
@@ -38,7 +51,7 @@ class TransformersBackend:
         self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], sampling: Sampling
     ) -> Iterator[dict[int, Generation]]:
         """Yield each batch's responses by position, longest prompts first, so that lack of memory shows at once."""
-        prompts = [encode_prompt(self.tokenizer, conversation) for conversation in conversations]
+        prompts = encode_conversations(self.tokenizer, conversations, self.teacher)
         context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         check_context(prompts, sampling.max_tokens, context, self.tokenizer.name_or_path)
         order = sorted(range(len(prompts)), key=lambda position: -len(prompts[position]))
@@ -71,16 +84,11 @@ class TransformersBackend:
     def _read(self, prompt: list[int], row: list[int]) -> Generation:
         ends = self._end_ids()
         length = next((i for i, token in enumerate(row) if token in ends), None)
-        finished, ids = length is not None, row[:length]
+        ids = row[:length]
         while ids and ids[-1] == self.tokenizer.pad_token_id:  # padding, while a longer row of the batch went on
             ids.pop()
-        text, found = read_text(self.tokenizer, ids)
-        return Generation(
-            response=text,
-            finish_reason="stop" if finished or found else "length",
-            num_prompt_tokens=len(prompt),
-            num_response_tokens=len(ids) + (length is not None),
-        )
+        reason = "length" if length is None else "stop"
+        return read_generation(self.tokenizer, prompt, ids, reason, len(ids) + (length is not None))
 
     def _end_ids(self) -> set[int]:
         declared = self.model.generation_config.eos_token_id

@@ -2,17 +2,21 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from persyn.chat import encode_prompt, stop_strings, with_chat_template
+from persyn.chat import stop_strings, with_chat_template
 from persyn.errors import InputError
-from persyn.generation import BackendSpeed, Generation, Sampling, Teacher, check_context, read_text
+from persyn.generation import BackendSpeed, Generation, Sampling, Teacher, check_context
 from persyn.generation.event_loop import Calls
+from persyn.generation.reading import encode_conversations, read_generation
 from persyn.generation.vllm_plugin import PARENT
 from persyn.messages import Message
 from persyn.models import load_tokenizer, locate_model
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
 
 
 class VLLMSpeed(BackendSpeed):
@@ -43,7 +47,8 @@ class VLLMBackend:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         where = locate_model(teacher.model, teacher.revision)
-        self.tokenizer = with_chat_template(load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code))
+        tokenizer = load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code)
+        self.tokenizer = with_chat_template(tokenizer, date=teacher.date)
         os.environ.update({PARENT: str(os.getpid()), "VLLM_NO_USAGE_STATS": "1"})
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # another teacher may have used the GPU here
@@ -75,9 +80,10 @@ class VLLMBackend:
         self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], sampling: Sampling
     ) -> Iterator[dict[int, Generation]]:
         """Yield responses as they come. When stopped, calls in flight are kept: see Calls.run."""
-        prompts = [encode_prompt(self.tokenizer, conversation) for conversation in conversations]
+        prompts = encode_conversations(self.tokenizer, conversations, self.teacher)
         context = self.engine.model_config.max_model_len
         check_context(prompts, sampling.max_tokens, context, self.tokenizer.name_or_path)
+        self._params("", sampling)  # before any call
         return self.calls.run(
             len(prompts),
             lambda position: self._respond(prompts[position], keys[position], sampling),
@@ -91,17 +97,10 @@ class VLLMBackend:
         self.calls.close()
 
     async def _respond(self, prompt: list[int], key: str, sampling: Sampling) -> Generation:
-        from vllm import SamplingParams
         from vllm.inputs import tokens_input
-        from vllm.sampling_params import RequestOutputKind
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        params = SamplingParams(
-            **sampling.drawn_for(key),
-            max_tokens=sampling.max_tokens,
-            stop=stop_strings(self.tokenizer),
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        params = self._params(key, sampling)
         self.num_requests += 1
         try:
             async for output in self.engine.generate(tokens_input(prompt), params, str(self.num_requests)):
@@ -114,6 +113,25 @@ class VLLMBackend:
         [answer] = whole.outputs
         if answer.finish_reason not in ("stop", "length"):
             return Generation("", "error", error=f"{answer.finish_reason}: vLLM gave no whole answer")
-        # vLLM's text leaves out an incomplete last character; read_text keeps it, as for the transformers backend.
-        text, _ = read_text(self.tokenizer, answer.token_ids)
-        return Generation(text, answer.finish_reason, len(prompt), len(answer.token_ids))
+        # vLLM's text leaves out an incomplete last character; this keeps it, as for the transformers backend.
+        return read_generation(self.tokenizer, prompt, answer.token_ids, answer.finish_reason, len(answer.token_ids))
+
+    def _params(self, key: str, sampling: Sampling) -> "SamplingParams":
+        from vllm import SamplingParams
+        from vllm.exceptions import VLLMClientError
+        from vllm.sampling_params import RequestOutputKind
+
+        try:
+            return SamplingParams(
+                **sampling.drawn_for(key),
+                **sampling.extra,
+                max_tokens=sampling.max_tokens,
+                stop=stop_strings(self.tokenizer),
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+        except (VLLMClientError, TypeError, ValueError) as error:
+            words = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"{self.teacher.model}: vLLM refuses its sampling: {words}; sampling.extra "
+                f"({', '.join(sampling.extra) or 'nothing'}) takes the fields of vLLM's SamplingParams"
+            ) from error

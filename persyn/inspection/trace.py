@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import polars as pl
 
 from persyn.dataset import drop_reason
-from persyn.defects import DETECTORS, Policies, defects_of
+from persyn.defects import DETECTORS, Policies, detect_defects
 from persyn.errors import InputError
 from persyn.messages import as_text
 from persyn.project.snapshot import Snapshot
@@ -149,7 +149,7 @@ def _defects(made: Snapshot, row: Mapping[str, Any], prompt: Mapping[str, Any]) 
     for known in _rows(made.defects, row["prompt_id"]):
         if known["teacher"] == row["teacher"]:
             return [kind for kind in DETECTORS if known[kind]]
-    return [kind for kind, found in defects_of(prompt["prompt"], row["response"]).items() if found]
+    return [kind for kind, found in detect_defects(prompt["prompt"], row).items() if found]
 
 
 def _routes(

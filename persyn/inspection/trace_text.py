@@ -67,8 +67,11 @@ def _strategies(found: Mapping[str, Any]) -> list[RenderableType]:
 def _scores(row: Mapping[str, Any]) -> str:
     scores = [f"{name} {number(row[name])}" for name in ("quality", "learnability", "reward") if row[name] is not None]
     tokens = f"{row['num_prompt_tokens']} + {row['num_response_tokens']} tokens"
+    thought = [f"thought ({len(row['reasoning']):,} characters)"] if row.get("reasoning") else []
     defects = [f"defects: {', '.join(row['defects'])}"] * bool(row["defects"])
-    return ", ".join([row["finish_reason"], tokens, *scores, *["truncated"] * bool(row["truncated"]), *defects])
+    return ", ".join(
+        [row["finish_reason"], tokens, *thought, *scores, *["truncated"] * bool(row["truncated"]), *defects]
+    )
 
 
 def _panel(text: str, title: str, facts: str = "") -> list[RenderableType]:

@@ -169,6 +169,9 @@
     for (const name of ["reward", "quality", "learnability", "tokens"]) {
       scores.append(element("div", "", element("dt", "", name), element("dd", "", number(response[name]))));
     }
+    if (response.thought) {
+      scores.append(element("div", "", element("dt", "", "thought"), element("dd", "", `${response.thought} characters`)));
+    }
     const body = response.response ? passage(response.response, sample.cut.response)
       : element("div", "browse-text browse-cut", "(no text)");
     return element("article", best ? "browse-card browse-card-best" : "browse-card", head, scores, body);

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from persyn.messages import as_text
 from persyn.project.snapshot import Snapshot
-from persyn.schemas import DEFECTS, FINISH_REASONS, LEARNABILITY, QUALITY, RESPONSES, REWARDS, ROUTES
+from persyn.schemas import DEFECTS, FINISH_REASONS, LEARNABILITY, QUALITY, RESPONSES, REWARDS, ROUTES, fill_table
 
 LENGTHS = [*range(20, 100, 5), *range(100, 500, 25), *range(500, 2000, 100), *range(2000, 40_000, 1000)]
 """Lengths, in characters, at which responses may be cut."""
@@ -138,7 +138,7 @@ def _chosen(ids: pl.DataFrame, routes: Mapping[str, pl.DataFrame], dataset: Mapp
 
 def _of(ids: pl.DataFrame, tables: Iterable[pl.DataFrame], schema: pl.Schema) -> pl.DataFrame:
     """The rows of all tables for these prompts."""
-    mine = (table.join(ids, on="prompt_id", how="semi") for table in tables)
+    mine = (fill_table(table, schema).join(ids, on="prompt_id", how="semi") for table in tables)
     return pl.concat([pl.DataFrame(schema=schema), *mine])
 
 
@@ -155,7 +155,10 @@ def _encode(
         return pl.col(column).cast(pl.String).cast(pl.Enum(names[known])).to_physical().alias(column)
 
     responses = responses.with_columns(
-        position("teacher", "teachers"), position("finish_reason", "finish_reasons"), tokens="num_response_tokens"
+        position("teacher", "teachers"),
+        position("finish_reason", "finish_reasons"),
+        tokens="num_response_tokens",
+        thought=pl.col("reasoning").str.len_chars(),  # its text stays out of the page
     ).sort(KEYS)
     chosen = chosen.with_columns(position("teacher", "teachers"), position("strategy", "strategies"))
     chosen = chosen.sort("prompt_id", "strategy", "strength", "teacher", descending=[False, False, True, False])
@@ -168,7 +171,9 @@ def _encode(
             pl.col("parallel").cast(pl.Int8),
             pl.col("responses", "routes").fill_null(0),
         ),
-        "responses": responses.drop("prompt_id", "num_prompt_tokens", "num_response_tokens").with_columns(rounded),
+        "responses": responses.drop("prompt_id", "reasoning", "num_prompt_tokens", "num_response_tokens").with_columns(
+            rounded
+        ),
         "routes": chosen.drop("prompt_id").with_columns(rounded, pl.col("kept").cast(pl.Int8)),
     }
 

@@ -131,6 +131,7 @@ def made_up(count: int, teachers: int, characters: int, parallel: float = 1.0) -
             "prompt_id": ids,
             "teacher": named,
             "response": texts(len(ids), characters),
+            "reasoning": pl.Series([None] * len(ids), dtype=pl.String),
             "finish_reason": pl.Series(["stop"] * len(ids), dtype=FINISH_REASONS),
             "num_prompt_tokens": [50] * len(ids),
             "num_response_tokens": random.integers(1, 500, len(ids)),
@@ -188,7 +189,7 @@ def _responses(teachers: list[str], who: list[str], to: list[str]) -> pl.DataFra
     """RESPONSES; those of one teacher have equal lengths."""
     lengths = [10 + 7 * (teachers.index(name) % 9) for name in who]
     reasons = ["length" if length > 50 else "stop" for length in lengths]
-    return _table(RESPONSES, to, who, [f"answer {each}" for each in to], reasons, 9, lengths)
+    return _table(RESPONSES, to, who, [f"answer {each}" for each in to], None, reasons, 9, lengths)
 
 
 def _card(random: np.random.Generator, strengths: np.ndarray, rewards: np.ndarray, teachers: list[str]) -> Any:

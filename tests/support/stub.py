@@ -24,10 +24,16 @@ class StubServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(
-        self, faults: Mapping[str, float], delay: float, hang: float, seed: int, say: Callable[[str], str] | None
+        self,
+        faults: Mapping[str, float],
+        delay: float,
+        hang: float,
+        seed: int,
+        say: Callable[[str], str] | None,
+        choice: Mapping[str, Any] | None,
     ) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.say = say
+        self.say, self.choice = say, choice
         self.faults, self.delay, self.hang, self.seed = faults, delay, hang, seed
         self.lock, self.random, self.counts = threading.Lock(), random.Random(seed), Counter[str]()
         self.capacity, self.retry_after = 10**6, "0"
@@ -97,6 +103,8 @@ class Handler(BaseHTTPRequestHandler):
             sent = completion(asked, self.server.seed, fault)
             if self.server.say:
                 sent["choices"][0]["message"]["content"] = self.server.say(asked["messages"][-1]["content"])
+            if self.server.choice:
+                sent["choices"][0] = {"index": 0, "finish_reason": "stop", **self.server.choice}
             self._send(200, sent, cut=fault == "cut")
 
     def _send(self, status: int, body: Any, headers: Mapping[str, str] | None = None, cut: bool = False) -> None:
@@ -140,9 +148,12 @@ def stub_teacher(
     hang: float = 5.0,
     seed: int = 0,
     say: Callable[[str], str] | None = None,
+    choice: Mapping[str, Any] | None = None,
 ) -> Iterator[StubServer]:
-    """A running stub teacher; `say` makes its response from the last message, instead of random words."""
-    server = StubServer(faults or {}, delay, hang, seed, say)
+    """A running stub teacher; `say` makes its response from the last message, instead of random words; `choice`
+    (finish_reason, message) is sent as it is.
+    """
+    server = StubServer(faults or {}, delay, hang, seed, say, choice)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

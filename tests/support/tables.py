@@ -42,13 +42,16 @@ def stub_teachers(names: str, training: Training = "allowed", terms: str | None 
     return {name: Teacher(model=f"model-{name}", license="MIT", sampling=sampling, **fields) for name in names}
 
 
-def responses_table(prompts: pl.DataFrame, teacher: str, texts: list[str], finish: str = "stop") -> pl.DataFrame:
+def responses_table(
+    prompts: pl.DataFrame, teacher: str, texts: list[str], finish: str = "stop", thoughts: list[str] | None = None
+) -> pl.DataFrame:
     """RESPONSES of one teacher to these prompts."""
     return pl.DataFrame(
         {
             "prompt_id": prompts["prompt_id"],
             "teacher": [teacher] * len(texts),
             "response": texts,
+            "reasoning": pl.Series(thoughts or [None] * len(texts), dtype=pl.String),
             "finish_reason": pl.Series([finish] * len(texts), dtype=FINISH_REASONS),
             "num_prompt_tokens": [10] * len(texts),
             "num_response_tokens": [len(text.split()) for text in texts],
