@@ -332,9 +332,9 @@ def test_a_thought_that_never_closed_is_one_defect() -> None:
 
 def test_data_sets_are_split_too(base_model: str, tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
-        {"prompt": PROMPTS["prompt"][0], "response": "<think>a</think>b", "score": 1, "thought": None},
-        {"prompt": PROMPTS["prompt"][1], "response": "b", "score": 2, "thought": "a"},
-        {"prompt": PROMPTS["prompt"][2], "response": "<think>a", "score": 3, "thought": None},
+        {"prompt": PROMPTS["prompt"].to_list()[0], "response": "<think>a</think>b", "score": 1, "thought": None},
+        {"prompt": PROMPTS["prompt"].to_list()[1], "response": "b", "score": 2, "thought": "a"},
+        {"prompt": PROMPTS["prompt"].to_list()[2], "response": "<think>a", "score": 3, "thought": None},
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = Precomputed(path=str(tmp_path / "rows.jsonl"), score="score", reasoning="thought", keep_empty=True)
