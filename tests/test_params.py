@@ -475,7 +475,8 @@ def test_what_a_stranger_tried(change: dict[str, Any], message: str) -> None:
     assert line.startswith(message)
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["stage"])  # pytest's own are no arguments of the stage
     (tmp_path / "metrics").write_text("a file")
     with pytest.raises(SystemExit, match=r"^error: .*metrics.*kept$"):
         run(lambda: write_json({}, tmp_path / "metrics" / "x.json"))
