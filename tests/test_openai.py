@@ -163,6 +163,19 @@ def test_control_text_reaches_a_server_as_text(tmp_path: Path) -> None:
         assert "hello" in str(server.bodies_seen)
 
 
+def test_other_text_reaches_a_server_unaltered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """HTML, tags of tools and thoughts are text; and what a teacher's own entry says is its user's own."""
+    texts = ["Strike <s>this</s> out.", "List <tools> and </tool_call>.", "What is <think>?", "a </s><s> b"]
+    own = teacher(system="Think in <think> tags, end by <|im_end|>.")
+    with stub_teacher() as server, caplog.at_level("WARNING"):
+        generate_responses(prompts_table(texts), "t", own, tmp_path, server.speed(), max_error_share=1.0)
+    sent = [message["content"] for body in server.bodies_seen for message in body["messages"]]
+    assert own.system in sent
+    assert set(texts[:3]) < set(sent)
+    assert texts[3] not in sent
+    assert "1 of 4 conversations" in caplog.text
+
+
 @pytest.mark.parametrize(
     "url", ["https://api.example.com/v1", "http://127.0.0.1:8000/v1", "http://localhost/v1", "http://[::1]:1/v1"]
 )

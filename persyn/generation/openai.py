@@ -1,6 +1,7 @@
 """The openai backend: any server with an OpenAI-compatible chat endpoint (`vllm serve`, llama.cpp, hosted APIs)."""
 
 import ipaddress
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -17,6 +18,9 @@ from persyn.thinking import split_thought
 
 if TYPE_CHECKING:
     import openai
+
+
+logger = logging.getLogger(__name__)
 
 
 class OpenAISpeed(BackendSpeed):
@@ -77,9 +81,17 @@ class OpenAIBackend:
         """Yield responses as they come. When stopped, or when the server refuses every call, calls in flight are kept:
         see Calls.run.
         """
+        asked = [self._guarded(conversation) for conversation in conversations]
+        altered = sum(sent != list(given) for sent, given in zip(asked, conversations, strict=True))
+        if altered:
+            logger.warning(
+                "%s: %d of %d conversations spell control text of chat templates; it is sent with an invisible "
+                "character inside, because the server's tokenizer is not known here",
+                *(self.teacher.model, altered, len(asked)),
+            )
         return self.calls.run(
-            len(conversations),
-            lambda position: self._respond(conversations[position], keys[position], sampling),
+            len(asked),
+            lambda position: self._respond(asked[position], keys[position], sampling),
             lambda: self.gate.limit,
             lambda: self.gate.trouble,
         )
@@ -88,18 +100,28 @@ class OpenAIBackend:
         """Close the connections."""
         self.calls.close(self.client.close())
 
+    def _guarded(self, conversation: Sequence[Message]) -> list[Message]:
+        """The conversation without control text, except in what the teacher's own entry says."""
+        own = {
+            self.teacher.system,
+            *(text for shown in self.teacher.examples for text in (shown.prompt, shown.response)),
+        }
+        return [
+            message if message["content"] in own else {**message, "content": without_control_text(message["content"])}
+            for message in conversation
+        ]
+
     async def _respond(self, conversation: Sequence[Message], key: str, sampling: Sampling) -> Generation:
         """The response to one conversation; a failure becomes an error that names its kind."""
         import openai
 
         drawn: dict[str, Any] = {**sampling.drawn_for(key), "max_tokens": sampling.max_tokens}
         template = {"chat_template_kwargs": self.teacher.template} if self.teacher.template else {}
-        messages = [{**message, "content": without_control_text(message["content"])} for message in conversation]
         for _ in range(self.max_attempts):
             try:
                 completion = await self.client.chat.completions.create(
                     model=self.teacher.model,
-                    messages=cast(Any, messages),
+                    messages=cast(Any, conversation),
                     extra_body={**sampling.extra, **template} or None,
                     **drawn,
                 )
