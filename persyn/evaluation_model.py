@@ -14,7 +14,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
-from persyn.chat import encode_completion, encode_prompt
+from persyn.chat import decode_response, encode_completion, encode_parts, encode_prompt
 from persyn.errors import InputError
 from persyn.messages import Message
 from persyn.settings import Thinking
@@ -102,6 +102,12 @@ class EvaluatedStudent(HFLM):
             mask[n, width - len(row) :] = 1
         return ids, mask
 
+    def tok_decode(self, tokens: Any, *how: Any, **named: Any) -> Any:
+        """The text of a response; a thinking student's keeps the special tokens that mark its thought."""
+        if self.thinking == "none":
+            return super().tok_decode(tokens, *how, **named)
+        return decode_response(self.tokenizer, [int(token) for token in tokens])
+
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Responses, one for each request. Raises InputError if a prompt leaves too little room for its response."""
         asked = [(request, *request.args) for request in requests]
@@ -139,8 +145,11 @@ class EvaluatedStudent(HFLM):
         if not isinstance(context, Prompt):
             return super()._encode_pair(context, continuation)
         before = self._encode(context.messages, context.begun.rstrip())
-        whole = self._encode(context.messages, context.begun + continuation)
-        at = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(before, whole, strict=False))))
+        begun = context.begun + continuation
+        prompt, thought, answer = encode_parts(self.tokenizer, context.messages, begun, False, thinking=self.thinking)
+        whole, least = prompt + thought + answer, len(prompt + thought)  # a choice without a thought
+        alike = takewhile(lambda pair: pair[0] == pair[1], zip(before, whole, strict=False))
+        at = max(least, len(list(alike)))
         if at == len(whole):
             raise InputError(
                 f"the chat template of {self.tokenizer.name_or_path} writes nothing for the choice {continuation!r}; "
@@ -175,7 +184,7 @@ class EvaluatedStudent(HFLM):
 
 def _answer(prompt: str, how: dict[str, Any], whole: str) -> Answer:
     """A thinking student's answer, up to the first of the task's stop strings."""
-    thought = split_thought(whole, opened=bool(opening_tag(prompt)))
+    thought = split_thought(opening_tag(prompt) + whole)
     stops = handle_stop_sequences(how.get("until"), eos=None)
     answer = Answer(postprocess_generated_text(thought.answer, stops, None))
     answer.whole = whole

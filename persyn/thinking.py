@@ -17,7 +17,12 @@ TAGS = {
     "<|channel>thought": "<channel|>",
 }
 """Opening tag -> closing tag, of the model families that are known."""
-ANSWER_TAGS = {"<|START_RESPONSE|>": "<|END_RESPONSE|>", "<|begin_of_solution|>": "<|end_of_solution|>"}
+ANSWER_TAGS = {
+    "<|START_RESPONSE|>": "<|END_RESPONSE|>",
+    "<|begin_of_solution|>": "<|end_of_solution|>",
+    "<response>": "</response>",
+    "[BEGIN FINAL RESPONSE]": "[END FINAL RESPONSE]",
+}
 """Tags that some of these families put around the answer."""
 CHANNEL_TOKENS = {f"<|{name}|>" for name in ("start", "end", "return", "call", "channel", "message", "eom", "eot")}
 """Control tokens of the families that write messages to channels or recipients."""
@@ -31,6 +36,8 @@ OPENING = re.compile(rf"\s*({_either(TAGS)})")
 OPEN_AT_END = re.compile(rf"({_either(TAGS)})\s*\Z")
 ALONE = re.compile(rf"^[ \t]*{_either(TAGS.values())}|{_either(TAGS.values())}[ \t]*$", re.MULTILINE)
 """A closing tag at the beginning or the end of a line, where models write it."""
+GLUED = re.compile(rf"(?<=[^\s`'\"]){_either(TAGS.values())}(?=[^\s`'\".,;:)])")
+"""A closing tag between words of which it touches both: DeepSeek and GLM write their answers right after it."""
 PHRASES = re.compile(r"Here(?:'s| is) my thought process:(.*?)Here(?:'s| is) my response:(.*)", re.DOTALL)
 """Granite 3.2 writes plain words instead of tags."""
 CHANNELS = re.compile(r"(?:<\|start\|>)?(?:assistant)?\s*(?:<\|channel\|>|to=(?:self|user)<\|message\|>)")
@@ -99,7 +106,7 @@ def _thought(parts: Iterable[str], answer: str | None) -> Thought:
     reasoning = "\n\n".join(part.strip() for part in parts if part.strip()) or None
     answer_text = (answer or "").strip()
     for opening, closing in ANSWER_TAGS.items():
-        if answer_text.startswith(opening):
+        if (reasoning or opening.startswith("<|")) and answer_text.startswith(opening):
             answer_text = answer_text.removeprefix(opening).removesuffix(closing).strip()
     return Thought(reasoning, answer_text, closed=answer is not None or reasoning is None)
 
@@ -108,7 +115,8 @@ def _end_of_thought(text: str) -> re.Match[str] | None:
     """The last closing tag that ends a thought whose opening tag is not in the text."""
     opening = re.search(_either(TAGS), text)
     before = text[: opening.start()] if opening else text
-    ends = [found for found in ALONE.finditer(before) if before.count("```", 0, found.start()) % 2 == 0]
+    found = [*ALONE.finditer(before)] or ([*GLUED.finditer(before)] if not opening else [])
+    ends = [end for end in found if before.count("```", 0, end.start()) % 2 == 0]
     return ends[-1] if ends else None
 
 
@@ -116,6 +124,8 @@ def _from_channels(text: str) -> Thought:
     """The final channel (or the message to the user) is the answer; analysis, commentary and calls are the thought."""
     messages = [message.partition("<|message|>") for message in CHANNEL_END.split(text)]
     written = [(header, body) for header, mark, body in messages if mark]
+    if not written:  # an answer that speaks of channels
+        return Thought(None, text)
     answers = [body.strip() for header, body in written if TO_USER.search(header)]
     return _thought(
         [body for header, body in written if not TO_USER.search(header)], "\n\n".join(answers) if answers else None

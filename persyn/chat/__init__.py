@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from persyn.chat.control import count_altered, find_control, without_control_text
-from persyn.chat.forms import Context, Form, find_context, find_form, render, written_answer
+from persyn.chat.control import GUARD, count_altered, find_control, without_control_text
+from persyn.chat.forms import Context, Form, find_context, find_form, render, without_control, written_answer
 from persyn.errors import InputError
 from persyn.messages import Message, as_messages, assistant_message, user_message
 from persyn.settings import DATE, Thinking
-from persyn.thinking import split_thought
+from persyn.thinking import CHANNEL_TOKENS, TAGS, split_thought
 
 __all__ = [
     "BASE_STOP",
@@ -25,6 +25,7 @@ __all__ = [
     "Message",
     "assistant_message",
     "count_altered",
+    "decode_response",
     "encode_completion",
     "encode_conversation",
     "encode_parts",
@@ -45,9 +46,8 @@ BASE_TEMPLATE = (
 )
 # Under BASE_TEMPLATE a base model continues with the next question instead of ending: generation stops there.
 BASE_STOP = "\n\nQuestion:"
-GUARD = "\ufdd3"
-"""A character that Unicode keeps out of texts, and that no tokenizer joins with another."""
-TODAY = re.compile(r"strftime_now\(\s*(['\"])(.*?)\1\s*\)")
+TODAY = re.compile(r"strftime_now\s*\(\s*(['\"])(.*?)\1\s*\)")
+OTHER_DAYS = re.compile(r"strftime_now(?!\s+is\s+(?:not\s+)?defined)")
 
 
 def with_chat_template(tokenizer: Any, date: str = DATE) -> Any:
@@ -64,10 +64,15 @@ def with_chat_template(tokenizer: Any, date: str = DATE) -> Any:
             raise InputError(f"{tokenizer.name_or_path}: the tokenizer has neither a chat template nor an end token")
         template = BASE_TEMPLATE
     elif isinstance(template, dict):  # some models have one for tools as well
-        template = tokenizer.get_chat_template()
+        if "default" not in template:
+            raise InputError(
+                f"{tokenizer.name_or_path}: it has the chat templates {', '.join(template)}, and none is the default; "
+                f"give its tokenizer one"
+            )
+        template = template["default"]
     day = datetime.date.fromisoformat(date)
     template = TODAY.sub(lambda match: json.dumps(day.strftime(match[2])), template)
-    if "strftime_now(" in template:
+    if OTHER_DAYS.search(template):
         raise InputError(
             f"{tokenizer.name_or_path}: its chat template asks for today's date in a form that cannot be replaced by "
             f"{date}, so its prompts would differ from day to day; give the model a template with a fixed date"
@@ -88,17 +93,19 @@ def student_tokenizer(tokenizer: Any, thinking: Thinking = "none", date: str = D
     """
     with_chat_template(tokenizer, date)
     tokenizer.chat_template = find_form(tokenizer, tokenizer.chat_template, thinking).template
-    return end_by_turn(tokenizer)
+    return end_by_turn(tokenizer, thinking)
 
 
-def end_by_turn(tokenizer: Any) -> Any:
+def end_by_turn(tokenizer: Any, thinking: Thinking = "none") -> Any:
     """Make the end-of-turn token the tokenizer's eos token, at which lm-eval and every engine stop. Returns the
     tokenizer. A base model with a chat template (Qwen2.5) may have the end of the text as its eos token: its student
     would end its turn and keep generating.
     """
-    _, response = encode_completion(tokenizer, "Name a colour.", "Red.", finished=True)
-    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(response[-1])
-    _context.cache_clear()  # a template may write the eos token
+    _, response = encode_completion(tokenizer, "Name a colour.", "Red.", finished=True, thinking=thinking)
+    end, written = tokenizer.convert_ids_to_tokens(response[-1]), tokenizer.eos_token
+    if end != written and re.search(r"\beos_token\b", tokenizer.chat_template):  # the template writes it elsewhere
+        tokenizer.chat_template = f"{{% set eos_token = {json.dumps(written)} %}}{tokenizer.chat_template}"
+    tokenizer.eos_token = end
     return tokenizer
 
 
@@ -175,7 +182,7 @@ def encode_parts(
     turns = tuple((message["role"], message["content"]) for message in as_messages(prompt))
     context, prompt_ids = _context(tokenizer, form, turns)
     taken = list(context.taken)
-    answer = written_answer(tokenizer, form, context, control.take_out(response, taken)) if response else ""
+    answer = written_answer(tokenizer, form, context, control.take_out(response, taken)) if response.strip() else ""
     if form.keeps and reasoning:
         closed = finished or bool(response)
         thought = control.take_out(reasoning.strip(), taken)
@@ -199,6 +206,29 @@ def _context(tokenizer: Any, form: Form, turns: tuple[tuple[str, str], ...]) -> 
     """What stands around the response to a conversation, and the ids of its prompt."""
     context = find_context(tokenizer, form, [{"role": role, "content": content} for role, content in turns])
     return context, find_control(tokenizer, form.template).encode(tokenizer, context.prompt, context.taken)
+
+
+def decode_response(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of a response's token ids without special tokens, except for those that mark a thought."""
+    marks, parts = _thought_marks(tokenizer), list[str]()
+    start = 0
+    for end, token in enumerate(ids):
+        if token in marks:
+            parts += [tokenizer.decode(ids[start:end], skip_special_tokens=True), marks[token]]
+            start = end + 1
+    return "".join([*parts, tokenizer.decode(ids[start:], skip_special_tokens=True)])
+
+
+@lru_cache(maxsize=16)
+def _thought_marks(tokenizer: Any) -> dict[int, str]:
+    """Id -> text of the special tokens that mark thoughts. Channel tokens count only together: `<|end|>` alone ends a
+    turn in other families.
+    """
+    special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    marks = {*TAGS, *TAGS.values(), "<|channel>"}
+    if {"<|start|>", "<|message|>"} <= set(special.values()):
+        marks |= CHANNEL_TOKENS
+    return {id: text for id, text in special.items() if text in marks}
 
 
 def _continue(tokenizer: Any, encode: Callable[[str], list[int]], ids: list[int], text: str, more: str) -> list[int]:
@@ -225,8 +255,7 @@ def _encode(
     tokenizer: Any, messages: list[Message], add_generation_prompt: bool, template: Mapping[str, Any] | None
 ) -> list[int]:
     """Render and tokenise."""
-    control = find_control(tokenizer, tokenizer.get_chat_template())
-    taken: list[str] = []
-    emptied = [{**message, "content": control.take_out(message["content"], taken)} for message in messages]
+    written = tokenizer.get_chat_template()
+    emptied, taken = without_control(tokenizer, written, messages)
     text = render(tokenizer, emptied, add_generation_prompt, **(template or {}))
-    return control.encode(tokenizer, text, taken)
+    return find_control(tokenizer, written).encode(tokenizer, text, taken)

@@ -29,9 +29,10 @@ KNOWN_CONTROL = re.compile(
 # `<s>` and `</s>` begin and end a text; a pair around words is HTML.
 BOUNDS = re.compile(r"(<s>(?:(?!</?s>).)*</s>)|</?s>", re.DOTALL)
 THINK_TAG = re.compile(r"</?think>")
-SLOT, NAME = "\ufdd0", "\ufdd1"
-"""Characters that Unicode keeps out of texts. SLOT marks where control text was taken out of a message, NAME the other
-name of a control token. Both are replaced where a text has them."""
+SLOT, NAME, MARK, GUARD = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd3"
+"""Characters that Unicode keeps out of texts, and that are replaced where a text has them. SLOT marks where control
+text was taken out of a message, NAME the other name of a control token, MARK a place in a template; GUARD stands before
+a text, and no tokenizer joins it with another character."""
 # A conversation that makes a template write all its turn markers.
 MARKED: tuple[Message, ...] = (
     {"role": "user", "content": "a"},
@@ -129,7 +130,7 @@ def find_control(tokenizer: Any, template: str) -> Control:
     renamed, names, own_ids = _rename(tokenizer, tokens)
     # Text that is no token, yet marks turns.
     altered = {shape for shape in _written(tokenizer, template) - set(tokens) if not THINK_TAG.fullmatch(shape)}
-    altered |= {SLOT, NAME} if renamed is not None else {SLOT, NAME, *tokens}
+    altered |= {SLOT, NAME, MARK, GUARD} if renamed is not None else {SLOT, NAME, MARK, GUARD, *tokens}
     return Control(
         ids=frozenset(tokens.values()) | frozenset(tokenizer.all_special_ids),
         tokens=_any_of(tokens),
@@ -180,5 +181,6 @@ def _rename(tokenizer: Any, tokens: Mapping[str, int]) -> tuple[Any, dict[str, s
     numbers = [(core.token_to_id(entry["content"]), entry["id"]) for entry in described["added_tokens"]]
     own_ids = {new: own for new, own in numbers if new is not None}
     names = {token: name for token, name in names.items() if core.token_to_id(name) is not None}
-    read = {own_ids.get(id, id) for token in tokens for id in core.encode(token, add_special_tokens=False).ids}
+    spelled = [text for token in tokens for text in (token, f"a{token}a", f" {token} ")]
+    read = {own_ids.get(id, id) for text in spelled for id in core.encode(text, add_special_tokens=False).ids}
     return (None, {}, {}) if read & set(tokens.values()) else (core, names, own_ids)

@@ -14,18 +14,24 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from persyn.chat.control import MARKED, find_control
+from persyn.chat.control import MARK, MARKED, find_control
 from persyn.errors import InputError
 from persyn.messages import Message
-from persyn.thinking import opening_tag
+from persyn.thinking import TAGS, opening_tag
 
-ANSWER, THOUGHT = "\ufdd2answer\ufdd2", "\ufdd2thought\ufdd2"
-BLOCKS = {"<|channel>": ("<|channel>thought\n", "\n<channel|>"), "<think>": ("<think>\n", "\n</think>\n\n")}
-"""How a thought is written where a template leaves it out of a last answer: what it names, else the last form."""
+ANSWER, THOUGHT = f"{MARK}answer{MARK}", f"{MARK}thought{MARK}"
+BLOCKS = {
+    "<think>": ("<think>\n", "\n</think>\n\n"),
+    "<|channel>": ("<|channel>thought\n", "\n<channel|>"),
+    "[THINK]": ("[THINK]", "[/THINK]"),
+}
+"""How a thought is written where a template leaves it out of a last answer: in the first of these that it names, or in
+the first of all."""
 SWITCHES = ("enable_thinking", "thinking")
 """The arguments by which templates turn thinking on and off."""
 FIELDS = ("reasoning_content", "reasoning", "thinking")
 """The fields of a message in which templates look for its thought."""
+EARLIER_THOUGHT = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 PROBES = (MARKED[:1], MARKED)
 
 
@@ -160,11 +166,13 @@ def _for_answers(tokenizer: Any, template: str) -> str:
         return missing
 
     candidates = _switched(template, "false")
-    for candidate in reversed(candidates):
+    usual = [render(tokenizer, probe, True, template) for probe in PROBES]
+    for candidate in candidates:
         missing = added(candidate, generation=True)
         # Blanks are left to the response: a prompt that ends in one would split the first word's token.
         if missing is not None and not "".join(missing).strip():
-            return candidate
+            prompts = [render(tokenizer, probe, True, candidate) for probe in PROBES]
+            return _closed(tokenizer, template if prompts == usual else candidate, prompts)
     for generation in (True, False):
         for candidate in candidates:
             missing = added(candidate, generation)
@@ -174,6 +182,16 @@ def _for_answers(tokenizer: Any, template: str) -> str:
         f"{tokenizer.name_or_path}: its chat template renders a prompt differently once the response follows; the "
         f"response cannot be told apart"
     )
+
+
+def _closed(tokenizer: Any, template: str, prompts: Sequence[str]) -> str:
+    """The template, if its prompts do not end inside a thought."""
+    if any(map(opening_tag, prompts)):
+        raise InputError(
+            f"{tokenizer.name_or_path}: its chat template opens a thought before an answer and never closes it, so it "
+            f"has no form for an answer without a thought; set student.thinking: keep"
+        )
+    return template
 
 
 def _with_prompt(template: str, text: str, generation: bool) -> str:
@@ -196,8 +214,7 @@ def find_context(tokenizer: Any, form: Form, messages: Sequence[Message]) -> Con
     Raises:
         InputError: as find_form, or the template writes no end of turn after an answer.
     """
-    control, taken = find_control(tokenizer, form.template), list[str]()
-    emptied = [{**message, "content": control.take_out(message["content"], taken)} for message in messages]
+    emptied, taken = without_control(tokenizer, form.template, messages)
     prompt = render(tokenizer, emptied, True, form.template)
     before, found, after = _conversation(tokenizer, form.template, emptied).partition(ANSWER)
     differs = InputError(
@@ -206,7 +223,10 @@ def find_context(tokenizer: Any, form: Form, messages: Sequence[Message]) -> Con
     )
     begins_alike = before.startswith(prompt)
     plain = before[len(prompt) :] if begins_alike else ""
-    if not found or (not form.keeps and (not begins_alike or plain.strip())):
+    last = emptied[-1]["content"].strip()
+    # Mistral's templates write the system message beside the last turn, if that is the user's.
+    ends_alike = before.rpartition(last)[2] == prompt.rpartition(last)[2]
+    if not found or (not form.keeps and (plain.strip() or not (begins_alike or ends_alike))):
         raise differs
     opening = closing = ""
     if form.native:
@@ -216,13 +236,36 @@ def find_context(tokenizer: Any, form: Form, messages: Sequence[Message]) -> Con
         begins, _, rest = whole.partition(THOUGHT)
         opening, closing = begins[len(prompt) :], rest.partition(ANSWER)[0]
     elif form.keeps:
-        opening, closing = next((block for tag, block in BLOCKS.items() if tag in form.template), BLOCKS["<think>"])
-    if form.keeps:
-        opened = bool(opening_tag(prompt))
-        opening = "" if opened and not form.native else opening
-        plain = plain if begins_alike else closing if opened else ""
+        opening, closing = _block(form.template, opening_tag(prompt))
+        closing += "" if any(tag in plain for tag in TAGS) else plain
+    if form.keeps and opening_tag(prompt) and not plain.strip():
+        plain = closing
     tail = _tail(tokenizer, form.template, emptied, after)
     return Context(emptied, taken, prompt, opening, closing, plain, before, after, tail)
+
+
+def _block(template: str, opened: str) -> tuple[str, str]:
+    """What stands before and after a thought, under a template that writes none; `opened`: the tag that opened it."""
+    if opened:
+        return "", f"\n{TAGS[opened]}\n\n" if opened not in BLOCKS else BLOCKS[opened][1]
+    return next((block for tag, block in BLOCKS.items() if tag in template), BLOCKS["<think>"])
+
+
+def without_control(tokenizer: Any, template: str, messages: Sequence[Message]) -> tuple[list[Message], list[str]]:
+    """The messages with slots for their control text, and that text.
+
+    A template that looks for the thought of an earlier answer, which most leave out, is shown where it ends.
+    """
+    control, taken = find_control(tokenizer, template), list[str]()
+
+    def emptied(message: Message) -> str:
+        thought = EARLIER_THOUGHT.fullmatch(message["content"])
+        if message["role"] != "assistant" or not thought or "</think>" not in template:
+            return control.take_out(message["content"], taken)
+        inside, answer = (control.take_out(text, taken) for text in thought.groups())
+        return f"<think>{inside}</think>{answer}"
+
+    return [{**message, "content": emptied(message)} for message in messages], taken
 
 
 def _tail(tokenizer: Any, template: str, messages: Sequence[Message], after: str) -> str:

@@ -1,16 +1,15 @@
 """Reading: what the engines of this process share: conversations to token ids, and the tokens of a response to text."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 from jinja2 import TemplateError
 
-from persyn.chat import count_altered, encode_prompt, stop_strings
+from persyn.chat import count_altered, decode_response, encode_prompt, stop_strings
 from persyn.errors import InputError
 from persyn.generation import Generation, Teacher
 from persyn.messages import Message
-from persyn.thinking import CHANNEL_TOKENS, TAGS, opening_tag, split_thought
+from persyn.thinking import opening_tag, split_thought
 
 TAIL = 24
 """An opening tag is looked for in this many tokens at the end of a prompt."""
@@ -49,7 +48,7 @@ def read_generation(
         ids: without the token that ended the response.
         num_tokens: response tokens that were paid for.
     """
-    text = _decode(tokenizer, ids)
+    text = decode_response(tokenizer, ids)
     for stop in stop_strings(tokenizer):
         text, separator, _ = text.partition(stop)
         finish_reason = "stop" if separator else finish_reason
@@ -61,26 +60,3 @@ def read_generation(
         num_response_tokens=num_tokens,
         reasoning=thought.reasoning,
     )
-
-
-def _decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of `ids` without special tokens, except for those that mark a thought."""
-    marks, parts = _thought_marks(tokenizer), list[str]()
-    start = 0
-    for end, token in enumerate(ids):
-        if token in marks:
-            parts += [tokenizer.decode(ids[start:end], skip_special_tokens=True), marks[token]]
-            start = end + 1
-    return "".join([*parts, tokenizer.decode(ids[start:], skip_special_tokens=True)])
-
-
-@lru_cache(maxsize=16)
-def _thought_marks(tokenizer: Any) -> dict[int, str]:
-    """Id -> text of the special tokens that mark thoughts. Channel tokens count only together: `<|end|>` alone ends a
-    turn in other families.
-    """
-    special = {id: token.content for id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    marks = {*TAGS, *TAGS.values(), "<|channel>"}
-    if {"<|start|>", "<|message|>"} <= set(special.values()):
-        marks |= CHANNEL_TOKENS
-    return {id: text for id, text in special.items() if text in marks}

@@ -15,6 +15,7 @@ from persyn.models import Student, default_precision, load_causal_lm, load_token
 from persyn.schemas import LEARNABILITY
 from persyn.settings import Settings, Thinking
 from persyn.store import Store, response_key, slug
+from persyn.thinking import split_thought
 
 if TYPE_CHECKING:
     import torch
@@ -156,7 +157,8 @@ def _scored_tokens(
     context, thought, answer = encode_parts(tokenizer, row["prompt"], row["response"], finished, reasoning, form)
     if of == "both":
         return context, thought + answer
-    return (context + thought, answer) if of == "answer" else (context, thought if reasoning else [])
+    has_thought = reasoning or split_thought(row["response"]).reasoning
+    return (context + thought, answer) if of == "answer" else (context, thought if has_thought else [])
 
 
 def _check_lengths(rows: Sequence[dict[str, Any]], encoded: list[tuple[list[int], list[int]]], max_length: int) -> None:

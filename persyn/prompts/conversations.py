@@ -57,7 +57,7 @@ def read_asked(value: Any) -> Asked:
     if isinstance(value, list) and value and all(isinstance(turn, str) for turn in value):
         return _asked("turns", [{"role": "user", "content": turn} for turn in value])
     for shape, (role, content) in KEYS.items():
-        if isinstance(value, list) and all(isinstance(turn, dict) and role in turn for turn in value):
+        if isinstance(value, list) and all(isinstance(turn, dict) and _is_turn(turn, role, content) for turn in value):
             calls = (any(turn.get(name) for name in CALLS) for turn in value)
             turns = zip(value, calls, strict=True)
             return _asked(
@@ -73,6 +73,13 @@ def read_asked(value: Any) -> Asked:
         f"is {got}; it must hold text or a conversation: a list of {{role, content}}, of {{from, value}} or of the "
         f"user's texts (or be made text by a template over its parts)"
     )
+
+
+def _is_turn(turn: dict[str, Any], role: str, content: str) -> bool:
+    """Whether a message has these two keys. In tables of mixed shapes the keys of the others are null; a call of a tool
+    may have no content.
+    """
+    return turn.get(role) is not None and (content in turn or any(turn.get(name) for name in CALLS))
 
 
 def asked_text(text: str, shape: str = "text", answer: str | None = None) -> Asked:
