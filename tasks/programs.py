@@ -8,23 +8,24 @@ import re
 import textwrap
 from typing import Any
 
-from persyn.verifiers.execution import code_of, passes
+from persyn.verifiers.execution import code_blocks, passes
 
 
 def humaneval(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """Score one response against the item's `test`, which defines check(candidate).
 
-    The item's prompt stands before the code: it holds the imports and helper functions. A response may give the whole
-    function or only its body.
+    The item's prompt runs before the code: it holds the imports and helper functions. A response may give the whole
+    function, or only its body in its last block.
     """
     name = re.escape(doc["entry_point"])
-    code = textwrap.dedent(code_of(results[0], name))
-    if not re.search(rf"^\s*(async\s+)?def\s+{name}\b", code, re.MULTILINE):
-        code = textwrap.indent(code, "    ")
-    program, tests = f"{doc['prompt']}\n{code}", f"{doc['test']}\n\ncheck({doc['entry_point']})"
-    return {"pass@1": passes(program, tests)}
+    blocks = code_blocks(results[0])
+    program = [doc["prompt"], *blocks]
+    if blocks and not any(re.search(rf"^\s*(async\s+)?def\s+{name}\b", block, re.MULTILINE) for block in blocks):
+        program = [f"{doc['prompt']}\n{textwrap.indent(blocks[-1], '    ')}"]
+    return {"pass@1": passes(program, f"{doc['test']}\n\ncheck({doc['entry_point']})")}
 
 
 def mbpp(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
     """Score one response against the item's asserts."""
-    return {"pass@1": passes(code_of(results[0]), "\n".join([doc["test_setup_code"], *doc["test_list"]]))}
+    tests = "\n".join([doc["test_setup_code"], *doc["test_list"]])
+    return {"pass@1": passes(code_blocks(results[0]), tests)}

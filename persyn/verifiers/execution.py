@@ -1,109 +1,275 @@
-"""Unit tests: whether the code of a response passes its prompt's tests, in a confined process.
+"""Unit tests: whether the code of a response passes its prompt's tests, in a sandbox that starts for each program.
 
-The process has limits on time, memory and file size, an empty folder, no environment and no network (its own network
-namespace; if the system does not allow one, nothing is run).
+What counts as the code of a response:
+
+1. Its fenced blocks (``` or ~~~, also in a list, with attributes, or without an end) whose language is Python (python,
+   python3, py, in any case) or not given. Blocks of another language are no code. A response without a fence is one
+   block.
+2. Of a block that is no Python, the runs of lines that are: each begins with a definition or an import and is as long
+   as it can be. So the prose around code that has no fence, or the end of a response that was cut, is left out.
+3. All blocks run in order in one namespace, so imports and helper functions may have blocks of their own, and of two
+   versions of a function the last counts. An error at the top level of a block, such as an example that is wrong or
+   asks for input, ends that block alone: what it has defined until then stays. A main guard does not run, as in a
+   module that is imported.
+4. Then the tests run in the same namespace. They alone decide.
+
+`confinement` is the sandbox, `runner` what runs in it, and `guard` keeps a response from replacing what the tests use;
+docs/security.md says what they hold and what they do not.
 """
 
+import atexit
 import contextlib
-import ctypes
 import functools
+import marshal
 import os
 import re
-import resource
+import secrets
+import select
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-import uuid
+import textwrap
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO
 
 from persyn.errors import InputError
+from persyn.verifiers import guard
+from persyn.verifiers.confinement import Job
+from persyn.verifiers.runner import STARTED, Work
 
 SECONDS = 10
+STARTING = 60
+"""Seconds until the code must have begun."""
 MEMORY = 1 << 30
-"""Bytes of address space."""
+"""Bytes of address space of a process."""
+TOGETHER = 2 << 30
+"""Bytes that all processes of a program may hold in memory; looked at four times a second."""
+PROCESSES = 64
+"""Processes and threads of a program."""
 FILE = 1 << 20
 """Largest size of a file in bytes."""
-CODE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL)
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+FOLDER = 16 << 20
+"""Size of the folder in bytes."""
+FENCE = re.compile(r"^([ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)?)(`{3,}|~{3,})[ \t]*([^\n]*?)[ \t]*$", re.MULTILINE)
+LANGUAGE = re.compile(r"[{.\s]*([^\s,:{}]*)")
+PYTHON = re.compile(r"(?:(?:python|py)[\d.]*)?", re.IGNORECASE)
+HERE = Path(__file__).parent
+NO_SANDBOX = (
+    "the method unit_tests needs Linux 5.14 or later with unprivileged user namespaces that may mount, to run code in a "
+    "sandbox; they are not available here ({})"
+)
+START = "import marshal, sys; sys.path.insert(0, marshal.load(sys.stdin.buffer)); import confinement"
 
 
 def passes_tests(prompt: str, response: str, reference: str) -> float:
-    """1.0 if the code of `response`, then its tests in `reference` (such as asserts), run without error, else 0.0."""
-    return passes(code_of(response), reference)
+    """1.0 if the tests in `reference` (such as asserts) run without an error after the code of `response`, else 0.0.
 
-
-def code_of(response: str, name: str = r"\w+") -> str:
-    """The last ``` block that defines a function or class, so that an example of its use is skipped.
-
-    If none does, the last block; if there is no block, the whole response. `name` is a pattern.
+    Raises:
+        InputError: this system has no sandbox.
     """
-    blocks = CODE.findall(response)
-    defines = re.compile(rf"^\s*(?:async\s+def|def|class)\s+(?:{name})\b", re.MULTILINE)
-    return [response, *blocks, *filter(defines.search, blocks)][-1]
+    return passes(code_blocks(response), reference)
 
 
-def passes(code: str, tests: str) -> float:
-    """1.0 if `code` and then `tests` run without an error, else 0.0."""
-    passed = uuid.uuid4().hex  # an early exit does not print it
-    status, output = run_python(f"{code}\n\n{tests}\n\nprint({passed!r})")
-    return float(status == 0 and output.rstrip().endswith(passed))
+def code_blocks(response: str) -> list[str]:
+    """The blocks of code in a response, by rule 1 of this module; a block's common indentation is taken off."""
+    response = response.replace("\r\n", "\n")
+    fenced = list(_fenced(response))
+    blocks = [text for language, text in fenced if PYTHON.fullmatch(language)] if fenced else [response]
+    return [textwrap.dedent(block) for block in blocks if block.strip()]
+
+
+def _fenced(response: str) -> Iterator[tuple[str, str]]:
+    """Language and text of each fenced block."""
+    position = 0
+    while opening := FENCE.search(response, position):
+        before, fence, info = opening.groups()
+        position = opening.end()
+        if "`" in info and fence[0] == "`":
+            continue  # a span of code in a line
+        end = re.compile(rf"^[ \t]*{fence[0]}{{{len(fence)},}}[ \t]*$", re.MULTILINE)
+        closing = end.search(response, position)
+        text = response[position + 1 : closing.start() if closing else len(response)]
+        position = closing.end() if closing else len(response)
+        word = "".join(LANGUAGE.findall(info)[:1])
+        yield "" if "=" in word else word, re.sub(rf"^[ \t]{{,{len(before)}}}", "", text, flags=re.MULTILINE)
+
+
+def passes(blocks: str | Sequence[str], tests: str) -> float:
+    """1.0 if `tests` run without an error after `blocks`, by rules 2 to 4 of this module, else 0.0.
+
+    Raises:
+        InputError: this system has no sandbox.
+    """
+    mark = secrets.token_bytes(16)
+    report = _run([blocks] if isinstance(blocks, str) else list(blocks), tests, mark)[2]
+    return float(report == STARTED + mark)
 
 
 def run_python(code: str) -> tuple[int, str]:
-    """Run `code` in a confined process; returns its exit status (124: out of time) and the end of its output.
+    """Run one program in the sandbox; returns its exit status (124: out of time) and the end of its output.
 
     Raises:
-        InputError: this system does not let a process drop its network.
+        InputError: this system has no sandbox.
     """
-    _check_confinement()
-    return _run(code)
+    return _run([code], None, b"")[:2]
+
+
+def _run(blocks: list[str], tests: str | None, mark: bytes) -> tuple[int, str, bytes]:
+    """Exit status, end of the output and what was reported."""
+    limits = {
+        "RLIMIT_CPU": SECONDS,
+        "RLIMIT_AS": MEMORY,
+        "RLIMIT_FSIZE": FILE,
+        "RLIMIT_NPROC": PROCESSES,
+        "RLIMIT_NOFILE": 256,
+        "RLIMIT_CORE": 0,
+    }
+    work: Work = {
+        "blocks": blocks,
+        "tests": tests,
+        "guard": _code("guard"),
+        "begin": guard.BEGIN,
+        "end": guard.END,
+        "mark": mark,
+        "limits": limits,
+    }
+    for _ in range(2):  # the second in a new sandbox: the program before may have broken the first
+        with SANDBOXES.borrow() as sandbox:
+            status, text, reported = sandbox.run(marshal.dumps(work))
+        if reported.startswith(STARTED):
+            return status, text, reported
+    raise InputError(NO_SANDBOX.format(text or f"no start within {STARTING} s"))
+
+
+class Sandbox:
+    """A process that runs one program at a time, in a sandbox that outlives it.
+
+    Raises:
+        InputError: this system has none.
+    """
+
+    def __init__(self) -> None:
+        self.control, other = socket.socketpair()
+        alive, self.alive = os.pipe()
+        with tempfile.TemporaryFile() as output:
+            self.process = subprocess.Popen(
+                [os.path.realpath(sys.executable), "-I", "-S", "-c", START],
+                cwd="/",
+                env={"PATH": os.defpath},
+                start_new_session=True,
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=[other.fileno(), alive],
+            )
+            job: Job = {
+                "program": _code("runner") + marshal.dumps(other.fileno()),
+                "control": other.fileno(),
+                "alive": alive,
+                "together": TOGETHER,
+                "folder": FOLDER,
+            }
+            other.close()
+            os.close(alive)
+            assert self.process.stdin
+            with contextlib.suppress(BrokenPipeError), self.process.stdin as sink:
+                sink.write(marshal.dumps(str(HERE)) + marshal.dumps(job))
+            self.control.settimeout(STARTING)
+            with contextlib.suppress(OSError):
+                if self.control.recv(1) == STARTED:
+                    return
+            self.end()
+            output.seek(0)
+            raise InputError(NO_SANDBOX.format(" ".join(output.read().decode(errors="replace").split())))
+
+    def run(self, work: bytes) -> tuple[int, str, bytes]:
+        """Exit status, end of the output and what was reported; ends the sandbox if time was up."""
+        reading, report = os.pipe()
+        with open(reading, "rb", buffering=0) as reports, tempfile.TemporaryFile() as output:
+            try:
+                self.control.settimeout(STARTING)
+                socket.send_fds(self.control, [len(work).to_bytes(8)], [report, output.fileno()])
+                self.control.sendall(work)
+            except OSError:
+                self.end()
+            finally:
+                os.close(report)
+            reported, over = _listen(reports)
+            self.control.settimeout(max(0.01, over - time.monotonic()))
+            try:
+                [status] = self.control.recv(1) or [137]  # its end: killed, such as for the memory that it held
+            except OSError:
+                status = 124
+            if status in (124, 137):
+                self.end()
+            output.seek(max(0, output.seek(0, os.SEEK_END) - 2000))
+            return status, output.read().decode(errors="replace"), reported
+
+    def end(self) -> None:
+        """Kill it and all that runs in it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of it, which ends it."""
+        self.control.close()
+        with contextlib.suppress(OSError):
+            os.close(self.alive)
+
+
+class Sandboxes:
+    """Those of this process that wait for work; a process that was forked from it makes its own."""
+
+    def __init__(self) -> None:
+        self.idle: list[Sandbox] = []
+        os.register_at_fork(after_in_child=self.forget)
+        atexit.register(self.end)
+
+    @contextlib.contextmanager
+    def borrow(self) -> Iterator[Sandbox]:
+        """One for a program: no two share it at a time."""
+        try:
+            sandbox = self.idle.pop()
+        except IndexError:
+            sandbox = Sandbox()
+        yield sandbox
+        if sandbox.control.fileno() >= 0:
+            self.idle.append(sandbox)
+
+    def forget(self) -> None:
+        """Leave them to the process that made them."""
+        for sandbox in self.idle:
+            sandbox.close()
+        self.idle.clear()
+
+    def end(self) -> None:
+        """End all that wait."""
+        while self.idle:
+            self.idle.pop().end()
+
+
+SANDBOXES = Sandboxes()
+
+
+def _listen(reports: IO[bytes]) -> tuple[bytes, float]:
+    """What is reported until its end, and the time at which the program must have ended."""
+    reported, over = b"", time.monotonic() + STARTING
+    while time.monotonic() < over and select.select([reports], [], [], max(0, over - time.monotonic()))[0]:
+        part = reports.read(1024)
+        if not part:
+            break
+        if not reported:
+            over = time.monotonic() + SECONDS
+        reported = (reported + part)[:1024]  # the program may write what it likes
+    return reported, over
 
 
 @functools.cache
-def _check_confinement() -> None:
-    status, output = _run("pass")
-    if status:
-        raise InputError(
-            "the method unit_tests needs Linux with unprivileged user namespaces, to run code without a network; "
-            f"they are not available here ({output})"
-        )
-
-
-def _run(code: str) -> tuple[int, str]:
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as output:
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", code],
-                cwd=folder,
-                env={"PATH": os.defpath},
-                preexec_fn=_confine,
-                start_new_session=True,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        except (subprocess.SubprocessError, OSError, ValueError) as error:  # ValueError: a NUL in the code
-            return 125, str(error)
-        try:
-            status = process.wait(timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            status = 124
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)  # and all processes that it has started
-        process.wait()
-        output.seek(max(0, output.seek(0, os.SEEK_END) - 2000))
-        return status, output.read().decode(errors="replace")
-
-
-def _confine() -> None:
-    """Runs in the child before the program: a network namespace without an interface, and limits."""
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER | CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "unshare")
-    for what, limit in (
-        (resource.RLIMIT_CPU, SECONDS),
-        (resource.RLIMIT_AS, MEMORY),
-        (resource.RLIMIT_FSIZE, FILE),
-        (resource.RLIMIT_NPROC, 64),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(what, (limit, limit))
+def _code(module: str) -> bytes:
+    return marshal.dumps(compile((HERE / f"{module}.py").read_text(), module, "exec"))
