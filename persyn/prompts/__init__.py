@@ -93,8 +93,8 @@ def build_prompts(raw: Path, settings: PromptSettings) -> tuple[pl.DataFrame, di
 
     Returns:
         PROMPTS and the counts {read, shapes: {shape: count}, kept, parallel, dropped: {reason: count}, domains:
-        {domain: count}, met: {reason: {prompt_id: {prompt, item, source, similarity}}}}, where `met` shows the first
-        prompts that were dropped for what they met.
+        {domain: count}, met: {reason: {prompt_id: example}}}, where `met` has the first prompts of each reason that
+        were dropped for what they met, as in Examples.
 
     Raises:
         InputError: a source is unreadable, a column or a reference is missing, nothing is left,

@@ -27,8 +27,10 @@ class Met:
     """The evaluation item, or the earlier prompt."""
     source: str
     """Where that is from."""
-    similarity: float = 1.0
-    """The share of runs of three words that both have; 1 where the item is repeated, or long enough a part of it."""
+    shared: str | None = None
+    """The words that both have in a row, of a repetition."""
+    similarity: float | None = None
+    """The share of their runs of three words that both have, of what is nearly the same."""
 
 
 def questions(messages: Iterable[Message]) -> list[Message]:
@@ -65,12 +67,14 @@ class EvaluationSets:
         """The first item that a turn repeats, or else the one that a turn is most similar to."""
         texts = [turn["content"] for turn in questions(messages)]
         for text in texts:
-            if (number := self._items.find(text)) is not None:
-                return Met(CONTAMINATED, text, *self._texts[number])
+            if found := self._items.find(text):
+                return Met(CONTAMINATED, text, *self._texts[found[0]], shared=found[1])
         found = [(text, self._similar.find(text)) for text in texts] if self._similar else []
-        for text, near in sorted(filter(lambda pair: pair[1], found), key=lambda pair: -pair[1][1]):
-            return Met(NEARLY, text, *self._texts[self._first[near[0]]], near[1])
-        return None
+        near = [(text, *match) for text, match in found if match]
+        if not near:
+            return None
+        text, number, similarity = max(near, key=lambda match: match[2])
+        return Met(NEARLY, text, *self._texts[self._first[number]], similarity=similarity)
 
 
 @dataclass
@@ -94,7 +98,7 @@ class NearDuplicates:
         kept = self.kept.setdefault(system, Similar(self.threshold, self.size))
         origins = self.sources.setdefault(system, [])
         if near := kept.find(text):
-            return Met(NEAR_DUPLICATE, text, kept.texts[near[0]], origins[near[0]], near[1])
+            return Met(NEAR_DUPLICATE, text, kept.texts[near[0]], origins[near[0]], similarity=near[1])
         kept.add(text)
         origins.append(source)
         return None
@@ -105,16 +109,17 @@ class Examples:
     """The first dropped prompts of each reason, with what they met."""
 
     found: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    """reason -> prompt_id -> {prompt, item, source, similarity}. No list: DVC would draw one as a plot."""
+    """reason -> prompt_id -> {prompt, item, source, shared, similarity}. No list: DVC would draw one as a plot."""
 
     def note(self, identity: str, met: Met) -> None:
         """Remember a dropped prompt, and log it, if it is among the first of its reason."""
         seen = self.found.setdefault(met.reason, {})
         if identity in seen or len(seen) == EXAMPLES:
             return
-        texts = {"prompt": _cut(met.prompt), "item": _cut(met.item)}
-        seen[identity] = {**texts, "source": met.source, "similarity": met.similarity}
-        logger.info("%s: %r meets %r of %s, similarity %.2f", met.reason, *texts.values(), met.source, met.similarity)
+        texts = {"prompt": _cut(met.prompt), "item": _cut(met.item), "source": met.source}
+        seen[identity] = {**texts, "shared": met.shared and _cut(met.shared), "similarity": met.similarity}
+        both = f"both have {_cut(met.shared)!r}" if met.shared else f"similarity {met.similarity:.2f}"
+        logger.info("%s: %r meets %r of %s; %s", met.reason, *texts.values(), both)
 
 
 def _cut(text: str) -> str:

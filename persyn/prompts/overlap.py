@@ -18,7 +18,7 @@ HALVES = "\u3005\u3007\u3040-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900
 QUARTERS = "\u0e00-\u109f\u1780-\u17ff"
 HALF = re.compile(f"[{HALVES}]")
 UNSPACED = re.compile(f"([{HALVES}{QUARTERS}])")
-UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff\ud800-\udfff]")
 SAME = str.maketrans({"\u2212": "-", "\u2013": "-", "\u00d7": "*", "\u22c5": "*", "\u00b7": "*", "\u00f7": "/"})
 OPERATOR = r"[-+*/^=<>](?=[ ({$]*\d)|(?<=\d)(?:[+*/^=<>]|-(?![^\W\d_]))|(?<=\d )[-+*/^=<>]"
 
@@ -96,11 +96,11 @@ class Items:
             self._runs.setdefault(run, number)
         self._lengths.clear()
 
-    def find(self, text: str) -> int | None:
-        """The number of the first item, by its place in the text, that the text repeats."""
+    def find(self, text: str) -> tuple[int, str] | None:
+        """The item that the text repeats, the first by its place in the text, and the words that both share."""
         words = words_of(text)
         if words in self._whole:
-            return self._whole[words]
+            return self._whole[words], " ".join(words)
         if self._runs and not self._lengths:
             self._shortest = min(map(len, self._runs))
             for run in self._runs:
@@ -109,5 +109,5 @@ class Items:
         for place, start in enumerate(starts):
             for length in sorted(self._lengths.get(start, ())):
                 if (run := words[place : place + length]) in self._runs:
-                    return self._runs[run]
+                    return self._runs[run], " ".join(run)
         return None

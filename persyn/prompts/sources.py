@@ -44,6 +44,13 @@ def _written(value: Any) -> Any:
     )
 
 
+def _judged(value: Any) -> Any:
+    """What the template `where` writes for a value: of a list or an object whether it is empty; a NaN is false."""
+    if isinstance(value, list | dict | tuple | float):
+        return bool(value) and value == value
+    return _written(value)
+
+
 class _Templates(ImmutableSandboxedEnvironment):
     """Templates in which `order.items` is never the method of a mapping that has a key of that name."""
 
@@ -57,6 +64,7 @@ class _Templates(ImmutableSandboxedEnvironment):
 
 WRITABLE = (str, int, float, Decimal, date, time, timedelta, Undefined)
 TEMPLATES = _Templates(undefined=StrictUndefined, finalize=_written)
+WHERE = TEMPLATES.overlay(finalize=_judged)
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 FALSE = {"", "false", "none", "null", "[]", "{}", "()", '""'}
 
@@ -249,7 +257,7 @@ class Rows(Settings):
 
     def _template(self, field: str, text: str) -> Template:
         try:
-            return TEMPLATES.from_string(text)
+            return (WHERE if field == "where" else TEMPLATES).from_string(text)
         except TemplateError as error:
             raise InputError(f"source {self.name}: the template of {field} is wrong: {_line(error)}") from error
 
@@ -308,9 +316,11 @@ def _read_jsonl(file: Path) -> list[dict[str, Any]]:
     with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(filter(str.strip, lines)):
             try:
-                row = json.loads(line.strip(), object_pairs_hook=_object)
+                row = json.loads(line.strip().lstrip("\ufeff"), object_pairs_hook=_object)
             except json.JSONDecodeError as error:
-                raise InputError(f"{file}: row {number} is not json: {error.msg}, column {error.colno}") from error
+                hint = "; save the file as UTF-8" if "\0" in line else ""
+                what = f"{error.msg}, column {error.colno}{hint}"
+                raise InputError(f"{file}: row {number} is not json: {what}") from error
             except ValueError as error:  # Python reads no numbers of more than 4,300 digits
                 reason = _line(error).partition(";")[0]
                 raise InputError(f"{file}: row {number} cannot be read: {reason}; correct the row") from error
