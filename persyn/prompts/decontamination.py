@@ -69,8 +69,8 @@ class EvaluationSets:
         for text in texts:
             if found := self._items.find(text):
                 return Met(CONTAMINATED, text, *self._texts[found[0]], shared=found[1])
-        found = [(text, self._similar.find(text)) for text in texts] if self._similar else []
-        near = [(text, *match) for text, match in found if match]
+        matches = [(text, self._similar.find(text)) for text in texts] if self._similar else []
+        near = [(text, *match) for text, match in matches if match]
         if not near:
             return None
         text, number, similarity = max(near, key=lambda match: match[2])
