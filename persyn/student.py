@@ -67,7 +67,7 @@ def train_student(
         The loss curve: columns step and loss.
 
     Raises:
-        InputError: as training_arguments, or the model cannot keep packed rows apart.
+        InputError: as training_arguments and check_lengths, or the model cannot keep packed rows apart.
     """
     import torch
     from datasets import Dataset
@@ -84,6 +84,7 @@ def train_student(
     load_base = partial(load_causal_lm, *where, dtype=torch.float32, device="cpu")
     tokenizer = student_tokenizer(load_tokenizer(*where), student.thinking, student.date)
     rows = encode_dataset(tokenizer, dataset, student.thinking)
+    check_lengths(rows, student.max_length)
     identity = model_identity(student.model, student.revision)
     decides = dataset.select(cs.by_name("prompt", "completion", "reasoning", require_all=False)).write_json()
     with shared.checkpoints(decides, student.model_dump(), identity, settings.model_dump()) as scratch:
@@ -140,6 +141,33 @@ def encode_dataset(tokenizer: Any, dataset: pl.DataFrame, thinking: Thinking = "
         for prompt, completion, reasoning in dataset.select("prompt", "completion", "reasoning").iter_rows()
     ]
     return [{"input_ids": prompt + response, "labels": [-100] * len(prompt) + response} for prompt, response in encoded]
+
+
+def check_lengths(rows: list[dict[str, list[int]]], max_length: int) -> None:
+    """Log what a student's `max_length` takes away. TRL cuts the end of every longer row and drops those that keep no
+    token of their response (packed ones it keeps; they then teach nothing).
+
+    Args:
+        rows: of encode_dataset.
+
+    Raises:
+        InputError: no row keeps one.
+    """
+    cut = sum(len(row["input_ids"]) > max_length for row in rows)
+    lost = sum(all(label == -100 for label in row["labels"][:max_length]) for row in rows)
+    if rows and lost == len(rows):
+        starts = (number for row in rows for number, label in enumerate(row["labels"], 1) if label != -100)
+        needed = min(starts, default=None)
+        raise InputError(
+            f"student.max_length is {max_length}, and within it no row of the dataset has a token of its response, so "
+            f"that nothing would be learned; the earliest is token {needed}: raise student.max_length"
+        )
+    if cut or lost:
+        logger.warning(
+            "%d of %d rows (%.1f %%) are longer than student.max_length %d and lose their end; %d (%.1f %%) have no "
+            "token of their response left and are not trained on",
+            *(cut, len(rows), 100 * cut / len(rows), max_length, lost, 100 * lost / len(rows)),
+        )
 
 
 def _check_completions(dataset: pl.DataFrame) -> None:

@@ -1,5 +1,6 @@
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,10 +8,11 @@ import torch
 from persyn.chat import with_chat_template
 from persyn.dataset import DatasetSettings, build_dataset
 from persyn.defects import Policies
+from persyn.errors import InputError
 from persyn.generation.terms import Licenses
 from persyn.learnability import LearnabilitySettings, score_learnability
 from persyn.models import LoraSettings, Student, load_causal_lm, load_tokenizer
-from persyn.student import SftSettings, encode_dataset, train_student
+from persyn.student import SftSettings, check_lengths, encode_dataset, train_student
 from tests.support.tables import prompts_table, responses_table, stub_teachers
 
 PROMPTS = prompts_table([f"Say the word number {i}." for i in range(8)])
@@ -62,3 +64,50 @@ def test_terms_change_no_token(chat_model: str) -> None:
     )
     assert other["training"].unique().to_list() == ["conditional"]
     assert encoded == encode_dataset(tokenizer, other)
+
+
+def test_rows_that_training_cuts_or_loses_are_counted_as_trl_does(
+    base_model: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["Say it.", "Say the word. " * 3, "Say it to everybody who listens. " * 20]
+    prompts = prompts_table(asked)
+    responses = responses_table(
+        prompts, "t", ["Yes.", "The clock struck twelve, and nobody in the old house by the sea woke up.", "No."]
+    )
+    dataset, _ = build_dataset(prompts, responses, Policies(), stub_teachers("t"), Licenses(), DatasetSettings())
+    rows = encode_dataset(with_chat_template(load_tokenizer(base_model)), dataset)
+    starts = [row["labels"].count(-100) for row in rows]
+    lengths = [len(row["labels"]) for row in rows]
+    (short, cut, lost), limit = sorted(range(3), key=lambda row: starts[row]), sorted(starts)[1] + 3
+    assert lengths[short] <= limit < lengths[cut]
+    assert starts[lost] > limit
+    trained: list[int] = []
+
+    def count(trainer: Any, padding: Any) -> None:
+        trained.append(len(trainer.train_dataset))
+        raise InterruptedError
+
+    monkeypatch.setattr("persyn.training.trainer.train", count)
+    student = Student(model=base_model, license="x", max_length=limit)
+    with caplog.at_level("WARNING", "persyn.student"), pytest.raises(InterruptedError):
+        train_student(dataset, student, tmp_path / "out", SETTINGS)
+    assert trained == [2], "what TRL keeps"
+    assert (
+        f"2 of 3 rows (66.7 %) are longer than student.max_length {limit} and lose their end; 1 (33.3 %)" in caplog.text
+    )
+
+
+def test_a_dataset_that_loses_every_response_is_refused_before_training(base_model: str, tmp_path: Path) -> None:
+    student = Student(model=base_model, license="x", max_length=3)
+    with pytest.raises(
+        InputError, match=r"max_length is 3, .* no row .*; the earliest is token \d+: raise student.max"
+    ) as r:
+        train_student(DATASET, student, tmp_path / "out", SETTINGS)
+    assert "\n" not in str(r.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_that_fit_are_not_mentioned(caplog: pytest.LogCaptureFixture) -> None:
+    check_lengths([{"input_ids": [1, 2], "labels": [-100, 2]}], 2)
+    check_lengths([], 2)
+    assert not caplog.text

@@ -57,8 +57,9 @@ def build_card(
         f"- Strategy {markdown_text(strategy)} chose who answers a prompt; teachers that wrote what is here: "
         f"{dataset['teacher'].n_unique()}.",
         f"- Prompts: {cleaning['read']} read, {cleaning['kept']} kept; dropped: {_reasons(cleaning['dropped'])}.",
-        f"- Decontamination: {cleaning['dropped'].get('contaminated', 0)} of the prompts read shared text with an "
-        "evaluation set named in `prompts.decontaminate` and were dropped.",
+        f"- Decontamination: {cleaning['dropped'].get('contaminated', 0)} of the prompts read repeated an item of an "
+        "evaluation set named in `prompts.decontaminate`, "
+        f"{cleaning['dropped'].get('nearly contaminated', 0)} nearly repeated one; they were dropped.",
         f"- Responses: {counts['rows']} written, {counts['kept']} kept; dropped: {_reasons(counts['dropped'])}.",
         "## Teachers",
         _teachers_table(dataset, teachers),

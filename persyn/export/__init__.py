@@ -229,7 +229,7 @@ def _limits(export: pl.DataFrame) -> list[str]:
         "Language models wrote the answers; they were checked no further than the scores say.",
         "A reward compares answers to one prompt; between prompts it says nothing.",
         f"{cut} of {export.height} answers were cut at the teacher's limit of tokens (finish\\_reason length).",
-        "Decontamination finds shared runs of words, no paraphrase, and only of the sets named above.",
+        "Decontamination finds shared runs of words and near copies, no paraphrase, and only of the sets named above.",
         "The teachers were chosen for one student; for another another choice may be better.",
         "Text is as the teachers and sources wrote it and may hold markup or formulas: treat it as text. Whoever turns "
         "it into a spreadsheet must escape cells that begin with = + - or @.",

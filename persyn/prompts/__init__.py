@@ -15,15 +15,15 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from persyn.errors import InputError
-from persyn.messages import Message
 from persyn.prompts.conversations import Asked, prompt_id
+from persyn.prompts.decontamination import EvaluationSets, Examples, Met, NearDuplicates
 from persyn.prompts.sources import FIRST_OF, Rows
 from persyn.schemas import DOMAINS, PROMPTS
 from persyn.settings import Misfit, Seed, Settings
 
 logger = logging.getLogger(__name__)
 NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
-
+Near = Annotated[float, Field(gt=0, le=1)]
 
 Domain = Literal["instruction", "math", "code"]
 
@@ -65,10 +65,18 @@ class PromptSettings(Settings):
     sources: Annotated[list[Source], Field(min_length=1)]
     """Where prompts are read from."""
     decontaminate: list[Source] = Field(default_factory=list)
-    """Evaluation sets. A prompt that equals one of their prompts, or shares `ngram` consecutive words, is dropped. Of a
-    conversation every turn is compared, but not the system message."""
+    """Evaluation sets. A prompt that repeats one of their items is dropped, whatever its case, blanks, punctuation and
+    what stands around it. Of a conversation every turn is compared, but not the system message."""
     ngram: Annotated[int, Field(ge=1)] = 13
-    """Number of consecutive words that must not be shared."""
+    """Number of consecutive words that must not be shared with an evaluation item. An item with fewer must not be
+    repeated as a whole; with fewer than 5 only a prompt that says nothing else repeats it. In scripts without blanks
+    two characters (Chinese, Japanese) or four (Thai, Lao, Tibetan, Burmese, Khmer) count as a word."""
+    decontaminate_near: Near | None = 0.6
+    """Similarity to an evaluation item from which on a prompt is dropped too: the share of their runs of three words
+    that both have. Texts of fewer than `ngram` words are similar only if their words are equal. null: no such check."""
+    near_duplicates: Near | None = None
+    """Similarity, as above, to an earlier prompt from which on a prompt is dropped; null drops exact duplicates only.
+    Prompts made from a template can be similar and yet all be wanted."""
     max_characters: Annotated[int, Field(ge=1)] = 20_000
     """A longer prompt is dropped; of a conversation all turns count."""
     num_parallel: Annotated[int, Field(ge=1)] | None
@@ -85,13 +93,14 @@ def build_prompts(raw: Path, settings: PromptSettings) -> tuple[pl.DataFrame, di
 
     Returns:
         PROMPTS and the counts {read, shapes: {shape: count}, kept, parallel, dropped: {reason: count}, domains:
-        {domain: count}}.
+        {domain: count}, met: {reason: {prompt_id: example}}}, where `met` has the first prompts of each reason that
+        were dropped for what they met, as in Examples.
 
     Raises:
         InputError: a source is unreadable, a column or a reference is missing, nothing is left,
             or there are fewer prompts than `num_parallel`.
     """
-    is_known = _compared(raw, settings)
+    meets, examples = _compared(raw, settings), Examples()
     kept: dict[str, dict[str, Any]] = {}
     shapes, dropped, roles = Counter[str](), Counter[str](), Counter[str | None]()
     for source in settings.sources:
@@ -103,8 +112,9 @@ def build_prompts(raw: Path, settings: PromptSettings) -> tuple[pl.DataFrame, di
                 roles[asked.role] += 1
             elif identity in kept:
                 reason = "duplicate"
-            elif is_known(asked):
-                reason = "contaminated"
+            elif met := meets(asked, source):
+                reason = met.reason
+                examples.note(identity, met)
             if reason:
                 dropped[reason] += 1
                 continue
@@ -124,7 +134,7 @@ def build_prompts(raw: Path, settings: PromptSettings) -> tuple[pl.DataFrame, di
     table = _mark_parallel(rows, num_parallel, settings.seed)
     domains = dict(sorted(Counter(table["domain"].to_list()).items()))
     counts = {"read": num_read, "shapes": dict(sorted(shapes.items())), "kept": table.height, "parallel": num_parallel}
-    return table, {**counts, "dropped": dict(sorted(dropped.items())), "domains": domains}
+    return table, {**counts, "dropped": dict(sorted(dropped.items())), "domains": domains, "met": examples.found}
 
 
 def anchor_prompts(parallel: pl.DataFrame, count: int) -> pl.DataFrame:
@@ -189,31 +199,14 @@ def _unfit(asked: Asked, reference: str | None, max_characters: int) -> str:
     return "too long" if sum(map(len, texts)) > max_characters else ""
 
 
-def _compared(raw: Path, settings: PromptSettings) -> Callable[[Asked], bool]:
-    """Whether a prompt is one of the evaluation sets', or shares consecutive words with one.
-
-    A system message is no part of the question, and often the same in many rows. Equal means a turn that is an
-    evaluation prompt's first user turn: later ones, such as `Continue.`, ask nothing by themselves.
-    """
-    evaluation = [_turns(asked) for source in settings.decontaminate for asked, _ in _read(raw, source)]
-    exact = {next(turn["content"] for turn in turns if turn["role"] == "user") for turns in evaluation if turns}
-    runs = {run for turns in evaluation for turn in turns for run in _ngrams(turn["content"], settings.ngram)}
-
-    def is_known(asked: Asked) -> bool:
-        texts = [turn["content"] for turn in _turns(asked)]
-        return any(text in exact or not runs.isdisjoint(_ngrams(text, settings.ngram)) for text in texts)
-
-    return is_known
-
-
-def _turns(asked: Asked) -> list[Message]:
-    """All but the system messages."""
-    return [turn for turn in asked.messages if turn["role"] != "system"]
-
-
-def _ngrams(prompt: str, size: int) -> set[tuple[str, ...]]:
-    words = re.findall(r"\w+", prompt.lower())
-    return {tuple(words[start : start + size]) for start in range(len(words) - size + 1)}
+def _compared(raw: Path, settings: PromptSettings) -> Callable[[Asked, Source], Met | None]:
+    """What a prompt is dropped for: an evaluation item, or a prompt that was asked about before."""
+    sets = EvaluationSets(settings.ngram, settings.decontaminate_near)
+    for source in settings.decontaminate:
+        for asked, _ in _read(raw, source):
+            sets.add(source.title, asked.messages)
+    earlier = NearDuplicates(settings.near_duplicates, settings.ngram)
+    return lambda asked, source: sets.met(asked.messages) or earlier.met(asked.messages, source.title)
 
 
 def _mark_parallel(table: pl.DataFrame, num_parallel: int, seed: int) -> pl.DataFrame:

@@ -2,13 +2,16 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Collection, Mapping
+from datetime import date, time, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import polars as pl
-from jinja2 import StrictUndefined, Template, TemplateError, nodes
+from jinja2 import StrictUndefined, Template, TemplateError, Undefined, nodes
 from jinja2.meta import find_undeclared_variables
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, model_validator
@@ -25,17 +28,54 @@ FIRST_OF = {"prompt": "prompt", "messages": "messages", "conversations": "conver
 
 def _written(value: Any) -> Any:
     """What a template writes for a value. A null is an empty text, as in a column."""
-    if isinstance(value, list | dict):
-        kind = type(value).__name__
+    if value is None:
+        return ""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise TypeError(f"it writes {value}, which is no number; leave the row out by `where`, or write another value")
+    if isinstance(value, WRITABLE):
+        return value
+    kind = type(value).__name__
+    if callable(value):
         raise TypeError(
-            f"it writes a {kind} as Python does; write a part of it, or its `| tojson` (a prompt may name the column)"
+            f"it writes a {kind} and not what that returns; for a column or key of its name, write ['name']"
         )
-    return "" if value is None else value
+    raise TypeError(
+        f"it writes a {kind} as Python does; write a part of it, or its `| tojson` (a prompt may name the column)"
+    )
 
 
-TEMPLATES = ImmutableSandboxedEnvironment(undefined=StrictUndefined, finalize=_written)
+def _judged(value: Any) -> Any:
+    """What the template `where` writes for a value: of a list or an object whether it is empty; a NaN is false."""
+    if isinstance(value, list | dict | tuple | float):
+        return bool(value) and value == value
+    return _written(value)
+
+
+class _Templates(ImmutableSandboxedEnvironment):
+    """Templates in which `order.items` is never the method of a mapping that has a key of that name."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        if isinstance(obj, dict) and attribute in obj and hasattr(obj, attribute):
+            raise TypeError(
+                f"{attribute} is a key, but also a method of every mapping; write ['{attribute}'] for the key"
+            )
+        return super().getattr(obj, attribute)
+
+
+WRITABLE = (str, int, float, Decimal, date, time, timedelta, Undefined)
+TEMPLATES = _Templates(undefined=StrictUndefined, finalize=_written)
+WHERE = TEMPLATES.overlay(finalize=_judged)
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
-FALSE = {"", "false", "0", "none"}
+FALSE = {"", "false", "none", "null", "[]", "{}", "()", '""'}
+
+
+def _holds(text: str) -> bool:
+    """Whether what `where` gives is true: neither nothing, empty, false, none nor any form of zero."""
+    text = text.strip().lower()
+    try:
+        return float(text) != 0
+    except ValueError:
+        return text not in FALSE
 
 
 class Rows(Settings):
@@ -56,7 +96,8 @@ class Rows(Settings):
     split: str = "train"
     """Split of a hub dataset."""
     where: str | None = None
-    """Template; rows for which it gives nothing, false, 0 or none are left out."""
+    """Template; rows for which it gives nothing, false, none, null, a zero (0, 0.0) or something empty ([], {}) are
+    left out."""
     limit: Annotated[int, Field(ge=1)] | None = None
     """Takes only this many rows, the first that `where` leaves."""
 
@@ -115,7 +156,7 @@ class Rows(Settings):
                     f"{{{{ level == 'hard' }}}}"
                 )
             holds = self._text("where", self.where, rows)
-            numbers = [number for number in numbers if (holds(number) or "").strip().lower() not in FALSE]
+            numbers = [number for number in numbers if _holds(holds(number) or "")]
         texts: dict[str, Callable[[int], Any]] = {
             field: self._asked(field, given, rows)
             if field in asked
@@ -216,7 +257,7 @@ class Rows(Settings):
 
     def _template(self, field: str, text: str) -> Template:
         try:
-            return TEMPLATES.from_string(text)
+            return (WHERE if field == "where" else TEMPLATES).from_string(text)
         except TemplateError as error:
             raise InputError(f"source {self.name}: the template of {field} is wrong: {_line(error)}") from error
 
@@ -275,13 +316,31 @@ def _read_jsonl(file: Path) -> list[dict[str, Any]]:
     with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(filter(str.strip, lines)):
             try:
-                row = json.loads(line.strip())
+                row = json.loads(line.strip().lstrip("\ufeff"), object_pairs_hook=_object)
             except json.JSONDecodeError as error:
-                raise InputError(f"{file}: row {number} is not json: {error.msg}, column {error.colno}") from error
+                hint = "; save the file as UTF-8" if "\0" in line else ""
+                what = f"{error.msg}, column {error.colno}{hint}"
+                raise InputError(f"{file}: row {number} is not json: {what}") from error
+            except ValueError as error:  # Python reads no numbers of more than 4,300 digits
+                reason = _line(error).partition(";")[0]
+                raise InputError(f"{file}: row {number} cannot be read: {reason}; correct the row") from error
+            except RecursionError as error:
+                raise InputError(
+                    f"{file}: row {number} cannot be read: its lists or objects are nested too deep; flatten it"
+                ) from error
             if not isinstance(row, dict):
                 raise InputError(f"{file}: row {number} is {type(row).__name__}; it must be an object, one per line")
             rows.append(row)
     return rows
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A json object, refused if a key has two values, of which json keeps the last."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, _ in pairs if sum(key == other for other, _ in pairs) > 1)
+        raise ValueError(f"it has the key {twice!r} twice, and only one value can count")
+    return found
 
 
 def _read_hub(source: Rows, used: Callable[[list[str]], set[str]]) -> list[dict[str, Any]]:
