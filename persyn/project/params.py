@@ -28,8 +28,8 @@ from persyn.quality import QualitySettings
 from persyn.responses import ResponseSettings
 from persyn.rewards import RewardSettings
 from persyn.router.settings import RouterSettings
-from persyn.routes import Persyn, Strategy
-from persyn.settings import Settings, shown
+from persyn.routes import Car, Persyn, Strategy
+from persyn.settings import Misfit, Settings, shown
 from persyn.student import SftSettings
 from persyn.training import TrainingSpeed
 
@@ -148,6 +148,7 @@ class Params(Settings):
         wrong += [(("quality", "methods"), f"has no method for {domain}, the domain of a source") for domain in without]
         wrong += self._untrained_routers()
         wrong += self._without_scores()
+        wrong += self._contradictions()
         if JUDGE in self.teachers:
             wrong.append((("teachers", JUDGE), "has the name that speed.teachers keeps for the judge; choose another"))
         _refuse(type(self).__name__, wrong)
@@ -158,6 +159,24 @@ class Params(Settings):
                 place = ("speed", "teachers", name)
                 _refuse(type(self).__name__, [((*place, *one["loc"]), one["msg"]) for one in error.errors()])
         return self
+
+    def _contradictions(self) -> list[tuple[tuple[Any, ...], str]]:
+        """Sections that say one thing in two ways, and rules that cannot read the learnability."""
+        method = self.learnability.method
+        wrong: list[tuple[tuple[Any, ...], str]] = [
+            (
+                ("strategies", name, "rule"),
+                f"is car, which needs the student's loss, which is minus the learnability of method mean_logprob, but "
+                f"learnability.method is {method}; set that, or leave this strategy out",
+            )
+            for name, rule in self.strategies.items()
+            if isinstance(rule, Car) and method != "mean_logprob"
+        ]
+        try:
+            self.dataset.over(self.defects)
+        except Misfit as error:
+            wrong.append((("dataset", error.field), str(error)))
+        return wrong
 
     def _untrained_routers(self) -> list[tuple[tuple[Any, ...], str]]:
         """The strategies that route by a method of which there will be no router."""
