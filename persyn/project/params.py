@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from persyn.cost import Prices
+from persyn.cost import JUDGE, Prices
 from persyn.dataset import DatasetSettings
 from persyn.defects import Policies
 from persyn.errors import InputError, nearest
@@ -34,8 +34,6 @@ from persyn.student import SftSettings
 from persyn.training import TrainingSpeed
 
 PARAMS = Path("params.yaml")
-JUDGE = "judge"
-"""The judge's name below speed.teachers."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 RESERVED = {"con", "prn", "aux", "nul"}
 SECRET = re.compile(
@@ -130,7 +128,7 @@ class Params(Settings):
             (("licenses", "allow_forbidden", number), name) for number, name in enumerate(self.licenses.allow_forbidden)
         ]
         named += [(("prices", "sizes"), name) for name in self.prices.sizes]
-        named += [(("prices", "teachers"), name) for name in self.prices.teachers]
+        named += [(("prices", "teachers"), name) for name in self.prices.teachers if name != JUDGE]
         named += [(("speed", "teachers"), name) for name in self.speed.teachers if name != JUDGE]
         for strategy, rule in self.strategies.items():
             at: tuple[Any, ...] = ("strategies", strategy)
@@ -150,7 +148,7 @@ class Params(Settings):
         wrong += self._without_scores()
         wrong += self._contradictions()
         if JUDGE in self.teachers:
-            wrong.append((("teachers", JUDGE), "has the name that speed.teachers keeps for the judge; choose another"))
+            wrong.append((("teachers", JUDGE), "has the name that speed and prices keep for the judge; choose another"))
         _refuse(type(self).__name__, wrong)
         for name in self.speed.teachers:
             try:

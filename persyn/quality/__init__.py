@@ -19,7 +19,7 @@ from persyn.generation.openai import OpenAISpeed
 from persyn.generation.precomputed import read_scores
 from persyn.messages import as_text
 from persyn.prompts import Domain
-from persyn.quality.judge import JudgeSettings, Verdicts, judge_scores
+from persyn.quality.judge import JudgeSettings, Verdicts, count_verdicts, judge_scores
 from persyn.quality.reward_model import RewardModelSettings, reward_model_scores
 from persyn.schemas import QUALITY
 from persyn.settings import Misfit, Settings, shown
@@ -125,6 +125,22 @@ def score_quality(
     if broken.height:
         logger.warning("%d scores are not finite and left out, first %s", broken.height, broken.rows()[:3])
     return scored.filter(pl.col("quality").is_finite())
+
+
+def judge_ledger(
+    prompts: pl.DataFrame, responses: Sequence[pl.DataFrame], folder: Path, settings: QualitySettings
+) -> dict[str, int] | None:
+    """As count_verdicts, of the domains with a judge; None if there is none.
+
+    Args:
+        prompts: PROMPTS.
+        responses: tables of RESPONSES, which may share rows.
+    """
+    judged = [domain for domain, method in settings.methods.items() if method == "judge"]
+    if not judged or settings.judge is None:
+        return None
+    mine = prompts.filter(pl.col("domain").cast(pl.String).is_in(judged))
+    return count_verdicts(mine, pl.concat(responses), folder, settings.judge)
 
 
 def _count(counts: dict[str, Any] | None, method: str, more: Mapping[str, int]) -> None:

@@ -5,7 +5,7 @@ once: the response store keeps it like a teacher's response.
 import hashlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,10 +17,13 @@ from persyn.errors import InputError
 from persyn.generation import Sampling, Teacher
 from persyn.generation.budget import Budget
 from persyn.generation.openai import OpenAISpeed
+from persyn.generation.requests import open_store, prepare_requests, stored_response
 from persyn.messages import as_text
+from persyn.models import model_identity
 from persyn.quality.verdicts import read_verdict
 from persyn.responses import generate_responses
 from persyn.settings import Settings, Share
+from persyn.store import slug, verify
 
 IN_A_LINE = "Think briefly, then end with a line `Score: <number>` from {lowest} (useless) to {highest} (perfect)."
 AS_JSON = (
@@ -141,6 +144,36 @@ def judge_scores(
     found.failed = sum(map(math.isnan, found.scores.values())) - found.unreadable
     _check_verdicts(found, settings)
     return [found.scores[key] for key in keys]
+
+
+def find_verdicts(texts: Sequence[str], folder: Path, settings: JudgeSettings) -> list[list[dict[str, Any]]]:
+    """The stored verdicts on each of these questions: none, the first, or both. Nothing is written."""
+    judge = settings.asked_as
+    if not verify(folder / slug(model_identity(judge.model, None)))[0].rows:
+        return [[] for _ in texts]
+    store, found = open_store(folder, judge), []
+    for text in texts:
+        asked = pl.DataFrame({"prompt": [text, f"{text}\n\n{settings.reminder}"]})
+        rows = [stored_response(store, request, judge.sampling) for request in prepare_requests(asked, judge)]
+        found.append([row for row in rows if row])
+    return found
+
+
+def count_verdicts(
+    prompts: pl.DataFrame, responses: pl.DataFrame, folder: Path, settings: JudgeSettings
+) -> dict[str, int]:
+    """What the stored verdicts on these responses took: {calls, prompt_tokens, response_tokens}, each call once.
+
+    Args:
+        prompts: PROMPTS of the domains that the judge grades.
+        responses: RESPONSES.
+    """
+    written = responses.filter(pl.col("finish_reason") != "error")
+    rows = written.join(prompts.select("prompt_id", "prompt", "reference"), on="prompt_id", how="inner", validate="m:1")
+    texts = dict.fromkeys(question(row) for row in rows.iter_rows(named=True))
+    paid = [row for verdicts in find_verdicts(list(texts), folder, settings) for row in verdicts]
+    tokens = {f"{end}_tokens": sum(row[f"num_{end}_tokens"] for row in paid) for end in ("prompt", "response")}
+    return {"calls": len(paid), **tokens}
 
 
 def question(row: Mapping[str, Any]) -> str:
