@@ -8,6 +8,9 @@ from pydantic import Field
 
 from persyn.settings import Settings
 
+JUDGE = "judge"
+"""The judge's name below speed.teachers and prices.teachers."""
+
 
 class TokenPrice(Settings):
     """The price of a million tokens."""
@@ -28,7 +31,7 @@ class Prices(Settings):
     sizes: dict[str, Annotated[float, Field(gt=0, le=1e6)]] = Field(default_factory=dict)
     """Teacher -> billions of parameters, where neither its weights nor its name tell."""
     teachers: dict[str, TokenPrice] = Field(default_factory=dict)
-    """Teacher -> the price of its tokens."""
+    """Teacher (or `judge`) -> the price of its tokens."""
 
     def money(self, teacher: str, prompt_tokens: float, response_tokens: float) -> float | None:
         """The price of these tokens of a teacher; None where it has no price."""
@@ -41,6 +44,7 @@ def build_ledger(
     responses: pl.DataFrame,
     routed: Mapping[str, pl.DataFrame],
     prices: Prices | None = None,
+    judge: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Count every teacher response once as spent; each further use of it is cached.
 
@@ -49,13 +53,15 @@ def build_ledger(
         responses: RESPONSES of all teachers to the parallel set.
         routed: strategy -> RESPONSES.
         prices: what the teachers' tokens cost.
+        judge: the use of the judge (count_verdicts); None if no domain has one.
 
     Returns:
         parallel: teacher -> use. routed: strategy -> {teacher -> use, spent, cached}, as if it were the only strategy
         beside the parallel set. total: {spent, cached} over everything. generate_then_select: all teachers on all
         prompts, tokens by their mean lengths on the parallel set. saved: strategy -> how many times fewer calls and
-        response tokens than that. money: None, or where a teacher has a price {currency, spent, generate_then_select,
-        unpriced: teachers without a price, left out of the sums}. A use is {calls, prompt_tokens, response_tokens}.
+        response tokens than that. judge: as given; it is in no other count, but in money.spent. money: None, or
+        where a teacher has a price {currency, spent, generate_then_select, unpriced: teachers without a price, left out
+        of the sums}. A use is {calls, prompt_tokens, response_tokens}.
     """
     teachers = responses["teacher"].unique().sort().to_list()
     keys = ["prompt_id", "teacher"]
@@ -80,8 +86,9 @@ def build_ledger(
     used, paid = _use(everything), _use(spent)
     ledger["total"] = {"spent": paid, "cached": {name: used[name] - paid[name] for name in used}}
     ledger["generate_then_select"] = select
-    money = _money(_by_teacher(spent), means, prompts.height, prices) if prices and prices.teachers else None
-    return {**ledger, "money": money}
+    bought = _by_teacher(spent) | ({JUDGE: judge} if judge is not None else {})
+    money = _money(bought, means, prompts.height, prices) if prices and prices.teachers else None
+    return {**ledger, "judge": judge, "money": money}
 
 
 def _money(

@@ -1,4 +1,4 @@
-"""Defects: signs in a response's text that a student should not learn from it."""
+"""Defects: signs in a response that a student should not learn from it."""
 
 import re
 import unicodedata
@@ -54,11 +54,11 @@ def detect_defects(prompt: str | Sequence[Message], row: Mapping[str, Any]) -> d
     """Every kind of defect -> whether a row of RESPONSES has it. Of a conversation all turns are read, the last one
     first. The detectors see the answer only, never the thought.
 
-    A response that ended inside its thought is `unclosed_think`, and not `empty` as well: it is counted once, under the
-    kind that says what to do about it.
+    A response that ended inside its thought is `unclosed_think` and `length`, and not `empty` as well.
     """
     asked = "\n".join(turn["content"] for turn in reversed(as_messages(prompt)))
     found = {kind: bool(detect(asked, row["response"])) for kind, detect in DETECTORS.items()}
+    found |= {"length": row["finish_reason"] == "length"}
     if never_closed(row.get("reasoning"), row["response"], row["finish_reason"]):
         found |= {"empty": False, "unclosed_think": True}
     return found
@@ -99,6 +99,9 @@ class Policies(Settings):
     """Ended inside its thought: there is no answer."""
     tool_call: Policy = "drop"
     """Calls a tool instead of responding."""
+    length: Policy = "drop"
+    """Was cut at max_tokens. `keep` trains on it too, without an end of turn, so that the student does not learn to
+    stop in mid-sentence."""
     other_script: Policy = "keep"
     """Is mostly written in a script of which the prompt has no letter."""
 

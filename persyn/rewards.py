@@ -21,6 +21,10 @@ ALPHAS = (0.0, 0.2, 0.4, 0.5, 0.6, 0.8, 1.0)
 """The weights of learnability that the metrics compare the chosen one with."""
 FLAT = 0.2
 """If no pair changes over a range of alpha this wide, the stage says so."""
+OUTSIDE = 0.5
+"""Shares of the known teachers' range by which an anchored one's score may lie outside of it."""
+LOST_BY = 0.01
+"""Where the penalty is 1 or more, a penalised response is below every other of its prompt by this much at least."""
 
 
 class RewardSettings(Settings):
@@ -37,15 +41,16 @@ class RewardSettings(Settings):
     share the mean of their ranks); shared (minus the prompt's mean, divided by the standard deviation within prompts
     of the whole domain, so that a small difference stays small); none. Equal scores normalise to 0. Where quality has
     two values, min_max gives the same pairs for every alpha below 1/2: shared and rank do not. Penalised responses do
-    not count; their scores are clipped to the range of the others."""
+    not count; their scores are clipped to the range of the others. Nor do those of teachers with `anchors`, which may
+    lie outside of it: the other teachers' rewards are what they are without them."""
     length_control: bool = False
     """Whether quality is freed from what length alone brings, since judges favour long responses (ours, after
     AlpacaEval-LC, arXiv 2404.04475): quality - slope * (log tokens - their mean on the prompt). One slope a domain, by
     least squares with an effect of each prompt and each teacher, so that a good teacher that writes long keeps its
     lead."""
     penalty: Annotated[float, Field(ge=0)] = 1.0
-    """Subtracted from the reward of a response with a defect; with min_max or rank, 1 or more puts it above no
-    other."""
+    """Subtracted from the reward of a response with a defect. From 1 on, it loses to every other response to its
+    prompt, whatever the normalization."""
 
 
 def build_rewards(
@@ -70,6 +75,8 @@ def build_rewards(
         anchored: the teachers that got only some prompts: a prompt is complete without them.
         domains: columns prompt_id and domain; None: all prompts are of one. Quality's scale is the domain's own.
 
+    An anchored teacher changes no other's reward, and no metric but `teachers` and `penalised` counts it.
+
     Returns:
         REWARDS and their metrics: {prompts, kept, dropped: {incomplete}, penalised, ties (prompts on which all rewards
         are equal), length_correlation (Spearman, of reward and response tokens: near 1 or -1, the reward mostly
@@ -85,6 +92,8 @@ def build_rewards(
     both = {control: settings.changed(length_control=control) for control in (False, True)}
     mixed = {control: mix_rewards(scores, how) for control, how in both.items()}
     rewards = mixed[settings.length_control]
+    known = {control: table.filter(~pl.col("anchored")) for control, table in mixed.items()}
+    own = known[settings.length_control]
     prompts = len(set(quality["prompt_id"]) | set(learnability["prompt_id"]))
     kept = rewards["prompt_id"].n_unique()
     counts: dict[str, Any] = {
@@ -92,14 +101,14 @@ def build_rewards(
         "kept": kept,
         "dropped": {"incomplete": prompts - kept},
         "penalised": int(rewards["penalised"].sum()),
-        "ties": _count_ties(rewards),
-        "length_correlation": _finite(rewards.select(pl.corr("reward", "num_tokens", method="spearman")).item()),
+        "ties": _count_ties(own),
+        "length_correlation": _finite(own.select(pl.corr("reward", "num_tokens", method="spearman")).item()),
         "length_within_prompt": {
-            "uncontrolled": _correlation_within(mixed[False]),
-            "controlled": _correlation_within(mixed[True]),
+            "uncontrolled": _correlation_within(known[False]),
+            "controlled": _correlation_within(known[True]),
         },
         "length_slopes": dict(scores.select(pl.col("domain").fill_null("all"), "slope").unique().sort("domain").rows()),
-        "alpha": alpha_effect(rewards, settings),
+        "alpha": alpha_effect(own, settings),
         "teachers": {
             row.pop("teacher"): row
             for row in rewards.group_by("teacher")
@@ -124,15 +133,16 @@ def join_scores(
     """All that mix_rewards needs, of the prompts with all scores; arguments and errors as of build_rewards.
 
     Returns:
-        QUALITY joined with LEARNABILITY; penalised; domain; log_tokens, minus their mean on the prompt; slope, of its
-        domain.
+        QUALITY joined with LEARNABILITY; penalised; anchored; domain; log_tokens, minus the mean on the prompt of those
+        that are not anchored; slope, of its domain.
     """
     scores = quality.join(learnability, on=KEYS, how="full", coalesce=True, validate="1:1").sort(KEYS)
     rows = _complete(scores, teachers, anchored).join(defects, on=KEYS, how="left", validate="1:1").sort(KEYS)
     penalised = pl.any_horizontal(pl.lit(False), *policies.kinds("penalise", "drop")).fill_null(False)
-    log_tokens = pl.col("num_tokens").clip(1).log()
+    log_tokens, is_anchored = pl.col("num_tokens").clip(1).log(), pl.col("teacher").is_in(list(anchored))
+    mean = pl.when(~is_anchored).then(log_tokens).mean().over("prompt_id")
     rows = rows.with_columns(
-        penalised=penalised, log_tokens=log_tokens - log_tokens.mean().over("prompt_id"), domain=pl.lit(None, pl.String)
+        penalised=penalised, anchored=is_anchored, log_tokens=log_tokens - mean, domain=pl.lit(None, pl.String)
     )
     if domains is not None:
         known = domains.select("prompt_id", pl.col("domain").cast(pl.String))
@@ -146,19 +156,36 @@ def mix_rewards(scores: pl.DataFrame, settings: RewardSettings) -> pl.DataFrame:
     """The rewards of join_scores' rows by these settings, for which nothing is scored or joined again.
 
     Returns:
-        `scores` with counted (whether it sets the range of its prompt), r_q and r_l (normalised), shift (what
-        alpha_slope adds to alpha), cost (the penalty) and reward.
+        `scores` with counted (whether it sets the range of its prompt), clipped (whether its scores are clipped to that
+        range), r_q and r_l (normalised), shift (what alpha_slope adds to alpha), cost (the penalty) and reward.
     """
     controlled = pl.col("quality") - (pl.col("slope") * pl.col("log_tokens") if settings.length_control else 0.0)
     free = ~pl.col("penalised") | (settings.penalty == 0)
-    rows = scores.with_columns(controlled=controlled, counted=free | ~free.any().over("prompt_id"))
+    known = ~pl.col("anchored")
+    counted = known & (free | ~(free & known).any().over("prompt_id"))
+    rows = scores.with_columns(controlled=controlled, counted=counted, clipped=~free)
     rows = _normalise(rows, "controlled", "r_q", settings.normalization)
     rows = _normalise(rows, "learnability", "r_l", settings.normalization)
-    cost = pl.when("penalised").then(float(settings.penalty)).otherwise(0.0)
-    shift = settings.alpha_slope * (_ease() - 0.5) if settings.alpha_slope else pl.lit(0.0)
+    rows = rows.with_columns(ease=_ease())
+    shift = (
+        settings.alpha_slope * (pl.col("ease").max().over("prompt_id") - 0.5) if settings.alpha_slope else pl.lit(0.0)
+    )
     weight = (settings.alpha + pl.col("shift")).clip(0, 1)
     mixed = (1 - weight) * pl.col("r_q") + weight * pl.col("r_l")
-    return rows.with_columns(cost=cost, shift=shift).with_columns(reward=mixed - pl.col("cost"))
+    rows = rows.with_columns(shift=shift).with_columns(mixed=mixed)
+    return rows.with_columns(cost=_cost(settings.penalty)).with_columns(reward=pl.col("mixed") - pl.col("cost"))
+
+
+def _cost(penalty: float) -> pl.Expr:
+    """What a response's `mixed` reward loses: penalty, and from 1 on as much as puts all that are penalised below the
+    others of the prompt. It is one number a prompt for known teachers, so that their own order stays.
+    """
+    known, penalised, mixed = ~pl.col("anchored"), pl.col("penalised"), pl.col("mixed")
+    others = pl.when(known & ~penalised).then(mixed).min().over("prompt_id")
+    highest = pl.when(known & penalised).then(mixed).max().over("prompt_id")
+    above = pl.when("anchored").then(mixed).otherwise(highest) - penalty - (others - LOST_BY)
+    more = above.clip(0.0).fill_null(0.0) if penalty >= 1 else pl.lit(0.0)
+    return pl.when(penalised).then(float(penalty) + more).otherwise(0.0)
 
 
 def alpha_effect(rewards: pl.DataFrame, settings: RewardSettings) -> dict[str, Any]:
@@ -173,10 +200,13 @@ def alpha_effect(rewards: pl.DataFrame, settings: RewardSettings) -> dict[str, A
         {alpha: share of them that it orders alike}, for ALPHAS and the chosen one, None where there is no pair;
         unchanged: [low, high], the widest range of alpha around the chosen one between which no pair changes.
     """
-    side = rewards.select(*KEYS, "r_q", "r_l", "cost", "shift", width=tie_width("reward"))
+    side = rewards.select(*KEYS, "penalised", "r_q", "r_l", "cost", "shift", width=tie_width("reward"))
     pairs = side.join(side, on="prompt_id", suffix="_2", validate="m:m").filter(pl.col("teacher") < pl.col("teacher_2"))
     gap = {name: (pairs[name] - pairs[f"{name}_2"]).to_numpy() for name in ("r_q", "r_l", "cost")}
     start, slope = gap["r_q"] - gap["cost"], gap["r_l"] - gap["r_q"]
+    if settings.penalty >= 1:  # a penalised response loses to any other, whatever alpha is
+        lost = pairs["penalised"].cast(int).to_numpy() - pairs["penalised_2"].cast(int).to_numpy()
+        start, slope = np.where(lost, -lost * np.finfo(float).max, start), np.where(lost, 0.0, slope)
     shift, width = pairs["shift"].to_numpy(), pairs["width"].to_numpy()
 
     def order(alpha: float) -> np.ndarray:
@@ -220,7 +250,8 @@ def _tell_alpha(effect: dict[str, Any], settings: RewardSettings) -> None:
 
 
 def _normalise(rows: pl.DataFrame, column: str, into: str, normalization: str) -> pl.DataFrame:
-    """`rows` with `column` normalised within the prompt. Only the rows that are `counted` set its range."""
+    """`rows` with `column` normalised within the prompt. Only the rows that are `counted` set its range; of the others,
+    those that are `clipped` stay within it, and the rest near it."""
     if normalization == "none":
         return rows.with_columns(pl.col(column).alias(into))
     value, by, counted = pl.col(column), "prompt_id", pl.when("counted").then(pl.col(column))
@@ -229,7 +260,9 @@ def _normalise(rows: pl.DataFrame, column: str, into: str, normalization: str) -
         low=counted.min().over(by), high=counted.max().over(by), mean=counted.mean().over(by), unit=pl.lit(0.0)
     )
     constant = high - low <= TIE * pl.max_horizontal(low.abs(), high.abs())
-    rows = rows.with_columns(constant=constant, **{column: value.clip(low, high)})
+    room = pl.when(constant).then(math.inf).when("clipped").then(0.0).otherwise(OUTSIDE * (high - low))
+    kept = pl.when("counted").then(value).otherwise(value.clip(low - room, high + room))
+    rows = rows.with_columns(constant=constant, **{column: kept})
     unit_range = (value - low) / (high - low)
     if normalization == "z_score":
         rows = rows.with_columns(unit=counted.std(ddof=0).over(by))
@@ -238,24 +271,36 @@ def _normalise(rows: pl.DataFrame, column: str, into: str, normalization: str) -
         rows = rows.with_columns(unit=centred.pow(2).mean().sqrt().over("domain"))
     elif normalization == "rank":
         rounded = unit_range.round(-math.floor(math.log10(TIE)))
-        rows = rows.with_columns(all=rounded, some=pl.when("counted").then(rounded))
-        places = {
-            name: (pl.col(name).rank() - 1).over(by) / (pl.col(name).count() - 1).over(by) for name in ("all", "some")
-        }
-        unit_range = pl.when("counted").then(places["some"]).otherwise(places["all"])
+        rows = rows.with_columns(some=pl.when("counted").then(rounded), all=rounded)
+        unit_range = _place(by)
     scaled = (value - mean) / unit if normalization in ("z_score", "shared") else unit_range
-    rows = rows.with_columns(pl.when("constant").then(0.0).otherwise(scaled).alias(into))
+    apart = ~pl.col("counted") & ~pl.col("clipped")
+    beside = pl.when(apart).then((value - low).sign()).otherwise(0.0)  # an anchored score beside constant ones
+    rows = rows.with_columns(pl.when("constant").then(beside).otherwise(scaled).alias(into))
     return rows.select(pl.exclude("low", "high", "mean", "unit", "constant", "all", "some"))
 
 
+def _place(by: str) -> pl.Expr:
+    """The place of each score (`all`) among those that count (`some`, null for the others), 0 for the worst of them to
+    1 for the best; half a place below or above where it is between two, or outside.
+    """
+    number = pl.col("some").count().over(by)
+    equal = pl.col("some").count().over(by, "all")
+    below = pl.col("some").sort().search_sorted(pl.col("all"), side="left").over(by) - pl.col("some").null_count().over(
+        by
+    )
+    return (below + 0.5 * equal - 0.5) / (number - 1)
+
+
 def _length_slope(rows: pl.DataFrame) -> float:
-    """Quality a unit of log tokens, by least squares over the rows that are not penalised, with an effect of each
-    prompt and each teacher (Frisch-Waugh: both are taken out of the length first); 0 where they explain all lengths.
+    """Quality a unit of log tokens, by least squares over the rows that are not penalised or anchored, with an effect
+    of each prompt and each teacher (Frisch-Waugh: both are taken out of the length first); 0 where they explain all
+    lengths.
 
     AlpacaEval-LC fits preferences over one baseline by a logistic model of the length difference, a slope a model.
     Ours is linear, for scores of any scale, with one slope for all teachers of a domain.
     """
-    free = rows.filter(~pl.col("penalised"))
+    free = rows.filter(~pl.col("penalised") & ~pl.col("anchored"))
     names = free["teacher"].unique().sort()[1:]
     columns = [
         pl.col("quality"),
@@ -270,9 +315,11 @@ def _length_slope(rows: pl.DataFrame) -> float:
 
 
 def _ease() -> pl.Expr:
-    """Rank of the prompt's mean quality among all prompts, 0 to 1; every prompt has equally many rows."""
-    mean = pl.col("quality").mean().over("prompt_id")
-    return (mean.rank() - 0.5) / pl.len()
+    """Rank of the prompt's mean quality among all prompts, 0 to 1, over the rows that are not anchored (null for those
+    that are); every prompt has equally many of them."""
+    own = pl.when(~pl.col("anchored")).then("quality")
+    mean = pl.when(~pl.col("anchored")).then(own.mean().over("prompt_id"))
+    return (mean.rank() - 0.5) / mean.count()
 
 
 def _count_ties(rewards: pl.DataFrame) -> int:

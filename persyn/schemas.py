@@ -49,6 +49,7 @@ DEFECTS = pl.Schema(
         "prompt_id": pl.String,
         "teacher": pl.String,
         **dict.fromkeys(["empty", "refusal", "repetition", "unclosed_think", "tool_call", "other_script"], pl.Boolean),
+        "length": pl.Boolean,  # cut at max_tokens
     }
 )
 REWARDS = pl.Schema(
@@ -76,6 +77,7 @@ DATASET = pl.Schema(
         "prompt": MESSAGES,
         "completion": MESSAGES,
         "reasoning": pl.String,  # nullable: the thought before the completion
+        "finish_reason": pl.String,  # stop, or length: the completion was cut, so no end of turn belongs to it
         "license": pl.String,  # of the prompt
         "teacher_license": pl.String,
         "training": pl.String,  # whether the teacher's outputs may train other models
@@ -91,6 +93,8 @@ SAMPLES = pl.Schema(
     }
 )
 NULLABLE = {"reference", "reasoning", "strength", "margin"}
+NEW: dict[str, Any] = {"reference": None, "reasoning": None}
+"""Columns that earlier versions did not write -> what holds for their rows."""
 
 
 def read_table(path: str | Path, schema: pl.Schema) -> pl.DataFrame:
@@ -160,13 +164,19 @@ def write_table(table: pl.DataFrame, path: str | Path, schema: pl.Schema) -> Non
 
 
 def fill_table(table: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
-    """`table` with nulls for the nullable texts of `schema` that it lacks: columns that earlier versions did not write.
-    A table that is wrong otherwise is returned as it is.
+    """`table` with the columns of `schema` that earlier versions did not write: nullable texts are null, every row of
+    a dataset ended by itself, and no response is known to be cut. A table that is wrong otherwise is returned as it is.
     """
-    new = {name for name, kind in schema.items() if name in NULLABLE and kind == pl.String} - set(table.columns)
+    known = {
+        **NEW,
+        **({"finish_reason": "stop"} if schema == DATASET else {"length": False} if schema == DEFECTS else {}),
+    }
+    new = {name: known[name] for name in schema if name in known and name not in table.columns}
     if not new or table.columns != [name for name in schema if name not in new]:
         return table
-    return table.with_columns(pl.lit(None, dtype=pl.String).alias(name) for name in new).select(schema.names())
+    return table.with_columns(pl.lit(value, dtype=schema[name]).alias(name) for name, value in new.items()).select(
+        schema.names()
+    )
 
 
 def check_table(table: pl.DataFrame, schema: pl.Schema, name: str) -> pl.DataFrame:

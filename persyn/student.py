@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
+LEARNED = ["prompt", "completion", "reasoning", "finish_reason"]
+"""The columns of DATASET that decide what is learned."""
 THOUGHTS = {"none": "which the student does not learn (student.thinking)", "keep": "which the student learns"}
 
 
@@ -86,7 +88,7 @@ def train_student(
     rows = encode_dataset(tokenizer, dataset, student.thinking)
     check_lengths(rows, student.max_length)
     identity = model_identity(student.model, student.revision)
-    decides = dataset.select(cs.by_name("prompt", "completion", "reasoning", require_all=False)).write_json()
+    decides = dataset.select(cs.by_name(*LEARNED, require_all=False)).write_json()
     with shared.checkpoints(decides, student.model_dump(), identity, settings.model_dump()) as scratch:
         args = SFTConfig(
             **shared.training_arguments(scratch, settings.batch_size, device_batch_size, settings.seed),
@@ -118,13 +120,15 @@ def train_student(
 
 def encode_dataset(tokenizer: Any, dataset: pl.DataFrame, thinking: Thinking = "none") -> list[dict[str, list[int]]]:
     """DATASET as the token ids and labels that TRL trains on: exactly the tokens that learnability scores. The label
-    of a prompt token is -100, which the loss ignores.
+    of a prompt token is -100, which the loss ignores. A completion that was cut has no end of turn.
 
     Raises:
         InputError: a completion is not one message of the assistant.
     """
     if "reasoning" not in dataset.columns:
         dataset = dataset.with_columns(reasoning=pl.lit(None, dtype=pl.String))
+    if "finish_reason" not in dataset.columns:
+        dataset = dataset.with_columns(finish_reason=pl.lit("stop"))
     _check_completions(dataset)
     thoughts = dataset.height - dataset["reasoning"].null_count()
     if thinking == "keep" and thoughts < dataset.height:
@@ -137,8 +141,8 @@ def encode_dataset(tokenizer: Any, dataset: pl.DataFrame, thinking: Thinking = "
         logger.info("%d of %d rows have a thought, %s", thoughts, dataset.height, THOUGHTS[thinking])
     count_altered(tokenizer, (as_messages(prompt) for prompt in dataset["prompt"]), "dataset")
     encoded = [
-        encode_completion(tokenizer, prompt, completion[0]["content"], True, reasoning, thinking)
-        for prompt, completion, reasoning in dataset.select("prompt", "completion", "reasoning").iter_rows()
+        encode_completion(tokenizer, prompt, completion[0]["content"], finish != "length", reasoning, thinking)
+        for prompt, completion, reasoning, finish in dataset.select(LEARNED).iter_rows()
     ]
     return [{"input_ids": prompt + response, "labels": [-100] * len(prompt) + response} for prompt, response in encoded]
 

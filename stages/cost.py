@@ -5,15 +5,18 @@ import polars as pl
 from persyn.cost import build_ledger
 from persyn.files import write_json
 from persyn.project.params import read_params
+from persyn.quality import judge_ledger
 from persyn.schemas import PROMPTS, RESPONSES, read_folder, read_table
+from persyn.store import store_folder
 from stages import run
 
 
 def main(prompts: str, responses: str, routed: str, out: str) -> None:
-    params = read_params()
-    by_teacher = read_folder(responses, list(params.teachers), RESPONSES)
+    params, asked = read_params(), read_table(prompts, PROMPTS)
+    parallel = pl.concat(read_folder(responses, list(params.teachers), RESPONSES).values())
     by_strategy = read_folder(routed, list(params.strategies), RESPONSES)
-    write_json(build_ledger(read_table(prompts, PROMPTS), pl.concat(by_teacher.values()), by_strategy), out)
+    judge = judge_ledger(asked, [parallel, *by_strategy.values()], store_folder(), params.quality)
+    write_json(build_ledger(asked, parallel, by_strategy, judge=judge), out)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ def main(name: str, prompts: str, cleaning: str, routes: str, routed: str, out: 
     dataset, counts = build_dataset(
         asked,
         read_table(routed, RESPONSES),
-        params.defects,
+        params.dataset.over(params.defects),
         teachers,
         params.licenses,
         params.dataset,

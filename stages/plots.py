@@ -12,7 +12,7 @@ def main(*paths: str) -> None:
     params = read_params()
     teachers, strategies = list(params.teachers), list(params.strategies)
     scored = read_folder(quality, teachers, QUALITY), read_folder(learnability, teachers, LEARNABILITY)
-    how = teachers, params.defects, params.anchored, read_table(prompts, PROMPTS)
+    how = teachers, params.dataset.over(params.defects), params.anchored, read_table(prompts, PROMPTS)
     scores = *scored, read_table(defects, DEFECTS), *how
     shares, values = [{s: read_json(f"{folder}/{s}.json") for s in strategies} for folder in (allocation, evaluation)]
     made = read_table(rewards, REWARDS), shares, values, read_json(comparison), read_json(cost)

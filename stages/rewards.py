@@ -14,7 +14,7 @@ def main(prompts: str, quality: str, learnability: str, defects: str, out: str, 
     teachers = list(params.teachers)
     scored = pl.concat(read_folder(quality, teachers, QUALITY).values())
     learned = pl.concat(read_folder(learnability, teachers, LEARNABILITY).values())
-    how = params.defects, params.rewards, params.anchored, read_table(prompts, PROMPTS)
+    how = params.dataset.over(params.defects), params.rewards, params.anchored, read_table(prompts, PROMPTS)
     rewards, counts = build_rewards(scored, learned, read_table(defects, DEFECTS), teachers, *how)
     write_table(rewards, out, REWARDS)
     write_json(counts, metrics)

@@ -5,7 +5,7 @@ from persyn.dataset import DatasetSettings, build_dataset
 from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.generation.terms import Licenses
-from persyn.schemas import DATASET, QUALITY, ROUTES, check_table
+from persyn.schemas import DATASET, QUALITY, ROUTES, check_table, fill_table
 from tests.support.tables import prompts_table, responses_table, stub_teachers
 
 PROMPTS = prompts_table(["one", "two"])
@@ -51,6 +51,33 @@ def test_what_is_not_trained_on_is_counted_by_reason() -> None:
     policies, settings = Policies(empty="keep", refusal="penalise"), DatasetSettings(keep_length=True)
     kept, _ = build_dataset(prompts, responses, policies, *TERMS[:2], settings)
     assert kept.height == 4, "an error is never trained on"
+
+
+def test_a_cut_response_is_kept_by_policy_and_marked() -> None:
+    responses = responses_table(PROMPTS[:1], "t", ["whole"])
+    responses = responses.vstack(responses_table(PROMPTS[1:], "t", ["cut in the"], "length"))
+    marks = {"whole": "stop", "cut in the": "length"}
+    for policies, settings in (
+        (Policies(length="keep"), DatasetSettings()),
+        (Policies(length="penalise"), DatasetSettings()),
+        (Policies(), DatasetSettings(keep_length=True)),
+    ):
+        kept, _ = build_dataset(PROMPTS, responses, policies, *TERMS[:2], settings)
+        found = zip(kept["completion"].to_list(), kept["finish_reason"], strict=True)
+        assert {completion[0]["content"]: reason for completion, reason in found} == marks
+    kept, counts = build_dataset(PROMPTS, responses, Policies(), *TERMS)
+    assert counts["dropped"] == {"length": 1}
+    assert kept["finish_reason"].to_list() == ["stop"]
+    old = kept.drop("finish_reason")
+    assert fill_table(old, DATASET).equals(kept), "rows of earlier versions ended by themselves"
+
+
+def test_the_earlier_name_of_the_policy_is_read_and_cannot_contradict_it() -> None:
+    assert DatasetSettings().over(Policies(length="penalise")).length == "penalise"
+    assert DatasetSettings(keep_length=False).over(Policies()).length == "drop"
+    assert DatasetSettings(keep_length=True).over(Policies(length="keep")).length == "keep"
+    with pytest.raises(ValueError, match=r"is true, but defects.length is drop; remove keep_length, its earlier name"):
+        DatasetSettings(keep_length=True).over(Policies(length="drop"))
 
 
 def test_nothing_left_is_an_error_that_says_why() -> None:

@@ -2,7 +2,7 @@ import pytest
 
 from persyn.defects import DETECTORS, Policies, count_defects, find_defects
 from persyn.errors import InputError
-from persyn.schemas import DEFECTS, check_table
+from persyn.schemas import DEFECTS, check_table, fill_table
 from tests.support.tables import prompts_table, responses_table
 
 LOOP = "The answer is 12. " * 30
@@ -64,6 +64,8 @@ def test_counts_add_up_and_an_error_has_no_defect() -> None:
     responses = responses.vstack(responses_table(prompts[2:], "t", [""], "error"))
     defects = find_defects(prompts, responses)
     check_table(defects, DEFECTS, "defects")
+    assert defects["length"].to_list() == [True, True]
+    assert not fill_table(defects.drop("length"), DEFECTS)["length"].any(), "a table of an earlier version is read"
     assert defects.height == 2
     counts = count_defects(defects, responses)["t"]
     assert counts == {"responses": 3, "error": 1, "length": 2, **dict.fromkeys(DETECTORS, 0), "empty": 1}
@@ -75,6 +77,7 @@ def test_policies_are_checked() -> None:
         "repetition",
         "unclosed_think",
         "tool_call",
+        "length",
     ]
     with pytest.raises(InputError, match=r"defects\.refusal is 'penalize'; .*keep, penalise, drop"):
         Policies.parse({"refusal": "penalize"}, "defects")

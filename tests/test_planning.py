@@ -20,10 +20,12 @@ from persyn.generation.requests import open_store, prepare_requests
 from persyn.generation.terms import Licenses
 from persyn.planning import ANY, build_plan
 from persyn.planning.known import declared_prompts, known_routes
-from persyn.planning.text import plan_text
+from persyn.planning.text import ledger_text, plan_text
 from persyn.project import params as project_params
 from persyn.project.params import check_params, read_params
 from persyn.prompts import Source, anchor_prompts
+from persyn.quality import QualitySettings, judge_ledger, score_quality
+from persyn.quality.judge import JudgeSettings
 from persyn.responses import generate_responses
 from persyn.routed import build_routed
 from persyn.routes import Car, Persyn, Random, Rule, Strong
@@ -49,7 +51,8 @@ def plan(folder: Path, strategies: Mapping[str, Rule] = STRATEGIES, **changes: A
     prompts, teachers = changes.get("prompts", TABLE), changes.get("teachers", TEACHERS)
     routes = known_routes(prompts, list(teachers), strategies, changes.get("made", {}))
     prices, budget = changes.get("prices", Prices()), changes.get("budget", Budget())
-    return build_plan(prompts, teachers, strategies, routes, folder, prices, budget, {"instruction": "checkers"})
+    quality = changes.get("quality", QualitySettings(methods={"instruction": "checkers"}))
+    return build_plan(prompts, teachers, strategies, routes, folder, prices, budget, quality)
 
 
 def holds(use: dict[str, Any], truth: dict[str, int]) -> bool:
@@ -241,3 +244,44 @@ def test_the_demos_truth_lies_within_its_plan(tmp_path: Path, probe: int) -> Non
         calls = left.unique(["prompt_id", "teacher"]).height
         assert found["total"]["all"]["calls"] == [calls, calls]
         assert sum(use["calls"][0] for use in found["responses"].values()) == 72
+
+
+def test_a_judge_is_in_the_plan_the_budget_and_the_ledger(tmp_path: Path) -> None:
+    """Its calls then lie within what was planned, are paid once, and have their price."""
+    judge = JudgeSettings(model="judge", max_tokens=30, max_error_share=1.0)
+    quality = QualitySettings(methods={"instruction": "judge"}, judge=judge)
+    prices = Prices(teachers={"judge": TokenPrice(input=1e6, output=1e6)})
+    changes: dict[str, Any] = {"quality": quality, "prices": prices}
+    strategies, parallel = {"strong": STRATEGIES["strong"]}, TABLE.filter("parallel")
+    cold = plan(tmp_path, strategies, **changes)
+    assert cold["judge"]["judge"]["calls"] == [30, 60]
+    assert cold["total"]["all"]["calls"] == [30 + 20 + 30, 30 + 20 + 60]
+    assert not list(tmp_path.iterdir()), "planning writes nothing"
+    needed = plan(tmp_path, strategies, **changes, budget=Budget(max_tokens=10**6))["budget"]["needed"]
+    without = plan(tmp_path, strategies, prices=prices, budget=Budget(max_tokens=10**6))["budget"]["needed"]
+    assert needed[0] > without[0]
+    assert needed[1] > without[1]
+    with stub_teacher(
+        say=lambda asked: "Score: 5" if "number 1" in asked or "[Reminder]" in asked else "Hm."
+    ) as server:
+        speed = server.speed()
+        for name, teacher in TEACHERS.items():
+            generate_responses(parallel, name, teacher, tmp_path, speed)
+        responses = pl.concat([generate_responses(parallel, n, t, tmp_path, speed) for n, t in TEACHERS.items()])
+        warm = plan(tmp_path, strategies, **changes)
+        before = server.counts["ok"]
+        for _ in range(2):
+            score_quality(parallel, responses, tmp_path, quality, speed)
+        calls = server.counts["ok"] - before
+    spent = judge_ledger(TABLE, [responses, responses], tmp_path, quality)
+    assert spent is not None
+    assert spent["calls"] == calls > 10
+    assert warm["judge"]["judge"]["calls"] == [10, 20], "the stub's teachers respond alike: ten questions"
+    assert holds(warm["judge"]["judge"], spent)
+    assert plan(tmp_path, strategies, **changes)["judge"]["judge"]["calls"] == [0, 0]
+    ledger = build_ledger(TABLE, responses, {"strong": responses.filter(teacher="a")}, prices, spent)
+    assert ledger["judge"] == spent
+    assert ledger["money"]["spent"] == spent["prompt_tokens"] + spent["response_tokens"]
+    assert "spent on the judge" in ledger_text(ledger)
+    notes: dict[str, Any] = {"refused": [], "precomputed": [], "prompts": cold["prompts"] | {"from": "a file"}}
+    assert "the judge's verdicts, at most two a response" in plan_text(cold | notes)

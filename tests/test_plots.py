@@ -88,7 +88,7 @@ def test_alpha() -> None:
 
 def test_alpha_heeds_defects_and_the_other_parameters() -> None:
     quality, learned = scores()
-    defects = pl.DataFrame([("p", "b", True, *[False] * 5)], schema=DEFECTS, orient="row")
+    defects = pl.DataFrame([("p", "b", True, *[False] * 6)], schema=DEFECTS, orient="row")
     tables = quality, learned, defects, ["a", "b", "c"], Policies()
     assert alpha_curve(*tables, SETTINGS).filter(alpha=1.0)["share"].to_list() == pytest.approx([1 / 6, 1 / 6, 4 / 6])
     lenient = alpha_curve(*tables, SETTINGS.changed(penalty=0.0)).filter(alpha=1.0)

@@ -12,11 +12,12 @@ from trl import RewardConfig, RewardTrainer
 import persyn.quality.reward_model
 from persyn.chat import with_chat_template
 from persyn.errors import InputError
-from persyn.messages import assistant_message, user_message
-from persyn.models import load_tokenizer
+from persyn.messages import as_messages, assistant_message, user_message
+from persyn.models import load_tokenizer, model_identity
 from persyn.quality import QualitySettings, score_quality
 from persyn.quality.reward_model import RewardModelSettings
 from persyn.schemas import QUALITY, check_table
+from persyn.store import Store, response_key, slug
 from persyn.verifiers import is_right_answer, share_of_checks
 from tests.support.tables import prompts_table, responses_table
 from tests.support.tiny import build_tokenizer
@@ -93,6 +94,11 @@ def by_reward_model(folder: Path) -> QualitySettings:
     return QualitySettings(methods={"instruction": "reward_model"}, reward_model=RewardModelSettings(model=str(folder)))
 
 
+def reading(folder: Path, **knobs: Any) -> QualitySettings:
+    model = RewardModelSettings(model=str(folder), **knobs)
+    return QualitySettings(methods={"instruction": "reward_model"}, reward_model=model)
+
+
 def build_reward_model(folder: Path) -> Any:
     tokenizer = build_tokenizer(None)
     torch.manual_seed(0)
@@ -118,6 +124,53 @@ def test_a_reward_model_scores_the_rendered_conversation_once(tmp_path: Path, mo
         persyn.quality.reward_model, "_reward_model", lambda *_: pytest.fail("a stored score is not made again")
     )
     assert score_quality(prompts, responses, tmp_path, settings).equals(table)
+
+
+def test_a_long_response_is_scored_by_both_of_its_ends_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, tokenizer = build_reward_model(tmp_path / "model"), build_tokenizer(None)
+    prompts = prompts_table(["one", "two"])
+    responses = responses_table(prompts, "t", ["short", "abcdefghij " * 20 + "the end"])
+    counts: dict[str, Any] = {}
+    settings = reading(tmp_path / "model", max_length=60)
+    for _ in range(2):  # the second time from the store
+        caplog.clear()
+        counts.clear()
+        table = score_quality(prompts, responses, tmp_path, settings, counts=counts)
+        assert counts == {"reward_model": {"responses": 2, "cut": 1}}
+        assert "1 of 2 responses (50.0%) are longer than quality.reward_model.max_length 60" in caplog.text
+    before, text, after = "<bos>Question:\ntwo\n\nAnswer:\n", responses["response"][1], "<eos>"
+    ids = tokenizer(before + text + after)["input_ids"]
+    start, end = len(tokenizer(before)["input_ids"]), len(ids) - len(tokenizer(after)["input_ids"])
+    kept = 60 - start - (len(ids) - end)
+    read = torch.tensor([ids[: start + (kept + 1) // 2] + ids[end - kept // 2 :]])
+    assert read.shape[1] == 60 < len(ids)
+    with torch.no_grad():
+        assert table.filter(prompt_id=prompts["prompt_id"][1])["quality"].item() == pytest.approx(
+            model(read).logits.item(), abs=1e-6
+        )
+    with pytest.raises(InputError, match=r"1 of 2 responses \(50\.0%\) are longer .*; raise it, or set .*cut_middle"):
+        score_quality(prompts, responses, tmp_path, reading(tmp_path / "model", max_length=60, too_long="fail"))
+    with pytest.raises(InputError, match=r"a prompt has \d+ tokens .*max_length is 5, which leaves no room"):
+        score_quality(prompts, responses, tmp_path, reading(tmp_path / "model", max_length=5))
+
+
+def test_scores_of_earlier_versions_serve_only_responses_that_were_not_cut(tmp_path: Path) -> None:
+    build_reward_model(tmp_path / "model")
+    prompts = prompts_table(["one", "two"])
+    responses = responses_table(prompts, "t", ["short", "abcdefghij " * 20])
+    name = model_identity(str(tmp_path / "model"), None)
+    asked = [
+        [*as_messages(prompt), *assistant_message(response)]
+        for prompt, response in zip(prompts["prompt"].to_list(), responses["response"], strict=True)
+    ]
+    keys = [response_key(model=name, messages=messages, max_length=60) for messages in asked]
+    Store(tmp_path / slug(name)).put({key: {"quality": 42.0} for key in keys})
+    table = score_quality(prompts, responses, tmp_path, reading(tmp_path / "model", max_length=60))
+    scores = dict(table.select("prompt_id", "quality").rows())
+    assert scores[prompts["prompt_id"][0]] == 42.0
+    assert scores[prompts["prompt_id"][1]] != 42.0
 
 
 def test_a_model_of_the_reward_trainer_scores_alike_alone_and_in_company(base_model: str, tmp_path: Path) -> None:

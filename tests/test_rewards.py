@@ -67,7 +67,7 @@ def test_a_prompt_is_complete_without_an_anchored_teacher() -> None:
     few = (pl.col("teacher") != "c") | (pl.col("prompt_id") == "p")
     how = Policies(), RewardSettings(alpha=0.4), ["c"]
     table = build(quality.filter(few), learned.filter(few), NO_DEFECTS, TEACHERS, *how)[0]
-    assert rewards(table, "p") == pytest.approx([0.4, 0.3, 0.8])
+    assert rewards(table, "p") == pytest.approx([0.4, 0.6, 1.1]), "a and b as without c, which may lie above them"
     assert rewards(table, "q") == pytest.approx([0.4, 0.0])
     missing = few & ((pl.col("teacher") != "a") | (pl.col("prompt_id") != "q"))
     kept = build(quality.filter(missing), learned.filter(missing), NO_DEFECTS, TEACHERS, *how)[0]
@@ -133,7 +133,7 @@ def test_a_defect_loses_by_policy() -> None:
     """On p, teacher c had the highest reward, 0.8 (test_equation_2_by_hand). Penalised, it does not set the range: b
     has quality 1 of 0 to 1, c is clipped to 1 and has 0.6 + 0.4 * 0.5 - 1 = -0.2.
     """
-    defects = pl.DataFrame([("p", "c", False, True, *[False] * 4)], schema=DEFECTS, orient="row")
+    defects = pl.DataFrame([("p", "c", False, True, *[False] * 5)], schema=DEFECTS, orient="row")
     scores = tables(QUALITIES, LEARNED)
     cases: list[tuple[Policy, list[float]]] = [("keep", [0.4, 0.3, 0.8])]
     cases += [("penalise", [0.4, 0.6, -0.2]), ("drop", [0.4, 0.6, -0.2])]
@@ -183,7 +183,7 @@ def made_up(num_prompts: int, num_teachers: int, seed: int, binary: bool = False
     drawn = random.random((3, len(keys)))
     quality = [(*key, float(score > 0.4 if binary else 9 * score)) for key, score in zip(keys, drawn[0], strict=True)]
     learned = [(*key, -float(score), 5, False) for key, score in zip(keys, drawn[1], strict=True)]
-    refused = [(*key, False, bool(lot < 0.2), *[False] * 4) for key, lot in zip(keys, drawn[2], strict=True)]
+    refused = [(*key, False, bool(lot < 0.2), *[False] * 5) for key, lot in zip(keys, drawn[2], strict=True)]
     made: Any = (quality, QUALITY), (learned, LEARNABILITY), (refused, DEFECTS)
     scores, lengths, defects = (pl.DataFrame(rows, schema=schema, orient="row") for rows, schema in made)
     return scores, lengths, defects, names
@@ -214,6 +214,67 @@ def test_a_penalised_response_does_not_move_the_others(normalization: Any, seed:
         assert (refused["reward"] <= refused["worst"].fill_null(0.0)).all()
         assert ours[0]["reward"].is_between(0, 1).all()
         assert refused["reward"].is_between(-1, 0).all()
+
+
+@pytest.mark.parametrize("normalization", ["min_max", "rank", "z_score", "shared", "none"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("binary", [False, True])
+def test_from_a_penalty_of_1_on_a_penalised_response_loses_to_every_other(
+    normalization: Any, seed: int, binary: bool
+) -> None:
+    """Strictly, so that each is a pair, by any draw of the other settings; and alpha_effect knows it."""
+    quality, learned, defects, names = made_up(15, 5, seed, binary)
+    random = np.random.default_rng(seed)
+    learned = learned.with_columns(num_tokens=pl.Series(random.integers(1, 400, learned.height)))
+    for control in (False, True):
+        alpha, slope, penalty = random.random(), random.normal(), 1 + random.choice([0, 1]) * random.random()
+        settings = RewardSettings(
+            alpha=alpha, alpha_slope=slope, penalty=penalty, normalization=normalization, length_control=control
+        )
+        table, counts = build(quality, learned, defects, names, Policies(), settings)
+        rows = table.join(defects, on=["prompt_id", "teacher"])
+        refused = set(rows.filter("refusal").select("prompt_id", "teacher").rows())
+        both = rows.filter(pl.col("refusal").any().over("prompt_id"), ~pl.col("refusal").all().over("prompt_id"))
+        expected = sum(
+            part["refusal"].sum() * (~part["refusal"]).sum() for part in both.partition_by("prompt_id", as_dict=False)
+        )
+        pairs = build_pairs(table, PairSettings())
+        won = [(prompt, winner) in refused for prompt, winner in pairs.select("prompt_id", "winner").rows()]
+        lost = [(prompt, loser) in refused for prompt, loser in pairs.select("prompt_id", "loser").rows()]
+        mixed = [one != other for one, other in zip(won, lost, strict=True)]
+        assert sum(mixed) == expected > 10
+        assert not any(one and different for one, different in zip(won, mixed, strict=True))
+        assert counts["alpha"]["pairs"] == pairs.height
+
+
+@pytest.mark.parametrize("normalization", ["min_max", "rank", "z_score", "shared", "none"])
+@pytest.mark.parametrize("control", [False, True])
+def test_an_anchored_teacher_changes_nothing_of_the_others(normalization: Any, control: bool) -> None:
+    quality, learned, defects, names = made_up(20, 5, 0)
+    learned = learned.with_columns(num_tokens=pl.Series(np.random.default_rng(0).integers(1, 400, learned.height)))
+    quality = quality.with_columns(quality=pl.when(teacher="t4").then(50 * pl.col("quality")).otherwise("quality"))
+    settings = RewardSettings(alpha=0.4, alpha_slope=0.5, normalization=normalization, length_control=control)
+    known = pl.col("teacher") != "t4"
+    tables = [each.filter(known) for each in (quality, learned, defects)]
+    alone, counts = build(*tables, names[:4], Policies(), settings)
+    few = known | pl.col("prompt_id").is_in(quality["prompt_id"].unique().sort()[:6].to_list())
+    beside, more = build(quality.filter(few), learned.filter(few), defects, names, Policies(), settings, ["t4"])
+    assert beside.filter(known).equals(alone)
+    assert beside.height == alone.height + 6
+    pairs = build_pairs(beside, PairSettings())
+    assert pairs.filter(pl.col("winner") != "t4", pl.col("loser") != "t4").equals(build_pairs(alone, PairSettings()))
+    del counts["teachers"], counts["penalised"], more["teachers"], more["penalised"]
+    assert counts == more
+
+
+def test_an_anchored_teacher_may_be_better_or_worse_than_all_others() -> None:
+    for normalization in ("min_max", "rank", "z_score", "shared"):
+        for quality in ({"p": [1.0, 2.0, 9.0], "q": [1.0, 2.0, -9.0]}, {"p": [1.0, 1.0, 2.0], "q": [1.0, 1.0, 0.0]}):
+            settings = RewardSettings(alpha=0.0, normalization=normalization)
+            scores = tables(quality, {"p": [-1.0] * 3, "q": [-1.0] * 3})
+            table = build(*scores, NO_DEFECTS, TEACHERS, Policies(), settings, ["c"])[0]
+            assert rewards(table, "p")[2] > max(rewards(table, "p")[:2])
+            assert rewards(table, "q")[2] < min(rewards(table, "q")[:2])
 
 
 def test_without_a_penalty_a_defect_changes_nothing() -> None:

@@ -2,6 +2,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 import torch
 
@@ -53,6 +54,16 @@ def test_a_student_stops_where_it_was_taught_to_end_its_turn(chat_model: str, tm
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert load_tokenizer(str(tmp_path / "out")).eos_token_id == end
     assert end in load_causal_lm(str(tmp_path / "out")).generation_config.eos_token_id
+
+
+def test_a_cut_completion_is_learned_without_an_end_of_turn(chat_model: str) -> None:
+    tokenizer = with_chat_template(load_tokenizer(chat_model, None, False))
+    whole = encode_dataset(tokenizer, DATASET)
+    cut = encode_dataset(tokenizer, DATASET.with_columns(finish_reason=pl.lit("length")))
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for with_end, without in zip(whole, cut, strict=True):
+        assert with_end["input_ids"] == [*without["input_ids"], end]
+        assert with_end["labels"] == [*without["labels"], end]
 
 
 def test_terms_change_no_token(chat_model: str) -> None:

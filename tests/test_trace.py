@@ -60,9 +60,7 @@ def made(texts: dict[str, str], finish: dict[str, str] | None = None) -> Snapsho
 
 
 def trace(found: Snapshot, **settings: Any) -> dict[str, Any]:
-    return trace_prompt(
-        found, found.need("prompts")["prompt_id"].item(), Policies(), **{"keep_length": False} | settings
-    )
+    return trace_prompt(found, found.need("prompts")["prompt_id"].item(), Policies(), **settings)
 
 
 def printed(found: dict[str, Any], width: int = 80) -> str:
@@ -180,7 +178,7 @@ def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`persyn show` in a project whose teacher wrote hostile text."""
     monkeypatch.chdir(tmp_path)
     found = made({"a": HOSTILE})
-    params = "teachers: {a: {}}\nstrategies: {both: {}}\ndefects: {}\ndataset: {keep_length: true}\n"
+    params = "teachers: {a: {}}\nstrategies: {both: {}}\ndefects: {length: keep}\ndataset: {}\n"
     Path("params.yaml").write_text(params + "router: {model: m, holdout: 0.5}\n")
     write_table(found.need("prompts"), "data/prompts.parquet", PROMPTS)
     for part, schema in (("responses", RESPONSES), ("routed", RESPONSES), ("routes", ROUTES), ("dataset", DATASET)):

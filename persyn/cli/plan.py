@@ -41,7 +41,7 @@ def plan(
     files = {name: data / "routes" / f"{name}.parquet" for name in read.strategies}
     made = {name: read_table(file, ROUTES) for name, file in files.items() if file.is_file()}
     routes = known_routes(prompts, list(teachers), read.strategies, made)
-    paying = folder, read.prices, read.budget, read.quality.methods
+    paying = folder, read.prices, read.budget, read.quality
     found = build_plan(prompts, teachers, read.strategies, routes, *paying)
     found["prompts"]["from"], found["refused"] = origin, refused_teachers(teachers, read.licenses)
     found["precomputed"] = [name for name, teacher in teachers.items() if teacher.precomputed]
@@ -55,13 +55,16 @@ def ledger(data: Data = Path("data")) -> None:
     from persyn.cost import build_ledger
     from persyn.planning.text import ledger_text
     from persyn.project.params import read_params
+    from persyn.quality import judge_ledger
     from persyn.schemas import PROMPTS, RESPONSES, read_folder, read_table
+    from persyn.store import store_folder
 
     params = read_params()
     parallel = pl.concat(read_folder(data / "responses", list(params.teachers), RESPONSES).values())
     routed = read_folder(data / "routed", list(params.strategies), RESPONSES)
     prompts = read_table(data / "prompts.parquet", PROMPTS)
-    typer.echo(ledger_text(build_ledger(prompts, parallel, routed, params.prices)))
+    judge = judge_ledger(prompts, [parallel, *routed.values()], store_folder(), params.quality)
+    typer.echo(ledger_text(build_ledger(prompts, parallel, routed, params.prices, judge)))
 
 
 def _prompts(data: Path, params: "Params") -> tuple["pl.DataFrame", str]:

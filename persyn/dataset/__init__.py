@@ -6,20 +6,37 @@ from typing import Any
 
 import polars as pl
 
-from persyn.defects import Policies, count_defects, find_defects
+from persyn.defects import Policies, Policy, count_defects, find_defects
 from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.generation.terms import Licenses, check_terms
 from persyn.messages import as_messages, assistant_message
 from persyn.schemas import DATASET
-from persyn.settings import Settings
+from persyn.settings import Misfit, Settings, shown
 
 
 class DatasetSettings(Settings):
     """The section `dataset`."""
 
-    keep_length: bool = False
-    """Whether to train on responses cut at max_tokens. They teach the student to end in mid-sentence."""
+    keep_length: bool | None = None
+    """The earlier name of defects.length, still read: true is `keep`, false is `drop`. Set defects.length instead."""
+
+    def over(self, policies: Policies) -> Policies:
+        """The policies that hold: a given keep_length decides what happens to cut responses.
+
+        Raises:
+            ValueError: defects.length is given too, and says otherwise.
+        """
+        if self.keep_length is None:
+            return policies
+        length: Policy = "keep" if self.keep_length else "drop"
+        if "length" in policies.model_fields_set and policies.length != length:
+            said = shown(self.keep_length)
+            raise Misfit(
+                "keep_length",
+                f"is {said}, but defects.length is {policies.length}; remove keep_length, its earlier name",
+            )
+        return policies.changed(length=length)
 
 
 def build_dataset(
@@ -54,7 +71,7 @@ def build_dataset(
     defects = find_defects(prompts, routed)
     rows = routed.join(prompts, on="prompt_id", how="left", validate="m:1")
     rows = rows.join(defects, on=["prompt_id", "teacher"], how="left", validate="1:1").sort("prompt_id", "teacher")
-    rows = rows.with_columns(dropped=drop_reason(policies, keep_length=settings.keep_length))
+    rows = rows.with_columns(dropped=drop_reason(settings.over(policies)))
     twice = rows.filter(pl.col("dropped").is_null()).filter(pl.col("prompt_id").is_duplicated())
     if twice.height:
         worse = _worse(twice.select(routed.columns), routes, score).with_columns(second=pl.lit("second"))
@@ -64,20 +81,20 @@ def build_dataset(
     if kept.is_empty():
         raise InputError(
             f"no response is fit to train on (dropped: {dict(dropped)}); raise sampling.max_tokens of the teachers, "
-            f"or set dataset.keep_length: true"
+            f"or set defects.length: keep"
         )
     counts = {"rows": rows.height, "kept": kept.height, "dropped": dict(dropped)}
     return _messages_and_terms(kept, teachers), counts | {"teachers": count_defects(defects, routed)}
 
 
-def drop_reason(policies: Policies, *, keep_length: bool) -> pl.Expr:
-    """Why a row (columns finish_reason and the kinds of DEFECTS) is unfit to train on: error, length or a kind of
+def drop_reason(policies: Policies) -> pl.Expr:
+    """Why a row (columns finish_reason and the other kinds of DEFECTS) is unfit to train on: error, length or a kind of
     defect, the first that applies; null if none does.
     """
     reasons = [
         pl.when(pl.col("finish_reason") == "error").then(pl.lit("error")),
-        pl.when((pl.col("finish_reason") == "length") & (not keep_length)).then(pl.lit("length")),
-        *(pl.when(kind).then(pl.lit(kind)) for kind in policies.kinds("drop")),
+        pl.when((pl.col("finish_reason") == "length") & (policies.length == "drop")).then(pl.lit("length")),
+        *(pl.when(kind).then(pl.lit(kind)) for kind in policies.kinds("drop") if kind != "length"),
     ]
     return pl.coalesce(reasons)
 
@@ -91,6 +108,7 @@ def _messages_and_terms(kept: pl.DataFrame, teachers: Mapping[str, Teacher]) -> 
         kept["reasoning"]
         if "reasoning" in kept.columns
         else pl.Series("reasoning", [None] * kept.height, dtype=pl.String),
+        kept["finish_reason"].cast(pl.String),
         pl.Series("teacher_license", [teacher.license for teacher in given], dtype=pl.String),
         pl.Series("training", [teacher.training for teacher in given], dtype=pl.String),
     ]

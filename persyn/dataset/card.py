@@ -18,8 +18,9 @@ TERMS = {
     "unknown": "may or may not train other models: the terms were not looked up",
 }
 COLUMNS = (
-    "`prompt` and `completion` are lists of messages (role, content). Every row names its `teacher`, the `license` "
-    "of its prompt, the `teacher_license`, and whether its outputs may serve for `training` other models."
+    "`prompt` and `completion` are lists of messages (role, content). A completion that was cut has the "
+    "`finish_reason` length. Every row names its `teacher`, the `license` of its prompt, the `teacher_license`, and "
+    "whether its outputs may serve for `training` other models."
 )
 
 

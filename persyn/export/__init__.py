@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from persyn.dataset import DatasetSettings
 from persyn.dataset.card import shown
 from persyn.defects import Policies
 from persyn.errors import InputError
@@ -73,7 +74,7 @@ def build_export(
     scored = parallel.select(*KEYS, scored="response")
     scores = rewards.join(scored, on=KEYS, how="left", validate="1:1")
     asked = prompts.rename({"prompt": "asked", "license": "license_now"})
-    rows = dataset.join(asked, on="prompt_id", how="left", validate="m:1")
+    rows = dataset.drop("finish_reason", strict=False).join(asked, on="prompt_id", how="left", validate="m:1")
     for table in (routes.with_columns(routed=True), routed.drop("reasoning", strict=False), scores):
         rows = rows.join(table, on=KEYS, how="left", validate="1:1")
     assert rows.height == dataset.height, f"{rows.height} rows of {dataset.height} in the dataset"
@@ -203,7 +204,8 @@ def _scores(export: pl.DataFrame, params: Mapping[str, Any]) -> str:
     judges = [quality[kind] for kind in ("reward_model", "judge") if quality.get(kind)]
     models = ", ".join(f"{shown(str(one.get('model')))} {one.get('revision') or ''}".strip() for one in judges)
     learnability = markdown_text((params.get("learnability") or {}).get("method", "mean_logprob"))
-    defects = ", ".join(Policies(**params.get("defects") or {}).kinds("penalise", "drop"))
+    policies = DatasetSettings(**params.get("dataset") or {}).over(Policies(**params.get("defects") or {}))
+    defects = ", ".join(policies.kinds("penalise", "drop"))
     minus = (
         f", minus {rewards.get('penalty', 1.0):g} where an answer has a defect ({markdown_text(defects)})"
         if defects

@@ -176,7 +176,7 @@ def _endless(samples: Mapping[str, pl.DataFrame]) -> Signature:
         responses = table.unique(["task", "sample_id"], keep="first", maintain_order=True)["response"]
         if responses.len():
             found[strategy] = sum(repetition("", response) for response in responses), responses.len()
-    advice = "train longer, drop cut and looping responses (dataset.keep_length, defects.repetition)"
+    advice = "train longer, drop cut and looping responses (defects.length, defects.repetition)"
     return _worst(name, what, found, ENDLESS, "dvc repro evaluation", advice)
 
 

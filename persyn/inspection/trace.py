@@ -49,15 +49,12 @@ def search_prompts(prompts: pl.DataFrame, text: str) -> pl.DataFrame:
     return found.select("prompt_id", "domain", "parallel", "prompt").sort("prompt_id")
 
 
-def trace_prompt(
-    made: Snapshot, prompt_id: str, policies: Policies, *, keep_length: bool, role: str | None = None
-) -> dict[str, Any]:
+def trace_prompt(made: Snapshot, prompt_id: str, policies: Policies, *, role: str | None = None) -> dict[str, Any]:
     """Everything in the tables about one prompt.
 
     Args:
         made: a snapshot with at least PROMPTS.
         policies: which defects keep a response out of the dataset.
-        keep_length: as in the section `dataset`.
         role: what the router used the prompt for, if it is known.
 
     Returns:
@@ -73,7 +70,7 @@ def trace_prompt(
         "router": role,
         "responses": responses,
         "pairs": _rows(made.pairs, prompt_id, "winner", "loser", "margin"),
-        "strategies": {name: _routes(made, name, prompt, policies, keep_length) for name in made.routes},
+        "strategies": {name: _routes(made, name, prompt, policies) for name in made.routes},
         "missing": _missing(made),
     }
 
@@ -149,12 +146,11 @@ def _defects(made: Snapshot, row: Mapping[str, Any], prompt: Mapping[str, Any]) 
     for known in _rows(made.defects, row["prompt_id"]):
         if known["teacher"] == row["teacher"]:
             return [kind for kind in DETECTORS if known[kind]]
-    return [kind for kind, found in detect_defects(prompt["prompt"], row).items() if found]
+    found = detect_defects(prompt["prompt"], row)
+    return [kind for kind in DETECTORS if found[kind]]
 
 
-def _routes(
-    made: Snapshot, strategy: str, prompt: Mapping[str, Any], policies: Policies, keep_length: bool
-) -> list[dict[str, Any]]:
+def _routes(made: Snapshot, strategy: str, prompt: Mapping[str, Any], policies: Policies) -> list[dict[str, Any]]:
     identity, dataset = prompt["prompt_id"], made.dataset.get(strategy)
     kept = {row["teacher"] for row in _rows(dataset, identity, "teacher")}
     routed = {row["teacher"]: row for row in _rows(made.routed.get(strategy), identity)}
@@ -169,7 +165,7 @@ def _routes(
             row = pl.DataFrame(
                 {"finish_reason": response["finish_reason"], **{kind: kind in defects for kind in DETECTORS}}
             )
-            unfit = row.select(drop_reason(policies, keep_length=keep_length)).item()
+            unfit = row.select(drop_reason(policies)).item()
             reason = unfit or ("second" if kept & set(routed) else "outdated")
         found.append(route | {"kept": was_kept, "reason": reason})
     return found

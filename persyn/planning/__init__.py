@@ -13,13 +13,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from persyn.cost import Prices
+from persyn.cost import JUDGE, Prices
 from persyn.generation import Teacher
 from persyn.generation.budget import Budget
 from persyn.planning.intervals import Interval, Use, add, between, either, lower
+from persyn.planning.judged import judge_use
 from persyn.planning.known import Strategies
 from persyn.planning.usage import Forecast, look_into_store, size_of
 from persyn.prompts import wanted_prompts
+from persyn.quality import QualitySettings
 from persyn.routes import Persyn, Rule
 
 PAIR = ["prompt_id", "teacher"]
@@ -53,7 +55,7 @@ def build_plan(
     folder: Path,
     prices: Prices,
     budget: Budget,
-    methods: Mapping[Any, str],
+    quality: QualitySettings,
 ) -> dict[str, Any]:
     """Count the responses that the store lacks, and estimate their cost.
 
@@ -61,10 +63,11 @@ def build_plan(
         prompts: PROMPTS, or declared_prompts.
         routes: strategy -> ROUTES; without those of strategies whose routes are not known yet.
         folder: the response store.
-        methods: domain -> the method of quality.
+        quality: how the responses will be scored.
 
     Returns:
-        responses, routed: {teacher or strategy -> use, ...}; total; generate_then_select; scores; budget; notes. A use
+        responses, routed: {teacher or strategy -> use, ...}; judge: {judge -> use} of the parallel set's verdicts,
+        empty without a judge; total; generate_then_select; scores; budget; notes. A use
         is the fields of Use, each [low, high] or None, and `seen`, the number of responses it was estimated from.
     """
     sizes = [math.nan if prompt is None else size_of(prompt) for prompt in prompts["prompt"].to_list()]
@@ -77,19 +80,27 @@ def build_plan(
         name: _asked(sized, list(teachers), strategy, routes.get(name), have) for name, strategy in strategies.items()
     }
     total = _total(sized, first, asked, forecasts, have)
+    verdicts = {}
+    if "judge" in quality.methods.values():
+        verdicts = {JUDGE: judge_use(prompts, parallel, forecasts, folder, prices, quality)}
+        total = {**total, **verdicts, "all": add([total["all"], *verdicts.values()])}
     weights = {one.teacher.model: one.weights for one in forecasts.values()}
     return {
         "prompts": {"count": prompts.height, "parallel": int(prompts["parallel"].sum())},
         "seen": {name: len(one.lengths) for name, one in forecasts.items()},
         "responses": _fields(_by_teacher(first, forecasts)),
         "routed": {name: _fields(_uses(one, forecasts)) for name, one in asked.items()},
+        "judge": _fields(verdicts),
         "total": _fields(total),
         "weights": sum(filter(None, weights.values())),
         "generate_then_select": _against(sized, strategies, routes, parallel, forecasts),
-        "scores": _scores(prompts, parallel, methods),
+        "scores": _scores(prompts, parallel, quality.methods),
         "budget": _verdict(total["all"], folder, budget),
         "currency": prices.currency,
-        "unpriced": [name for name, one in forecasts.items() if one.use(np.ones(1)).money is None],
+        "unpriced": [
+            *(name for name, one in forecasts.items() if one.use(np.ones(1)).money is None),
+            *(name for name in verdicts if name not in prices.teachers),
+        ],
         "unsized": [name for name, one in forecasts.items() if one.runs_here and one.size is None],
     }
 

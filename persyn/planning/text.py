@@ -15,8 +15,11 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     prompts, select = plan["prompts"], plan["generate_then_select"]
     stages = {"responses (parallel set)": plan["responses"]}
     stages |= {f"routed@{name}": uses for name, uses in plan["routed"].items()}
+    if plan["judge"]:
+        stages["quality (the judge's verdicts, at most two a response)"] = plan["judge"]
     # Without totals of teachers that the parallel set alone asks: its rows show them already.
-    total = {name: use for name, use in plan["total"].items() if use != plan["responses"].get(name)}
+    shown = {**plan["responses"], **plan["judge"]}
+    total = {name: use for name, use in plan["total"].items() if use != shown.get(name)}
     rows = []
     for stage, uses in [*stages.items(), ("total, each call paid once", total)]:
         rows.append([stage, *[""] * 6])
@@ -26,16 +29,21 @@ def plan_text(plan: Mapping[str, Any]) -> str:
         f"not counted. Money in {plan['currency']}."
     )
     fewer = [f"{name} {_span(ratio, '.1f')}" for name, ratio in select["times_fewer_calls"].items()]
-    quality = ", ".join(f"{count:,} by {method}" for method, count in plan["scores"]["quality"].items())
+    quality = "".join(f"quality {count:,} by {method}; " for method, count in _not_summed(plan))
     lines = [
         "",
         f"Generate then select: {_span(select['calls'])} calls, {_span(select['response_tokens'])} response tokens. "
         f"Times fewer calls, parallel set included: {', '.join(fewer)}.",
-        f"Weights of the teachers: {plan['weights'] / 1e9:,.1f} GB. Not in the sums: quality {quality}; learnability "
+        f"Weights of the teachers: {plan['weights'] / 1e9:,.1f} GB. Not in the sums: {quality}learnability "
         f"{plan['scores']['learnability']:,} by the student.",
         *_notes(plan),
     ]
     return plain(Text(about), rows_table("to pay for", HEADER, rows, HEADER[1:]), *map(Text, lines))
+
+
+def _not_summed(plan: Mapping[str, Any]) -> list[tuple[str, int]]:
+    """Methods of quality and their numbers of scores, but for a judge, whose calls are in the sums."""
+    return [(method, count) for method, count in plan["scores"]["quality"].items() if method not in plan["judge"]]
 
 
 def ledger_text(ledger: Mapping[str, Any]) -> str:
@@ -47,6 +55,8 @@ def ledger_text(ledger: Mapping[str, Any]) -> str:
         "generate then select would take": ledger["generate_then_select"],
     }
     rows = [[title, *(f"{use[name]:,}" for name in names)] for title, use in uses.items()]
+    if judge := ledger["judge"]:
+        rows.append(["spent on the judge", *(f"{judge[name]:,}" for name in names)])
     rows.append(["times fewer, parallel set included:", "", "", ""])
     rows += [
         [f"  {name}", *(f"{ratio[n]:.1f}" if n in ratio else "" for n in names)]

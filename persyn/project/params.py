@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from persyn.cost import Prices
+from persyn.cost import JUDGE, Prices
 from persyn.dataset import DatasetSettings
 from persyn.defects import Policies
 from persyn.errors import InputError, nearest
@@ -28,14 +28,12 @@ from persyn.quality import QualitySettings
 from persyn.responses import ResponseSettings
 from persyn.rewards import RewardSettings
 from persyn.router.settings import RouterSettings
-from persyn.routes import Persyn, Strategy
-from persyn.settings import Settings, shown
+from persyn.routes import Car, Persyn, Strategy
+from persyn.settings import Misfit, Settings, shown
 from persyn.student import SftSettings
 from persyn.training import TrainingSpeed
 
 PARAMS = Path("params.yaml")
-JUDGE = "judge"
-"""The judge's name below speed.teachers."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 RESERVED = {"con", "prn", "aux", "nul"}
 SECRET = re.compile(
@@ -130,7 +128,7 @@ class Params(Settings):
             (("licenses", "allow_forbidden", number), name) for number, name in enumerate(self.licenses.allow_forbidden)
         ]
         named += [(("prices", "sizes"), name) for name in self.prices.sizes]
-        named += [(("prices", "teachers"), name) for name in self.prices.teachers]
+        named += [(("prices", "teachers"), name) for name in self.prices.teachers if name != JUDGE]
         named += [(("speed", "teachers"), name) for name in self.speed.teachers if name != JUDGE]
         for strategy, rule in self.strategies.items():
             at: tuple[Any, ...] = ("strategies", strategy)
@@ -148,8 +146,9 @@ class Params(Settings):
         wrong += [(("quality", "methods"), f"has no method for {domain}, the domain of a source") for domain in without]
         wrong += self._untrained_routers()
         wrong += self._without_scores()
+        wrong += self._contradictions()
         if JUDGE in self.teachers:
-            wrong.append((("teachers", JUDGE), "has the name that speed.teachers keeps for the judge; choose another"))
+            wrong.append((("teachers", JUDGE), "has the name that speed and prices keep for the judge; choose another"))
         _refuse(type(self).__name__, wrong)
         for name in self.speed.teachers:
             try:
@@ -158,6 +157,24 @@ class Params(Settings):
                 place = ("speed", "teachers", name)
                 _refuse(type(self).__name__, [((*place, *one["loc"]), one["msg"]) for one in error.errors()])
         return self
+
+    def _contradictions(self) -> list[tuple[tuple[Any, ...], str]]:
+        """Sections that say one thing in two ways, and rules that cannot read the learnability."""
+        method = self.learnability.method
+        wrong: list[tuple[tuple[Any, ...], str]] = [
+            (
+                ("strategies", name, "rule"),
+                f"is car, which needs the student's loss, which is minus the learnability of method mean_logprob, but "
+                f"learnability.method is {method}; set that, or leave this strategy out",
+            )
+            for name, rule in self.strategies.items()
+            if isinstance(rule, Car) and method != "mean_logprob"
+        ]
+        try:
+            self.dataset.over(self.defects)
+        except Misfit as error:
+            wrong.append((("dataset", error.field), str(error)))
+        return wrong
 
     def _untrained_routers(self) -> list[tuple[tuple[Any, ...], str]]:
         """The strategies that route by a method of which there will be no router."""

@@ -19,7 +19,7 @@ from persyn.generation.openai import OpenAISpeed
 from persyn.generation.precomputed import read_scores
 from persyn.messages import as_text
 from persyn.prompts import Domain
-from persyn.quality.judge import JudgeSettings, judge_scores
+from persyn.quality.judge import JudgeSettings, Verdicts, count_verdicts, judge_scores
 from persyn.quality.reward_model import RewardModelSettings, reward_model_scores
 from persyn.schemas import QUALITY
 from persyn.settings import Misfit, Settings, shown
@@ -78,6 +78,7 @@ def score_quality(
     speed: OpenAISpeed | None = None,
     budget: Budget | None = None,
     teachers: Mapping[str, Teacher] | None = None,
+    counts: dict[str, Any] | None = None,
 ) -> pl.DataFrame:
     """Score every response by the method of its prompt's domain. Errors have no score. A score that is not finite is
     left out with a warning. A prompt without a score is left out of the rewards.
@@ -89,6 +90,8 @@ def score_quality(
         speed: the knobs of the judge's server.
         budget: tokens that may be paid for; None sets no limit.
         teachers: name -> teacher of these responses, for the method given.
+        counts: receives what the scores took: {judge: Verdicts.use, reward_model: {responses, cut}}, summed over the
+            domains; without a method that was not used.
 
     Returns:
         QUALITY.
@@ -105,9 +108,13 @@ def score_quality(
         if method is None:
             raise InputError(f"quality.methods.{domain} is missing; it must be one of {', '.join(quality_methods())}")
         if method == "reward_model" and settings.reward_model:
-            scores: Sequence[float | None] = reward_model_scores(part, folder, settings.reward_model)
+            cut: dict[str, Any] = {}
+            scores: Sequence[float | None] = reward_model_scores(part, folder, settings.reward_model, cut)
+            _count(counts, method, cut)
         elif method == "judge" and settings.judge:
-            scores = judge_scores(part, folder, speed or OpenAISpeed(), budget, settings.judge)
+            found = Verdicts()
+            scores = judge_scores(part, folder, speed or OpenAISpeed(), budget, settings.judge, found)
+            _count(counts, method, found.use)
         elif method == "given":
             scores = _given(part, teachers or {})
         else:
@@ -118,6 +125,29 @@ def score_quality(
     if broken.height:
         logger.warning("%d scores are not finite and left out, first %s", broken.height, broken.rows()[:3])
     return scored.filter(pl.col("quality").is_finite())
+
+
+def judge_ledger(
+    prompts: pl.DataFrame, responses: Sequence[pl.DataFrame], folder: Path, settings: QualitySettings
+) -> dict[str, int] | None:
+    """As count_verdicts, of the domains with a judge; None if there is none.
+
+    Args:
+        prompts: PROMPTS.
+        responses: tables of RESPONSES, which may share rows.
+    """
+    judged = [domain for domain, method in settings.methods.items() if method == "judge"]
+    if not judged or settings.judge is None:
+        return None
+    mine = prompts.filter(pl.col("domain").cast(pl.String).is_in(judged))
+    return count_verdicts(mine, pl.concat(responses), folder, settings.judge)
+
+
+def _count(counts: dict[str, Any] | None, method: str, more: Mapping[str, int]) -> None:
+    """Add to the counts of a method."""
+    if counts is not None:
+        before = counts.get(method, {})
+        counts[method] = {name: before.get(name, 0) + number for name, number in more.items()}
 
 
 def _given(rows: pl.DataFrame, teachers: Mapping[str, Teacher]) -> list[float | None]:

@@ -133,7 +133,7 @@ def fit_router(
     pairs = pairs.filter(pl.col("winner").is_in(known) & pl.col("loser").is_in(known))
     train, checked, held_out = router_split(prompts, rewards, settings)
     texts = [prompt_texts(part) for part in (train, held_out)]
-    inputs = [table.write_json() for table in (prompts, rewards, pairs)]
+    inputs = [table.write_json() for table in (prompts, rewards.filter(pl.col("teacher").is_in(known)), pairs)]
     with checkpoints(
         *inputs, known, settings.model_dump(), model_identity(settings.model, settings.revision)
     ) as folder:

@@ -1,0 +1,85 @@
+"""Judged: what the verdicts of a judge will take, one for each response of the parallel set in its domains."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from persyn.cost import JUDGE, Prices
+from persyn.generation import Teacher
+from persyn.generation.requests import open_store, prepare_requests, read_row, stored_response
+from persyn.models import model_identity
+from persyn.planning.intervals import Use, add, between
+from persyn.planning.usage import BYTES_A_TOKEN, Forecast
+from persyn.quality import QualitySettings
+from persyn.quality.judge import find_verdicts, question
+from persyn.store import slug, verify
+
+
+def judge_use(
+    prompts: pl.DataFrame,
+    parallel: pl.DataFrame,
+    forecasts: Mapping[str, Forecast],
+    folder: Path,
+    prices: Prices,
+    quality: QualitySettings,
+) -> Use:
+    """What the verdicts that the store lacks will take: each is asked for once, or twice where it cannot be read.
+
+    Args:
+        prompts: PROMPTS, or declared_prompts.
+        parallel: prompt_id, teacher and size of the responses to judge.
+        quality: how they will be scored: by a judge, in some domains.
+    """
+    settings = quality.judge
+    assert settings is not None, "QualitySettings has a judge where methods name one"
+    judged = [domain for domain, method in quality.methods.items() if method == "judge"]
+    mine = prompts.filter(pl.col("domain").cast(pl.String).is_in(judged))
+    pairs = parallel.join(mine.select("prompt_id"), on="prompt_id", how="semi")
+    texts = {key: text for name, one in forecasts.items() for key, text in _questions(mine, name, one.teacher, folder)}
+    verdicts = dict(zip(texts, find_verdicts(list(texts.values()), folder, settings), strict=True))
+    stored = {key: rows[0] for key, rows in verdicts.items() if rows}
+    judge = settings.asked_as
+    own = len((judge.system or "").encode())
+    numbers = [
+        (own + len(texts[key].encode()), row["num_prompt_tokens"], row["num_response_tokens"])
+        for key, row in stored.items()
+    ]
+    shown, asked, said = np.array(numbers, float).reshape(-1, 3).T
+    forecast = Forecast(JUDGE, judge, prices, shown, asked, said)
+    ends: tuple[list[float], list[float]] = ([], [])
+    counted = {texts[key] for key in stored}  # equal responses to a prompt make one question
+    for prompt_id, teacher, size in pairs.select("prompt_id", "teacher", "size").iter_rows():
+        key = (prompt_id, teacher)
+        text = texts.get(key)
+        if text is None or text not in counted:
+            counted |= {text} if text else set()
+            known = len(text.encode()) if text else None
+            least, most = _response_bytes(forecasts[teacher])
+            for end, more in zip(ends, (least, most), strict=True):
+                end.append(size + more if known is None else known)
+    once, longest = (forecast.use(np.array(sizes)) for sizes in ends)
+    return between(once, add([longest, longest])) if once.calls[0] else Use()
+
+
+def _response_bytes(forecast: Forecast) -> tuple[float, float]:
+    """How long a response that is not made yet may be."""
+    seen = forecast.lengths.mean() if len(forecast.lengths) else None
+    least, most = (1, forecast.teacher.sampling.max_tokens) if seen is None else (seen, seen)
+    return BYTES_A_TOKEN[0] * least, BYTES_A_TOKEN[1] * most
+
+
+def _questions(
+    prompts: pl.DataFrame, name: str, teacher: Teacher, folder: Path
+) -> Iterator[tuple[tuple[str, str], str]]:
+    """(prompt_id, teacher) and the judge's question, of the responses in the store."""
+    shelf = folder / slug(model_identity(teacher.model, teacher.revision))
+    if not prompts.height or prompts["prompt"].null_count() or not verify(shelf)[0].rows:
+        return
+    store = open_store(folder, teacher)
+    asked = prompts.iter_rows(named=True), prepare_requests(prompts, teacher)
+    for row, request in zip(*asked, strict=True):
+        response = stored_response(store, request, teacher.sampling)
+        if response:
+            yield (row["prompt_id"], name), question({**row, **read_row(response)})
