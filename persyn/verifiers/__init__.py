@@ -11,6 +11,7 @@ from pathlib import Path
 
 from persyn.errors import InputError
 from persyn.files import cache_folder
+from persyn.verifiers.answers import read_reference, read_response, same
 
 ABBREVIATIONS = "dr mr mrs ms prof st vs etc e.g i.e no fig a.m p.m u.s inc ltd jr sr"
 """A full stop after these does not end a sentence."""
@@ -36,14 +37,17 @@ def share_of_checks(prompt: str, response: str, reference: str) -> float:
 
 
 def is_right_answer(prompt: str, response: str, reference: str) -> float:
-    """1.0 if math-verify finds the final answer of `response` equal to `reference`, else 0.0."""
-    from math_verify.grader import verify
-    from math_verify.parser import parse
+    """1.0 if the final answer of `response` means the same as `reference`, else 0.0; docs/answers.md says what means
+    what.
 
-    gold = parse(f"\\boxed{{{reference}}}")
-    if not gold:
-        raise InputError(f"reference {reference!r} of the prompt {prompt[:60]!r} is not a mathematical answer")
-    return float(verify(gold, parse(response)))
+    Raises:
+        InputError: the reference is empty.
+    """
+    golds = read_reference(reference)
+    if not golds:
+        raise InputError(f"reference {reference!r} of the prompt {prompt[:60]!r} is empty; give the final answer")
+    answers = read_response(response, any(gold.letter for gold in golds))
+    return float(any(same(gold, answer) for gold in golds for answer in answers))
 
 
 def prepare_ifeval() -> None:
