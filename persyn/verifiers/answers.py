@@ -5,65 +5,33 @@ docs/answers.md states the meaning of every kind of writing; a text with two mea
 
 import functools
 import re
-import unicodedata
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
+
+from persyn.verifiers.boxes import boxed
+from persyn.verifiers.signs import LONGEST, PERCENT, PERCENTS, as_latex, readable, stripped, unwrapped, without_percents
 
 DIGITS = 6
 """Decimal places in which a decimal number must agree."""
 
-_SIGNS = dict.fromkeys("‐‑‒–—−﹣－", "-") | dict.fromkeys("\u00a0\u2002\u2003\u2007\u2008\u2009\u200a\u202f\u3000", " ")
-_SIGNS |= {"⁄": "/", "∕": "/", "％": "%", "﹪": "%", "＋": "+", "．": ".", "，": ",", "＝": "=", "＄": "$"}
-_SIGNS |= {"\u200b": "", "\ufeff": "", "\u2062": "", "º": "°", "˚": "°"}
-_SIGNS |= {chr(0xFF10 + digit): str(digit) for digit in range(10)}
-_SIGNS |= {chr(code): f"\0{Fraction(unicodedata.numeric(chr(code))).limit_denominator(10)}\0" for code in range(0xBC, 0xBF)}
-_SIGNS |= {
-    chr(code): f"\0{Fraction(unicodedata.numeric(chr(code))).limit_denominator(10)}\0" for code in range(0x2150, 0x215F)
-}
-SIGNS = str.maketrans(_SIGNS)
-RAISED = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺", "0123456789-+")
-LATEX = str.maketrans(
-    {"×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "∙": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "√": r"\sqrt "}
-    | {"≤": r"\le ", "≥": r"\ge ", "≠": r"\ne ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "±": r"\pm "}
-)
-SHORT_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
-MIXED = re.compile(r"(?<![\d.,/^_{\\])(\d+)(?:\s+(?:and\s+)?|\s*\0)(\d+)\s*/\s*(\d+)(?![\d/^.]*\d)")
-MIXED_LATEX = re.compile(r"(?<![\d.,/^_}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}")
-POWER_OF_TEN = r"\s*(?:\\times|\\cdot|×|·|⋅|\*|[xX])\s*10\s*(?:\^|\*\*)\s*\{?\s*([+-]?\d{1,3})\s*\}?"
-SCIENTIFIC = re.compile(rf"(?<![\w.,^])(\d+(?:\.\d+)?|\.\d+)(?:[eE]([+-]?\d{{1,3}})(?![\w.]*\w)|{POWER_OF_TEN})")
-PERCENT = r"(?:\\?%|(?:per\s?cent(?:age)?(?:\s+points?)?|pct)(?![a-z]))"
-PERCENTS = re.compile(rf"(\d[\d,]*(?:\.\d+)?|\.\d+)(\}}?)(\s*\$?\s*){PERCENT}", re.IGNORECASE)
-"""A number, a brace that may close its box, and what says that it is a percent."""
-BOX = re.compile(r"\\+(?:boxed|fbox)\s*")
-JOINT = re.compile(r"(?:[\s,;+&$]|\\[()\[\],;: ]|\\q?quad)*")
-"""What stands between boxes of one answer, without a word; a line of its own is another answer."""
-CONJUNCTION = re.compile(r"[^\n.?!]{0,70}\b(?:and|or)\b[^\n.?!]{0,70}")
-CORRECTION = re.compile(
-    r"\b(?:no|not|wait|but|actually|rather|instead|wrong|should|correct\w*|so|then|thus|hence|therefore|sorry|final|answer"
-    r"|is|are|was|be|equals?|gives?|makes?|gets?|get|total|sum|becomes?|maybe|perhaps|hmm)\b|(?<!_)(?<!_\{)\d|\\(?:to|R?r\w*arrow)|[→⇒]",
-    re.IGNORECASE,
-)
 LATER = re.compile(r"final answer\b[^\n.]{0,100}?\bis\b:?", re.IGNORECASE)
 HASHES = re.compile(r"^[ \t]*####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
-WRAPPED = re.compile(r"\\(?:text|math)(?:bf|rm|it|tt|sf|normal)?\s*\{([^{}]*)\}|\\(?:bf|rm|it)\b\s*")
-MARKDOWN = re.compile(r"(\*\*\*|\*\*|__|[*_`])(.+)\1\Z", re.DOTALL)
-SPACES = re.compile(r"(?<!\\)\\(?:[,;:> ]|q?quad\b)|~")
 LETTER = re.compile(r"\(?\s*([A-Za-z])\s*\)?\s*[.:]?|\\\(\s*([A-Za-z])\s*\\\)")
 LABELLED = re.compile(r"(?:\(([A-J])\)[.:]?\s*|([A-J])[).:]\s+)(\S.*)", re.DOTALL)
+AND_FRACTION = re.compile(r"([+-]?\d+)\s+and\s+(\d+\s*/\s*\d+)")
 STATED_LETTER = re.compile(
     r"(?:answer|option|choice)(?:\s+is)?\s*:?\s*[*_$\s]*(?:(?:option|choice)\s+)?"
     r"(?:\(|\\text\w*\{\(?|\\mathrm\{\(?)?([A-J])(?![\w'])(?!\s+(?:[a-z]{2,}|[a-z]\s))",
     re.IGNORECASE,
 )
-STATED_OTHERS = re.compile(r"(?:answer|option|choice)(?:\s+is)?\s*:?\s*[*_$\s]*\(?([B-HJ])\b(?!['.]\w)")
+STATED_OTHERS = re.compile(r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*[*_$\s]*\(?([B-HJ])\b(?!['.]\w)")
 IN_BRACKETS = re.compile(r"\(([A-J])\)")
-CURRENCY = r"(?:(?:US|A|C)?\\?\$|[€£¥₹₩₽₺₪฿]|(?:USD|EUR|GBP|Rs\.?)(?=[\s\d]))"
+CURRENCY = r"(?:(?:US|A|C)?\\?\$|[\u00a3\u00a5\u20a0-\u20bf\u0e3f]|(?:USD|EUR|GBP|Rs\.?)(?=[\s\d]))"
 GROUPS = r"\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d{1,3}(?:'\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d+"
 DECIMAL = rf"(?:{GROUPS})(?:\.\d*)?|\.\d+"
 NUMBER = re.compile(
-    rf"(?:\\approx|≈)?\s*(?P<sign>[+-]?)\s*{CURRENCY}?\s*(?P<inner>[+-]?)\s*(?:"
+    rf"(?:\\approx|\u2248)?\s*(?P<sign>[+-]?)\s*{CURRENCY}?\s*(?P<inner>[+-]?)\s*(?:"
     rf"(?P<european>\d{{1,3}}(?:\.\d{{3}})+,\d+|0,\d+)|"
     rf"\\frac\{{\s*(?P<up>[+-]?(?:{DECIMAL}))\s*\}}\{{\s*(?P<down>[+-]?(?:{DECIMAL}))\s*\}}|"
     rf"(?P<top>{DECIMAL})(?:\s*/\s*(?P<bottom>{DECIMAL}))?)"
@@ -72,25 +40,34 @@ NUMBER = re.compile(
 )
 DECIMAL_COMMA = re.compile(r"([+-]?)\s*(\d+),(\d{1,2}|\d{4,})")
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
-UNITS = set(
-    "mm cm dm km mg kg lb lbs oz ft yd mi ml cl dl kl gal hr hrs min mins sec secs ms yr yrs mph kmh kph kmph km/h "
-    "rs hz khz mhz ghz kw mw kwh kj pa kpa mol rad deg kb mb gb tb am pm sq cu in pcs".split()
+UNITS = (
+    "mm cm dm km mg kg lb lbs oz ft yd mi ml cl dl kl gal hr hrs min mins sec secs ms yr yrs mph kmh kph kmph rs hz "
+    "khz mhz ghz kw mw kwh kj pa kpa mol rad deg kb mb gb tb am pm sq cu in pcs"
 )
-"""Short units; any other word of three letters or more after a space is one too."""
-LETTER_UNITS = set("m g s h l L t N J W V A K C F".split())
-NOT_UNITS = set(
-    "and or mod choose to plus minus times over divided by if when where for with else otherwise is are not pi exp log "
-    "ln lim sin cos tan cot sec csc max gcd lcm sqrt the then thus but".split()
-) - {"sec"}
+"""Short units, in any case; any other word of three letters or more after a space is a unit too."""
+LETTER_UNITS = "m g s h l L t N J W V A K C F"
+MATHS = (
+    "and mod exp log ln lim sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh max min gcd lcm sqrt inf infty "
+    "infinity pi det deg theta alpha beta"
+)
+"""Words of an expression."""
+NOT_UNITS = (
+    "or choose to plus minus times over divided by if when where for with else otherwise is are not the then thus but"
+)
+MISSING = "n/a na nan null none proof unknown"
+"""What data sets write where there is no answer."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One meaning of an answer: a letter of a multiple choice, a number, or an expression for math-verify."""
+    """One meaning of an answer: a letter of a multiple choice, a number, words, or an expression for math-verify."""
 
     text: str
     letter: str = ""
+    words: str = ""
     number: Fraction | None = None
+    name: str = ""
+    """The unknown that the number is said to be, as in x = 5."""
     is_decimal: bool = False
     is_percent: bool = False
     parsed: tuple[tuple[Any, ...], tuple[Any, ...]] | None = None
@@ -103,7 +80,7 @@ class Reading:
         if self.parsed:
             return list(self.parsed[in_hundredths])
         if self.number is None:
-            return list(_parse(_without_percents(self.text, in_hundredths)))
+            return list(_parse(without_percents(self.text, in_hundredths)))
         value = self.number / 100 if in_hundredths and self.is_percent else self.number
         exact = sympy.Rational(value.numerator, value.denominator)
         return [sympy.Float(exact, 30) if self.is_decimal else exact]
@@ -111,15 +88,15 @@ class Reading:
 
 def readings(text: str) -> tuple[Reading, ...]:
     """The meanings of an answer that stands alone: a reference, or what a box holds."""
-    plain = _stripped(_plain(text))
+    plain = stripped(readable(text))
     if not plain:
         return ()
-    bare = _stripped(WRAPPED.sub(lambda match: match[1] or "", plain))
+    bare = stripped(unwrapped(plain))
     letter = LETTER.fullmatch(bare)
     if letter:
         return (Reading(bare, letter=(letter[1] or letter[2]).upper()),)
     labelled = LABELLED.fullmatch(bare)
-    if labelled:
+    if labelled and len(bare) <= 2 * LONGEST:
         return (Reading(bare, letter=labelled[1] or labelled[2]), *readings(labelled[3]))
     comma = DECIMAL_COMMA.fullmatch(bare)
     if comma and comma[2] != "0":
@@ -128,17 +105,22 @@ def readings(text: str) -> tuple[Reading, ...]:
     found = _number(bare, is_wrapped=bare != plain)
     if found:
         return found
-    name, equals, value = bare.partition("=")
-    of = _number(_stripped(value)) if equals and re.fullmatch(r"\s*[A-Za-z]\w*\s*", name) else ()
-    if len(of) == 1 and of[0].number is not None:
-        percent = r"\%" if of[0].is_percent else ""
-        return (Reading(f"{name}= {_latex_number(of[0])}{percent}", is_percent=of[0].is_percent),)
+    name, _, value = bare.partition("=")
+    found = _number(stripped(value)) if re.fullmatch(r"\s*[A-Za-z]\w*\s*", name) else ()
+    if len(found) == 1:
+        return (replace(found[0], name=name.strip()),)
+    both = AND_FRACTION.fullmatch(bare)
+    if both:
+        return (*readings(f"{both[1]} {both[2]}"), Reading(plain))
+    is_text = re.fullmatch(r"\\text\s*\{[^{}]*\}", plain) or (bare.isalpha() and bare.isascii())
+    if is_text and len(bare) > 2 and re.search("[A-Za-z]{2}", bare) and bare.lower() not in MATHS.split():
+        return (Reading(plain, words=" ".join(bare.casefold().split())),)
     return (Reading(plain, is_percent=bool(PERCENTS.search(plain))),)
 
 
 def read_reference(text: str) -> tuple[Reading, ...]:
     """The meanings of a reference: of its last box, of what follows its last ####, or of all of it."""
-    return readings(_boxed(text) or _hashed(text) or text)
+    return readings(boxed(text) or _hashed(text) or text)
 
 
 def read_response(text: str, wants_letter: bool) -> tuple[Reading, ...]:
@@ -147,7 +129,7 @@ def read_response(text: str, wants_letter: bool) -> tuple[Reading, ...]:
     """
     after = LATER.search(text, text.rfind("\\boxed") + 1) if "\\boxed" in text else None
     later = read_response(text[after.end() :], wants_letter) if after else ()
-    final = _boxed(text) or _hashed(text)
+    final = boxed(text) or _hashed(text)
     if later or final:
         return later or readings(final)
     if wants_letter:
@@ -157,10 +139,10 @@ def read_response(text: str, wants_letter: bool) -> tuple[Reading, ...]:
         whole = readings(text)
         if any(reading.number is not None for reading in whole):
             return whole
-    plain = _plain(text).replace("°", "")
-    written = _parse_response(_without_percents(plain, False))
+    plain = readable(text).replace("\u00b0", "")
+    written = _parse_response(without_percents(plain, False))
     has_percent = bool(PERCENTS.search(plain))
-    hundredths = _parse_response(_without_percents(plain, True)) if has_percent else written
+    hundredths = _parse_response(without_percents(plain, True)) if has_percent else written
     return (Reading(text, is_percent=written != hundredths, parsed=(written, hundredths)),) if written else ()
 
 
@@ -173,30 +155,42 @@ def same(reference: Reading, answer: Reading, **settings: Any) -> bool:
 
     if reference.letter and answer.letter:
         return reference.letter == answer.letter
+    if reference.words and answer.words:
+        return reference.words == answer.words
     scales = [(True, True)]
     if reference.is_percent != answer.is_percent:
         scales.append((False, False))
     if reference.number is not None and answer.number is not None:
+        if reference.name and answer.name and reference.name != answer.name:
+            return False
         return any(_equal(reference, answer, *scale) for scale in scales)
     return any(verify(reference.forms(gold), answer.forms(given), **settings) for gold, given in scales)
 
 
 def fault(reference: str) -> str:
     """Why a reference cannot be compared with; empty if it can."""
+    import sympy
+
     found = read_reference(reference)
     if not found:
         return "is empty"
     if len(found) > 1:
         return "can be read in two ways"
     [reading] = found
-    if reading.letter or reading.number is not None:
+    text = reading.text
+    if reading.letter or reading.number is not None or (reading.words and reading.words not in MISSING.split()):
         return ""
-    is_readable = not isinstance(next(iter(reading.forms(True)), ""), str) and not _has_words(reading.text)
-    return "" if is_readable and same(reading, reading) else "is not a mathematical answer"
+    if re.search(r"\d\s+\d", text):
+        return "can be read in two ways"
+    form = next(iter(reading.forms(True)), "")
+    is_sound = not isinstance(form, str) and not form.has(sympy.zoo, sympy.nan) and not re.search(r"\d\.\d+\.\d", text)
+    is_answer = is_sound and not reading.words and text.lower() not in MISSING.split() and not _has_words(text)
+    return "" if is_answer and same(reading, reading) else "is not a mathematical answer"
 
 
 def _equal(reference: Reading, answer: Reading, gold: bool, given: bool) -> bool:
-    assert reference.number is not None and answer.number is not None
+    assert reference.number is not None
+    assert answer.number is not None
     one = reference.number / 100 if gold and reference.is_percent else reference.number
     two = answer.number / 100 if given and answer.is_percent else answer.number
     if not (reference.is_decimal or answer.is_decimal) or one.denominator == two.denominator == 1:
@@ -204,58 +198,9 @@ def _equal(reference: Reading, answer: Reading, gold: bool, given: bool) -> bool
     return abs(one - two) <= min(Fraction(1, 2 * 10**DIGITS), abs(one) / 1000)
 
 
-def _plain(text: str) -> str:
-    """Signs of Unicode, mixed numbers and powers of ten in the form that math-verify reads."""
-    text = text.translate(SIGNS)
-    text = re.sub(r"[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺]+", lambda match: f"^{{{match[0].translate(RAISED)}}}", text)
-    text = text.replace("{,}", ",").replace(r"\%", "%").replace("%", r"\%")
-    text = re.sub(r"(?<!\\)\\!\s*", "", text)
-    text = re.sub(r"(?<=\d)(?:\\[,;: ]|~)(?=\d{3}(?!\d))", " ", text)
-    text = re.sub(r"\\math(?:rm|bf|it)\s*\{([ei])\}", r"\1", text)
-    text = SHORT_FRACTION.sub(lambda m: f"\\frac{{{m[1] or m[2] or ''}}}{{{m[3] or m[4] or ''}}}", text)
-    text = MIXED.sub(_improper, text)
-    text = MIXED_LATEX.sub(lambda match: _improper(match, r"\frac{{{}}}{{{}}}"), text).replace("\0", "")
-    return SCIENTIFIC.sub(_written_out, text)
-
-
-def _improper(match: re.Match[str], form: str = "{}/{}") -> str:
-    whole, top, bottom = int(match[1]), int(match[2]), int(match[3])
-    return form.format(whole * bottom + top, bottom) if top < bottom else match[0]
-
-
-def _written_out(match: re.Match[str]) -> str:
-    value = Fraction(match[1]) * Fraction(10) ** int(match[2] or match[3])
-    return _decimal(value) if abs(int(match[2] or match[3])) <= 40 else match[0]
-
-
-def _decimal(value: Fraction) -> str:
-    """A number with finitely many digits, without an exponent."""
-    places = next(places for places in range(400) if (value * 10**places).denominator == 1)
-    digits = str(abs(value.numerator * 10**places // value.denominator)).rjust(places + 1, "0")
-    sign = "-" if value < 0 else ""
-    return sign + (f"{digits[:-places]}.{digits[-places:]}" if places else digits)
-
-
-def _stripped(text: str) -> str:
-    """Without what only surrounds or decorates: dollar signs, markdown, spaces, a full stop at the end."""
-    before = None
-    while text != before:
-        before = text
-        text = SPACES.sub(" ", text).replace(r"\displaystyle", "").strip()
-        text = text.removesuffix(".").removesuffix(",").removesuffix(";").rstrip()
-        inline = re.fullmatch(r"\$\$?([^$]+)(?<!\\)\$?\$|\\\((.+)\\\)|\\\[(.+)\\\]", text, re.DOTALL)
-        if inline:
-            text = next(filter(None, inline.groups()))
-        text = MARKDOWN.sub(r"\2", text) if MARKDOWN.match(text) else text
-        if text.startswith("{") and _closing(text, 0) == len(text) - 1:
-            inner = text[1:-1]
-            text = inner if "," not in inner else text
-    return text
-
-
 def _number(text: str, is_wrapped: bool = False) -> tuple[Reading, ...]:
     """A number with its currency sign, percent sign or unit; empty if the text is something else."""
-    match = NUMBER.fullmatch(text)
+    match = NUMBER.fullmatch(text) if len(text) <= LONGEST else None
     if not match or (match["sign"] and match["inner"]):
         return ()
     if match["european"]:
@@ -267,7 +212,7 @@ def _number(text: str, is_wrapped: bool = False) -> tuple[Reading, ...]:
         value = _value(match["up"] or match["top"]) / bottom
     value = -value if "-" in (match["sign"], match["inner"]) else value
     is_fraction = bool(match["down"] or match["bottom"])
-    is_decimal = bool(match["european"]) or not is_fraction and value.denominator != 1
+    is_decimal = bool(match["european"]) or (not is_fraction and value.denominator != 1)
     rest = match["rest"]
     scale = re.match(rf"\s*({'|'.join(SCALES)})s?\b", rest, re.IGNORECASE)
     if scale:
@@ -287,36 +232,22 @@ def _value(text: str) -> Fraction:
 
 def _is_unit(text: str, is_wrapped: bool) -> bool:
     """Whether what follows a number only says of what it is so many; nothing is so too."""
-    text = re.sub(r"\^?\{?\s*\\circ\s*\}?|\\degree|°|′|″", " ° ", text)
+    degree = "\u00b0"
+    text = re.sub(r"\^?\{?\s*\\circ\s*\}?|\\degree|[\u00b0\u2032\u2033]", f" {degree} ", text)
     if re.fullmatch(rf"\s*{CURRENCY}?\s*", text):
         return True
-    is_apart = is_wrapped or text[:1] in " °-("
-    words = re.sub(r"\^\{?-?\d\}?|(?<=[a-zA-Z])[23]\b|[/.()°-]|\\cdot", " ", text)
-    if not re.fullmatch(r"[A-Za-zµμΩ\s,']*", words):
-        return False
+    words = re.sub(rf"\^\{{?-?\d\}}?|(?<=[a-zA-Z])[23]\b|[/.(){degree}-]|\\cdot", " ", text)
     found = words.replace(",", " ").split()
     if not found:
-        return "°" in text and not text.strip(" °")
-    known = found[0].lower() in UNITS or found[0] in LETTER_UNITS or (is_apart and len(found[0]) > 2)
-    others = all(len(word) > 1 or word in LETTER_UNITS | {"a"} or is_wrapped for word in found[1:])
-    return known and others and not NOT_UNITS & {found[0].lower()} and not {"and", "or"} & set(found)
-
-
-def _latex_number(reading: Reading) -> str:
-    assert reading.number is not None
-    if reading.is_decimal:
-        return _decimal(reading.number)
-    return rf"\frac{{{reading.number.numerator}}}{{{reading.number.denominator}}}"
-
-
-def _without_percents(text: str, in_hundredths: bool) -> str:
-    if not in_hundredths:
-        return PERCENTS.sub(r"\1\2\3", text)
-
-    def hundredth(match: re.Match[str]) -> str:
-        return _decimal(_value(match[1]) / 100) + match[2] + match[3]
-
-    return PERCENTS.sub(hundredth, text)
+        return degree in text and not text.strip(f" {degree}")
+    if not all(word.replace("'", "").isalpha() for word in found) or {"and", "or"} & set(found):
+        return False
+    first = found[0]
+    is_apart = is_wrapped or text.startswith((" ", "-", "("))
+    is_known = first.lower() in UNITS.split() or first in LETTER_UNITS.split() or (is_apart and len(first) > 2)
+    is_maths = first.lower() in (*MATHS.split(), *NOT_UNITS.split()) and first.lower() not in UNITS.split()
+    others = all(is_wrapped or len(word) > 1 or word in ("a", *LETTER_UNITS.split()) for word in found[1:])
+    return is_known and not is_maths and others
 
 
 @functools.lru_cache(maxsize=4096)
@@ -324,70 +255,13 @@ def _parse(text: str) -> tuple[Any, ...]:
     """What math-verify makes of an answer that stands alone."""
     from math_verify.parser import parse
 
-    text = re.sub(r"√\s*(\d+|[a-z])", r"\\sqrt{\1}", text)
-    text = re.sub(r"√\s*\(([^()]*)\)", r"\\sqrt{\1}", text).translate(LATEX)
-    return tuple(parse(f"\\boxed{{{text.replace('°', '')}}}"))
+    return tuple(parse(f"\\boxed{{{as_latex(text)}}}"))
 
 
 def _parse_response(text: str) -> tuple[Any, ...]:
     from math_verify.parser import parse
 
     return tuple(parse(text))
-
-
-def _boxed(text: str) -> str:
-    """What the last box with content holds, with the boxes that are joined to it by a comma, `and` or `or`."""
-    parts: list[str] = []
-    after = ""
-    start = len(text)
-    for begin, end, content in reversed(list(_boxes(text))):
-        if not content.strip():
-            continue
-        between = text[end:start]
-        if parts and not _is_joint(between):
-            break
-        if not parts:
-            percent = re.match(rf"\s*(?:\$|\\[)\]])?\s*{PERCENT}", text[end:], re.IGNORECASE)
-            after = r"\%" if percent else ""
-        if content not in parts:
-            parts.insert(0, content)
-        start = begin
-    return ", ".join(parts) + after
-
-
-def _is_joint(between: str) -> bool:
-    """Whether the boxes on both sides are one answer together."""
-    if JOINT.fullmatch(between):
-        return not between or bool(re.search("[,;+&]", between))
-    return bool(CONJUNCTION.fullmatch(between)) and not CORRECTION.search(between)
-
-
-def _boxes(text: str) -> Iterator[tuple[int, int, str]]:
-    """Where each outermost box begins and ends, and what it holds; one that is cut off ends with its line."""
-    position = 0
-    while match := BOX.search(text, position):
-        begin, inside = match.span()
-        if text[inside : inside + 1] == "{":
-            position = _closing(text, inside) + 1
-            if position:
-                yield begin, position, text[inside + 1 : position - 1]
-                continue
-            content = text[inside + 1 :].partition("\n")[0]
-        else:
-            content = (re.match(r"[^\s$]*", text[inside:]) or [""])[0]
-        position = inside + len(content) + 1
-        yield begin, position, content
-
-
-def _closing(text: str, opening: int) -> int:
-    """Where the brace at `opening` closes; -1 if it does not."""
-    depth = 0
-    for position in range(opening, len(text)):
-        if text[position] in "{}" and text[position - 1 : position] != "\\":
-            depth += 1 if text[position] == "{" else -1
-            if not depth:
-                return position
-    return -1
 
 
 def _hashed(text: str) -> str:
@@ -411,6 +285,6 @@ def _stated_letter(text: str) -> str:
 
 
 def _has_words(text: str) -> bool:
-    """Whether an expression has words that are neither commands nor text of LaTeX."""
-    rest = re.sub(r"\\[A-Za-z]+|\\text\s*\{[^{}]*\}", " ", text)
-    return len(re.findall(r"[A-Za-z]{3,}", rest)) > 0 and not re.fullmatch(r"[A-Za-z]+", rest.strip())
+    """Whether an expression has words that are neither commands nor text of LaTeX, nor names of functions."""
+    rest = re.sub(r"\\(?:begin|end|operatorname\*?|text\w*|math\w+)\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text)
+    return any(word not in MATHS.split() for word in re.findall(r"[A-Za-z]{3,}", rest))

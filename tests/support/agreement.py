@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from persyn.verifiers.answers import read_reference, read_response, same
 
 SETTINGS = {"precision": "float_rounding", "strict": "strict", "allow_set_relation_comp": "allow_set_relation_comp"}
@@ -22,7 +24,9 @@ SETTINGS = {"precision": "float_rounding", "strict": "strict", "allow_set_relati
 def cases(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The name of the test and a case of it, for all lists of literals."""
     for node in ast.parse(file.read_text()).body:
-        for call in node.decorator_list if isinstance(node, ast.FunctionDef) else ():
+        if not isinstance(node, ast.FunctionDef):
+            continue
+        for call in node.decorator_list:
             if isinstance(call, ast.Call) and ast.unparse(call.func) == "pytest.mark.parametrize":
                 names = [name.strip() for name in ast.literal_eval(call.args[0]).split(",")]
                 try:
@@ -48,9 +52,9 @@ def main(folder: str) -> None:
         for name, case in cases(file):
             rows.setdefault(name, []).append((agrees(case, False), agrees(case, True)))
     rows["all"] = [row for part in rows.values() for row in part]
-    print(f"{'kind':60} {'cases':>6} {'agree':>6} {'with their settings':>20}")
+    typer.echo(f"{'kind':60} {'cases':>6} {'agree':>6} {'with their settings':>20}")
     for name, row in rows.items():
-        print(f"{name:60} {len(row):6} {sum(plain for plain, _ in row):6} {sum(own for _, own in row):20}")
+        typer.echo(f"{name:60} {len(row):6} {sum(plain for plain, _ in row):6} {sum(own for _, own in row):20}")
 
 
 if __name__ == "__main__":
