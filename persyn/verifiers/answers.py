@@ -16,6 +16,7 @@ DIGITS = 6
 """Decimal places in which a decimal number must agree."""
 
 LATER = re.compile(r"final answer\b[^\n.]{0,100}?\bis\b:?", re.IGNORECASE)
+EMPTY_BOX = re.compile(r"\\+boxed\s*\{\s*\}")
 HASHES = re.compile(r"^[ \t]*####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 LETTER = re.compile(r"\(?\s*([A-Za-z])\s*\)?\s*[.:]?|\\\(\s*([A-Za-z])\s*\\\)")
 LABELLED = re.compile(r"(?:\(([A-J])\)[.:]?\s*|([A-J])[).:]\s+)(\S.*)", re.DOTALL)
@@ -27,7 +28,7 @@ STATED_LETTER = re.compile(
 )
 STATED_OTHERS = re.compile(r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*[*_$\s]*\(?([B-HJ])\b(?!['.]\w)")
 IN_BRACKETS = re.compile(r"\(([A-J])\)")
-CURRENCY = r"(?:(?:US|A|C)?\\?\$|[\u00a3\u00a5\u20a0-\u20bf\u0e3f]|(?:USD|EUR|GBP|Rs\.?)(?=[\s\d]))"
+CURRENCY = r"(?:(?:US|A|C)?\\?\$|[\u00a2\u00a3\u00a5\u20a0-\u20bf\u0e3f]|(?:USD|EUR|GBP|Rs\.?)(?=[\s\d]))"
 GROUPS = r"\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d{1,3}(?:'\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d+"
 DECIMAL = rf"(?:{GROUPS})(?:\.\d*)?|\.\d+"
 NUMBER = re.compile(
@@ -120,7 +121,7 @@ def readings(text: str) -> tuple[Reading, ...]:
 
 def read_reference(text: str) -> tuple[Reading, ...]:
     """The meanings of a reference: of its last box, of what follows its last ####, or of all of it."""
-    return readings(boxed(text) or _hashed(text) or text)
+    return readings(boxed(text) or _hashed(text) or EMPTY_BOX.sub("", text))
 
 
 def read_response(text: str, wants_letter: bool) -> tuple[Reading, ...]:

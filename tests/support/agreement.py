@@ -1,10 +1,10 @@
-"""How far our reading of answers agrees with another project's test cases.
+"""How far our reading of answers agrees with our own table of cases, and with another project's test cases.
 
-    python -m tests.support.agreement FOLDER
+    python -m tests.support.agreement [FOLDER]
 
 The folder holds test files whose `parametrize` lists have columns `gold`, `pred` and `expected` (or `result`), such as
-math-verify's `tests/`. One line is printed for each test function: its cases, how many agree as they are scored here,
-and how many agree where a case's own settings of math-verify (`strict`, `precision`, ...) are followed.
+math-verify's `tests/`. One line is printed for each kind or test function: its cases, how many agree as they are scored
+here, and how many agree where a case's own settings of math-verify (`strict`, `precision`, ...) are followed.
 """
 
 import ast
@@ -16,6 +16,7 @@ from typing import Any
 import typer
 
 from persyn.verifiers.answers import read_reference, read_response, same
+from tests.support.answers import CASES
 
 SETTINGS = {"precision": "float_rounding", "strict": "strict", "allow_set_relation_comp": "allow_set_relation_comp"}
 """A column of a case -> the setting of math-verify that it gives."""
@@ -46,15 +47,26 @@ def agrees(case: dict[str, Any], with_settings: bool) -> bool:
     return right == bool(case.get("expected", case.get("result")))
 
 
-def main(folder: str) -> None:
-    rows: dict[str, list[tuple[bool, bool]]] = {}
-    for file in sorted(Path(folder).glob("test_*.py")):
-        for name, case in cases(file):
-            rows.setdefault(name, []).append((agrees(case, False), agrees(case, True)))
+def print_agreement(title: str, groups: dict[str, list[dict[str, Any]]]) -> None:
+    rows = {name: [(agrees(case, False), agrees(case, True)) for case in part] for name, part in groups.items()}
     rows["all"] = [row for part in rows.values() for row in part]
-    typer.echo(f"{'kind':60} {'cases':>6} {'agree':>6} {'with their settings':>20}")
-    for name, row in rows.items():
-        typer.echo(f"{name:60} {len(row):6} {sum(plain for plain, _ in row):6} {sum(own for _, own in row):20}")
+    typer.echo(f"{title:50} {'cases':>6} {'agree':>6} {'with their settings':>20}")
+    for name, part in rows.items():
+        typer.echo(f"{name:50} {len(part):6} {sum(plain for plain, _ in part):6} {sum(own for _, own in part):20}")
+
+
+def main(folder: str | None = None) -> None:
+    own = {
+        kind: [{"gold": gold, "pred": response, "expected": right} for gold, response, right in part]
+        for kind, part in CASES.items()
+    }
+    print_agreement("our own table", own)
+    foreign: dict[str, list[dict[str, Any]]] = {}
+    for file in sorted(Path(folder).glob("test_*.py")) if folder else ():
+        for name, case in cases(file):
+            foreign.setdefault(name, []).append(case)
+    if folder:
+        print_agreement(f"\n{folder}", foreign)
 
 
 if __name__ == "__main__":
