@@ -72,6 +72,7 @@ def _prompts(data: Path, params: "Params") -> tuple["pl.DataFrame", str]:
     from persyn.planning.known import declared_prompts
     from persyn.prompts import build_prompts
     from persyn.schemas import PROMPTS, read_table
+    from persyn.verifiers import check_references
 
     section = params.prompts
     if (data / "prompts.parquet").is_file():
@@ -82,7 +83,9 @@ def _prompts(data: Path, params: "Params") -> tuple["pl.DataFrame", str]:
             return table, "prompts.parquet"
     if any(source.hub for source in [*section.sources, *section.decontaminate]):
         return declared_prompts(section.sources, section.num_parallel), "by the limits of prompts.sources"
-    return build_prompts(data / "raw", section)[0], "from the raw files"
+    prompts = build_prompts(data / "raw", section)[0]
+    check_references(prompts, params.quality.methods)
+    return prompts, "from the raw files"
 
 
 def _probe(prompts: "pl.DataFrame", params: "Params", folder: Path, count: int) -> None:

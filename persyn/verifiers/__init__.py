@@ -5,45 +5,85 @@ An example of a `reference` for `checkers` (IFEval's form):
 """
 
 import contextlib
-import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+import polars as pl
 
 from persyn.errors import InputError
 from persyn.files import cache_folder
+from persyn.verifiers.answers import fault, read_reference, read_response, same
+from persyn.verifiers.instructions import follows, read_checks
 
 ABBREVIATIONS = "dr mr mrs ms prof st vs etc e.g i.e no fig a.m p.m u.s inc ltd jr sr"
 """A full stop after these does not end a sentence."""
 
 
 def share_of_checks(prompt: str, response: str, reference: str) -> float:
-    """The share of the instructions in `reference` that `response` follows, by lm-eval's strict IFEval checkers."""
-    prepare_ifeval()
-    from lm_eval.tasks.ifeval.instructions_registry import INSTRUCTION_DICT
-    from lm_eval.tasks.ifeval.utils import InputExample, test_instruction_following_strict
+    """The share of the instructions in `reference` that `response` follows.
 
-    try:
-        checks = json.loads(reference)
-        names, kwargs = [check["instruction_id"] for check in checks], [check["kwargs"] for check in checks]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"reference {reference[:80]!r} is not a json list of {{instruction_id, kwargs}}") from error
-    unknown = [name for name in names if name not in INSTRUCTION_DICT]
-    if unknown or not names:
-        raise InputError(f"reference {reference[:80]!r}: unknown instruction {unknown}; see IFEval's registry")
-    example = InputExample(key=0, instruction_id_list=names, prompt=prompt, kwargs=kwargs)
-    followed = test_instruction_following_strict(example, response).follow_instruction_list
-    return sum(followed) / len(followed)
+    Raises:
+        InputError: the reference is not a list of known instructions with all their arguments.
+    """
+    checks = read_checks(reference)
+    prepare_ifeval()
+    return sum(follows(response, name, arguments) for name, arguments in checks) / len(checks)
 
 
 def is_right_answer(prompt: str, response: str, reference: str) -> float:
-    """1.0 if math-verify finds the final answer of `response` equal to `reference`, else 0.0."""
-    from math_verify.grader import verify
-    from math_verify.parser import parse
+    """1.0 if the final answer of `response` means the same as `reference`, else 0.0; docs/answers.md says what means
+    what.
 
-    gold = parse(f"\\boxed{{{reference}}}")
-    if not gold:
-        raise InputError(f"reference {reference!r} of the prompt {prompt[:60]!r} is not a mathematical answer")
-    return float(verify(gold, parse(response)))
+    Raises:
+        InputError: the reference is empty.
+    """
+    golds = read_reference(reference)
+    if not golds:
+        raise InputError(f"reference {reference!r} of the prompt {prompt[:60]!r} is empty; give the final answer")
+    answers = read_response(response, any(gold.letter for gold in golds))
+    return float(any(same(gold, answer) for gold in golds for answer in answers))
+
+
+def check_references(prompts: pl.DataFrame, methods: Mapping[Any, str]) -> None:
+    """Refuse references with which no response could be compared.
+
+    Args:
+        prompts: PROMPTS.
+        methods: domain -> quality method. Those that read no reference, or any, refuse none.
+
+    Raises:
+        InputError: some cannot be read, or can be read in two ways; says how many and which are the first.
+    """
+    faults = []
+    for domain, origin, reference in prompts.select("domain", "source", "reference").drop_nulls().rows():
+        why = REFERENCE_FAULTS[methods[domain]](reference) if methods.get(domain) in REFERENCE_FAULTS else ""
+        if why:
+            faults.append((domain, f"{why} (source {origin})"))
+    if faults:
+        domains = sorted({domain for domain, _ in faults})
+        raise InputError(
+            f"{len(faults)} references cannot be used by quality.methods of {', '.join(domains)}; first: "
+            f"{'; '.join(why for _, why in faults[:3])}; correct them, or choose another method"
+        )
+
+
+def _fault_of_answer(reference: str) -> str:
+    why = fault(reference)
+    return f"reference {reference[:80]!r} {why}" if why else ""
+
+
+def _fault_of_checks(reference: str) -> str:
+    try:
+        read_checks(reference)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+REFERENCE_FAULTS = {"checkers": _fault_of_checks, "math_verify": _fault_of_answer}
+"""Quality method -> why it cannot use a reference; empty if it can."""
 
 
 def prepare_ifeval() -> None:
