@@ -2,11 +2,13 @@
 
 `persyn.verifiers.execution` starts it with a bare interpreter and hands it a `Job` on its standard input. It leaves all
 that the user has (new namespaces for users, mounts, processes, the network and IPC), makes a root folder of the
-interpreter, the system's shared libraries and an empty folder, and drops every privilege. What goes on in the sandbox is
-process 1 of its own; when that ends, or this program is killed, the kernel ends all that was started there.
+interpreter, the system's shared libraries and an empty folder, and drops every privilege. It becomes process 1 of the
+sandbox; when that ends, or the caller does, the kernel ends all that was started there.
 
 It imports the standard library alone.
 """
+
+# ruff: noqa: PTH102, PTH103, PTH112, PTH114, PTH115, PTH120, PTH123, PTH208, PTH211
 
 import ctypes
 import marshal
@@ -120,7 +122,8 @@ def main() -> NoReturn:
         _, status = os.waitpid(child, 0)
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
     except OSError as error:
-        print(f"{error.filename or ''} {error.strerror}".strip(), flush=True)
+        sys.stdout.write(f"{error.filename or ''} {error.strerror}".strip())
+        sys.stdout.flush()
         os._exit(125)
 
 
@@ -187,12 +190,12 @@ def _leave_namespaces() -> int:
 
 
 def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:  # noqa: PTH123 - pathlib takes as long to import as all the rest
+    with open(path, "w") as file:
         file.write(text)
 
 
 def _make_root(folder: int, user: int) -> None:
-    """A root folder that holds what the interpreter needs, read-only, and /tmp, which is empty and holds `folder` bytes.
+    """A root folder: what the interpreter needs, read-only, and /tmp, which is empty and may hold `folder` bytes.
 
     It has no /proc, and no /dev but the devices that hold nothing.
     """
@@ -286,8 +289,8 @@ def _machine() -> tuple[int, int]:
 def _filter() -> bytes:
     """The filter on system calls, a program for the kernel: instructions of 8 bytes (code, jumps, value).
 
-    It kills calls of another machine's convention; CALLS, OF_ANOTHER and new namespaces are not permitted; clone3, whose arguments
-    a filter cannot see, does not exist, so that libraries take clone.
+    It kills calls of another machine's convention; CALLS, OF_ANOTHER and new namespaces are not permitted; clone3,
+    whose arguments a filter cannot see, does not exist, so that libraries take clone.
     """
     place, machine = _machine()
     load, equal, at_least, any_bit, answer = 0x20, 0x15, 0x35, 0x45, 0x06

@@ -34,7 +34,7 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
 
 from persyn.errors import InputError
 from persyn.verifiers import guard
@@ -59,8 +59,8 @@ LANGUAGE = re.compile(r"[{.\s]*([^\s,:{}]*)")
 PYTHON = re.compile(r"(?:(?:python|py)[\d.]*)?", re.IGNORECASE)
 HERE = Path(__file__).parent
 NO_SANDBOX = (
-    "the method unit_tests needs Linux 5.14 or later with unprivileged user namespaces that may mount, to run code in a "
-    "sandbox; they are not available here ({})"
+    "the method unit_tests needs Linux 5.14 or later with unprivileged user namespaces in which it may mount, to run "
+    "code in a sandbox; they are not available here ({})"
 )
 START = "import marshal, sys; sys.path.insert(0, marshal.load(sys.stdin.buffer)); import confinement"
 
@@ -137,9 +137,9 @@ def _run(blocks: list[str], tests: str | None, mark: bytes) -> tuple[int, str, b
         "mark": mark,
         "limits": limits,
     }
-    for _ in range(2):  # the second in a new sandbox: the program before may have broken the first
-        with SANDBOXES.borrow() as sandbox:
-            status, text, reported = sandbox.run(marshal.dumps(work))
+    for new in (False, True):  # the program before may have broken the first
+        with SANDBOXES.borrow(new) as sandbox:
+            status, text, reported = sandbox.run(marshal.dumps(cast(Any, work)))
         if reported.startswith(STARTED):
             return status, text, reported
     raise InputError(NO_SANDBOX.format(text or f"no start within {STARTING} s"))
@@ -177,7 +177,7 @@ class Sandbox:
             os.close(alive)
             assert self.process.stdin
             with contextlib.suppress(BrokenPipeError), self.process.stdin as sink:
-                sink.write(marshal.dumps(str(HERE)) + marshal.dumps(job))
+                sink.write(marshal.dumps(str(HERE)) + marshal.dumps(cast(Any, job)))
             self.control.settimeout(STARTING)
             with contextlib.suppress(OSError):
                 if self.control.recv(1) == STARTED:
@@ -189,13 +189,14 @@ class Sandbox:
     def run(self, work: bytes) -> tuple[int, str, bytes]:
         """Exit status, end of the output and what was reported; ends the sandbox if time was up."""
         reading, report = os.pipe()
-        with open(reading, "rb", buffering=0) as reports, tempfile.TemporaryFile() as output:
+        with os.fdopen(reading, "rb", buffering=0) as reports, tempfile.TemporaryFile() as output:
             try:
                 self.control.settimeout(STARTING)
                 socket.send_fds(self.control, [len(work).to_bytes(8)], [report, output.fileno()])
                 self.control.sendall(work)
             except OSError:
                 self.end()
+                return 137, "", b""
             finally:
                 os.close(report)
             reported, over = _listen(reports)
@@ -232,13 +233,17 @@ class Sandboxes:
         atexit.register(self.end)
 
     @contextlib.contextmanager
-    def borrow(self) -> Iterator[Sandbox]:
+    def borrow(self, new: bool) -> Iterator[Sandbox]:
         """One for a program: no two share it at a time."""
         try:
-            sandbox = self.idle.pop()
+            sandbox = Sandbox() if new else self.idle.pop()
         except IndexError:
             sandbox = Sandbox()
-        yield sandbox
+        try:
+            yield sandbox
+        except BaseException:
+            sandbox.end()
+            raise
         if sandbox.control.fileno() >= 0:
             self.idle.append(sandbox)
 

@@ -84,9 +84,10 @@ def _owners(imports: list[str]) -> list[Any]:
     for name in imports:
         if name.partition(".")[0] in sys.stdlib_module_names:
             try:
-                owners.append(__import__(name, fromlist=["."]))
+                __import__(name)
             except Exception:  # noqa: BLE001 - the tests will say so
                 continue
+            owners.append(sys.modules[name])
     classes = [value for owner in owners for value in vars(owner).values() if isinstance(value, type)]
     return [*owners, *(each for each in classes if each.__flags__ & HEAP_TYPE)]
 

@@ -6,12 +6,13 @@ objects and frames code of the second cannot see; it is written when the tests h
 and which nothing but their end is. Then all processes that were started are killed, and the folder is emptied.
 """
 
+# ruff: noqa: PTH101, PTH106, PTH108
+
 import _ast
 import contextlib
 import marshal
 import os
 import resource
-import shutil
 import signal
 import socket
 import sys
@@ -98,16 +99,15 @@ def _status(child: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _clean() -> None:
+def _clean(folder: str = ".") -> None:
     """Empty the folder; if that fails, this sandbox ends."""
-    os.chmod(".", 0o700)
-    for path in os.listdir("."):
-        if os.path.isdir(path) and not os.path.islink(path):
-            for folder, _, _ in os.walk(path):
-                os.chmod(folder, 0o700)
-            shutil.rmtree(path)
+    os.chmod(folder, 0o700)
+    for entry in list(os.scandir(folder)):
+        if entry.is_dir(follow_symlinks=False):
+            _clean(entry.path)
+            os.rmdir(entry.path)
         else:
-            os.unlink(path)
+            os.unlink(entry.path)
 
 
 def _run_program(code: str) -> NoReturn:
@@ -146,11 +146,11 @@ def _run_tested(work: Work, tests: str, report: int) -> NoReturn:
 def _second_interpreter() -> Callable[[str], bool]:
     """A function that runs code in `__main__` of a new interpreter, and says whether it ended without an error."""
     try:
-        import _interpreters as interpreters  # type: ignore[import-not-found]  # from Python 3.13
+        import _interpreters as interpreters  # from Python 3.13
 
         identity = interpreters.create("legacy")
     except ImportError:
-        import _xxsubinterpreters as interpreters  # type: ignore[import-not-found]
+        import _xxsubinterpreters as interpreters
 
         identity = interpreters.create(isolated=False)
 
@@ -209,7 +209,7 @@ def _without_main_guard(code: str) -> str | None:
             sides = [node.test.left, *node.test.comparators]
             names = {getattr(side, "id", None) or getattr(side, "value", None) for side in sides}
             if names == {"__name__", "__main__"}:
-                lines[node.lineno - 1 : node.end_lineno] = [""] * (node.end_lineno - node.lineno + 1)
+                lines[node.lineno - 1 : node.end_lineno] = [""] * len(lines[node.lineno - 1 : node.end_lineno])
     return "\n".join(lines)
 
 
@@ -247,10 +247,12 @@ def probed(tests: str) -> str:
         if not isinstance(node, _ast.Assert):
             continue
         test = node.test
-        joined = isinstance(test, _ast.BoolOp) and isinstance(test.op, _ast.And)
-        for compare in test.values if joined else [test]:
-            edits += _probe(compare, encoded)
-    for line, column, text in sorted(edits, reverse=True):
+        compared = test.values if isinstance(test, _ast.BoolOp) and isinstance(test.op, _ast.And) else [test]
+        for compare in compared:
+            edits += _probe(compare)
+    places = [(line, column, order) for order, (line, column, _) in enumerate(edits)]
+    for line, column, order in sorted(places, reverse=True):
+        text = edits[order][2]
         encoded[line] = encoded[line][:column] + text + encoded[line][column:]
     changed = b"\n".join(encoded).decode()
     try:
@@ -260,20 +262,21 @@ def probed(tests: str) -> str:
     return changed
 
 
-def _probe(compare: Any, lines: list[bytes]) -> list[tuple[int, int, bytes]]:
+def _probe(compare: Any) -> list[tuple[int, int, bytes]]:
     """Insertions (line, column, text), in the order in which they come."""
+    end: tuple[int, int] = (compare.end_lineno - 1, compare.end_col_offset)
     if not isinstance(compare, _ast.Compare) or len(compare.ops) != 1 or not isinstance(compare.ops[0], _ast.Eq):
         return []
     sides = [compare.left, compare.comparators[0]]
     others = [_other(side) for side in sides]
     if (others[0] is None) == (others[1] is None):
         return []
-    value = sides[others[0] is not None]
+    value: Any = sides[others[0] is not None]
     other = others[0] or others[1]
     return [
         (value.lineno - 1, value.col_offset, f"({EQUAL_TO} := (".encode()),
         (value.end_lineno - 1, value.end_col_offset, b"))"),
-        (compare.end_lineno - 1, compare.end_col_offset, f" and not {EQUAL_TO} == {other}".encode()),
+        (*end, f" and not {EQUAL_TO} == {other}".encode()),
     ]
 
 
