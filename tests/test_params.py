@@ -75,6 +75,18 @@ def test_every_shipped_file_is_read(name: str) -> None:
     assert params.strategies["persyn"] == Persyn(**data["strategies"]["persyn"])
 
 
+def test_car_needs_the_students_loss_and_one_length_policy_holds() -> None:
+    data = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+    data["strategies"]["car"] = {"rule": "car"}
+    check_params(data)
+    data["learnability"] = {"method": "local"}
+    data["dataset"] = {"keep_length": False}
+    with pytest.raises(InputError) as caught:
+        check_params(data)
+    assert "strategies.car.rule is car, which needs the student's loss" in str(caught.value)
+    assert "dataset.keep_length is false, but defects.length is keep; remove keep_length" in str(caught.value)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shipped_file_is_legal_by_the_schema_that_it_names(name: str) -> None:
     first = (ROOT / name).read_text().partition("\n")[0]

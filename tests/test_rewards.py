@@ -235,9 +235,8 @@ def test_from_a_penalty_of_1_on_a_penalised_response_loses_to_every_other(
         rows = table.join(defects, on=["prompt_id", "teacher"])
         refused = set(rows.filter("refusal").select("prompt_id", "teacher").rows())
         both = rows.filter(pl.col("refusal").any().over("prompt_id"), ~pl.col("refusal").all().over("prompt_id"))
-        expected = sum(
-            part["refusal"].sum() * (~part["refusal"]).sum() for part in both.partition_by("prompt_id", as_dict=False)
-        )
+        sizes = both.group_by("prompt_id").agg(bad=pl.col("refusal").sum(), good=(~pl.col("refusal")).sum())
+        expected = sum(bad * good for bad, good in sizes.select("bad", "good").rows())
         pairs = build_pairs(table, PairSettings())
         won = [(prompt, winner) in refused for prompt, winner in pairs.select("prompt_id", "winner").rows()]
         lost = [(prompt, loser) in refused for prompt, loser in pairs.select("prompt_id", "loser").rows()]
@@ -255,8 +254,8 @@ def test_an_anchored_teacher_changes_nothing_of_the_others(normalization: Any, c
     quality = quality.with_columns(quality=pl.when(teacher="t4").then(50 * pl.col("quality")).otherwise("quality"))
     settings = RewardSettings(alpha=0.4, alpha_slope=0.5, normalization=normalization, length_control=control)
     known = pl.col("teacher") != "t4"
-    tables = [each.filter(known) for each in (quality, learned, defects)]
-    alone, counts = build(*tables, names[:4], Policies(), settings)
+    own = quality.filter(known), learned.filter(known), defects.filter(known)
+    alone, counts = build(*own, names[:4], Policies(), settings)
     few = known | pl.col("prompt_id").is_in(quality["prompt_id"].unique().sort()[:6].to_list())
     beside, more = build(quality.filter(few), learned.filter(few), defects, names, Policies(), settings, ["t4"])
     assert beside.filter(known).equals(alone)

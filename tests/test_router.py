@@ -114,6 +114,21 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_a_placed_teacher_changes_nothing_of_the_trained_router(base_model: str) -> None:
+    prompts, rewards = planted(32)
+    known, few = rewards.filter(pl.col("teacher") != "middle"), prompts["prompt_id"].sort()[:6].to_list()
+    beside = rewards.filter((pl.col("teacher") != "middle") | pl.col("prompt_id").is_in(few))
+    how, names = settings(base_model, method="regression"), [name for name in TEACHERS if name != "middle"]
+    alone, card, _ = fit_router(prompts, known, build_pairs(known, PairSettings()), names, how)
+    placed, more, _ = fit_router(prompts, beside, build_pairs(beside, PairSettings()), TEACHERS, how, ["middle"])
+    columns = [TEACHERS.index(name) for name in names]
+    asked = [SUM, POEM], SOURCES
+    assert np.array_equal(placed.strengths(*asked)[:, columns], alone.strengths(*asked))
+    assert more.pop("placed").keys() == {"middle"}
+    del card["placed"]
+    assert card == more
+
+
 @pytest.mark.parametrize("shrink", [True, False])
 def test_methods_beside_the_router_are_saved_with_it(shrink: bool, base_model: str, tmp_path: Path) -> None:
     """All of them, each with the placed teacher; and the same inputs give the same bytes."""

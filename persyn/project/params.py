@@ -148,7 +148,8 @@ class Params(Settings):
         wrong += self._without_scores()
         wrong += self._contradictions()
         if JUDGE in self.teachers:
-            wrong.append((("teachers", JUDGE), "has the name that speed and prices keep for the judge; choose another"))
+            kept = "has the name that speed.teachers and prices.teachers keep for the judge; choose another"
+            wrong.append((("teachers", JUDGE), kept))
         _refuse(type(self).__name__, wrong)
         for name in self.speed.teachers:
             try:
