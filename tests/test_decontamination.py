@@ -11,6 +11,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from ruamel.yaml import YAML
 
 from persyn.files import write_json
 from persyn.messages import assistant_message, user_message
@@ -19,6 +20,7 @@ from persyn.prompts.decontamination import EXAMPLES, SHOWN
 from persyn.prompts.near import Similar, shingles
 from persyn.prompts.overlap import SHORTEST, Items, runs, words_of
 from tests.support.tables import texts_of
+from tests.support.tiny import ROOT
 
 LONG = (
     "A farmer has twelve hens and every hen lays two eggs on each day of the week. She sells a dozen eggs for three "
@@ -235,6 +237,13 @@ def test_minhash_misses_few_and_makes_up_none(threshold: float) -> None:
         missed += best >= threshold and found is None
         assert found is None or (found[1] >= threshold and found[1] <= best)
     assert missed <= 0.03 * pairs
+
+
+def test_no_prompt_of_the_demo_is_an_evaluation_item() -> None:
+    """Although both are made from templates that resemble each other."""
+    section = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")["prompts"]
+    _, counts = build_prompts(ROOT / "data" / "raw", PromptSettings.parse(section, "prompts"))
+    assert (counts["kept"], counts["dropped"], counts["met"]) == (48, {}, {})
 
 
 def test_text_that_is_no_text_in_an_evaluation_set_is_harmless(tmp_path: Path) -> None:

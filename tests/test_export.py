@@ -202,7 +202,7 @@ def test_the_card_is_valid_and_says_where_the_data_is_from(project: dict[str, An
         "-0.200), differs; measured without c",
         "over the teachers of one prompt, minus 1 where an answer has a defect (empty, refusal, repetition, ",
         "compared with: evaluation/x.jsonl",
-        "6 of the prompts read shared text",
+        "6 of the prompts read repeated an item",
         "| a | 66.7% | 2 |",
         "| b | model-b |  | MIT | allowed | 1 | 33.3% |",
         "2 of 3 rows have scores",
