@@ -12,7 +12,7 @@ from persyn.quality import QualitySettings, score_quality
 from persyn.verifiers import execution as unit_tests
 from persyn.verifiers.execution import Sandboxes, passes_tests, run_python
 from persyn.verifiers.runner import probed
-from tests.support.escapes import OUT, escapes
+from tests.support.escapes import OUT, escapes, out, world
 from tests.support.tables import prompts_table, responses_table
 from tests.support.tiny import ROOT
 
@@ -166,6 +166,36 @@ def test_nothing_escapes() -> None:
     results = escapes()
     assert len(results) > len(OUT) > 40
     assert [name for name, succeeded in results.items() if succeeded] == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "read /etc/passwd",
+        "read a file of the user",
+        "read the project",
+        "read the environment",
+        "delete a file",
+        "write a file",
+        "see other processes",
+        "signal a process of the user",
+        "reach a server of this machine",
+        "reach an abstract socket",
+        "reach a socket file",
+        "fill the disk",
+        "memory that no process holds",
+        "a link to a file outside",
+        "run a program",
+        "system calls of any kind",
+    ],
+)
+def test_an_escape_succeeds_without_the_sandbox(name: str, tmp_path: Path) -> None:
+    def run(program: str) -> str:
+        command = [sys.executable, "-I", "-S", "-c", program]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout
+
+    with world() as things:
+        assert out(name, things, run)
 
 
 @pytest.mark.parametrize(
