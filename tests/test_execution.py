@@ -1,6 +1,7 @@
 import contextlib
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -209,6 +210,11 @@ def test_an_escape_succeeds_without_the_sandbox(name: str, tmp_path: Path) -> No
 )
 def test_code_gets_no_network_memory_disk_or_environment(code: str, says: str) -> None:
     assert says in run_python(code)[1]
+
+
+def test_processes_that_together_hold_too_much_are_killed() -> None:
+    assert run_python(textwrap.dedent(OUT["take all memory in many processes"]))[0] == 137
+    assert run_python("pass") == (0, "")
 
 
 def test_endless_output_ends() -> None:
