@@ -1,4 +1,4 @@
-"""Metric of the code tasks: whether the program of a response passes the item's tests, in our confined process.
+"""Metric of the code tasks: whether the program of a response passes the item's tests, in our sandbox.
 
 Greedy and one response an item, so the share that passes is pass@1. lm-eval's own code tasks fetch their metric from
 the hub and run what a model wrote with all that this user may do.

@@ -1,6 +1,7 @@
 import contextlib
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from persyn.quality import QualitySettings, score_quality
 from persyn.verifiers import execution as unit_tests
 from persyn.verifiers.execution import Sandboxes, passes_tests, run_python
 from persyn.verifiers.runner import probed
-from tests.support.escapes import OUT, escapes
+from tests.support.escapes import OUT, escapes, out, world
 from tests.support.tables import prompts_table, responses_table
 from tests.support.tiny import ROOT
 
@@ -169,6 +170,36 @@ def test_nothing_escapes() -> None:
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        "read /etc/passwd",
+        "read a file of the user",
+        "read the project",
+        "read the environment",
+        "delete a file",
+        "write a file",
+        "see other processes",
+        "signal a process of the user",
+        "reach a server of this machine",
+        "reach an abstract socket",
+        "reach a socket file",
+        "fill the disk",
+        "memory that no process holds",
+        "a link to a file outside",
+        "run a program",
+        "system calls of any kind",
+    ],
+)
+def test_an_escape_succeeds_without_the_sandbox(name: str, tmp_path: Path) -> None:
+    def run(program: str) -> str:
+        command = [sys.executable, "-I", "-S", "-c", program]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout
+
+    with world() as things:
+        assert out(name, things, run)
+
+
+@pytest.mark.parametrize(
     ("code", "says"),
     [
         ("import socket; socket.create_connection(('127.0.0.1', 80), 1)", "unreachable"),
@@ -179,6 +210,11 @@ def test_nothing_escapes() -> None:
 )
 def test_code_gets_no_network_memory_disk_or_environment(code: str, says: str) -> None:
     assert says in run_python(code)[1]
+
+
+def test_processes_that_together_hold_too_much_are_killed() -> None:
+    assert run_python(textwrap.dedent(OUT["take all memory in many processes"]))[0] == 137
+    assert run_python("pass") == (0, "")
 
 
 def test_endless_output_ends() -> None:

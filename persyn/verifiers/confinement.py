@@ -107,6 +107,7 @@ def main() -> NoReturn:
     try:
         job: Job = marshal.load(sys.stdin.buffer)
         others = os.open("/proc", os.O_DIRECTORY)
+        _read(f"self/task/{os.getpid()}/children", others)  # some kernels have none: the memory could not be watched
         user = _leave_namespaces()
         child = os.fork()
         if not child:
@@ -116,7 +117,7 @@ def main() -> NoReturn:
         os.close(job["control"])
         ends = [os.pidfd_open(child), job["alive"]]
         while not select.select(ends, [], [], 0.25)[0]:
-            if _held(others, os.stat(f"{child}/ns/pid", dir_fd=others).st_ino) > job["together"]:
+            if _held(others, child) > job["together"]:
                 break
         os.kill(child, 9)
         _, status = os.waitpid(child, 0)
@@ -139,18 +140,27 @@ def _become_runner(job: Job, user: int) -> None:
     os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", START])
 
 
-def _held(others: int, namespace: int) -> int:
-    """Bytes of memory of the processes in a namespace; a shared page counts for each."""
-    pages = 0
-    for process in os.listdir(others):
-        if process.isdecimal():
+def _held(others: int, first: int) -> int:
+    """Bytes of memory of a process and all its descendants; a shared page counts for each."""
+    pages, todo = 0, [str(first)]
+    while todo:
+        process = todo.pop()
+        try:
+            tasks = os.open(f"{process}/task", os.O_DIRECTORY, dir_fd=others)
             try:
-                if os.stat(f"{process}/ns/pid", dir_fd=others).st_ino == namespace:
-                    with open(os.open(f"{process}/statm", os.O_RDONLY, dir_fd=others)) as sizes:
-                        pages += int(sizes.read().split()[1])
-            except OSError:  # it has ended, or is another user's
-                continue
+                for task in os.listdir(tasks):
+                    todo += _read(f"{task}/children", tasks)
+            finally:
+                os.close(tasks)
+            pages += int(_read(f"{process}/statm", others)[1])
+        except OSError:  # it has ended
+            continue
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _read(path: str, folder: int) -> list[str]:
+    with open(os.open(path, os.O_RDONLY, dir_fd=folder)) as file:
+        return file.read().split()
 
 
 def _call(name: str, *arguments: Any) -> None:

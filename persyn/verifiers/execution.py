@@ -1,4 +1,4 @@
-"""Unit tests: whether the code of a response passes its prompt's tests, in a sandbox that starts for each program.
+"""Unit tests: whether the code of a response passes its prompt's tests, in a sandbox.
 
 What counts as the code of a response:
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -358,19 +358,19 @@ def changed(things: dict[str, str]) -> bool:
     )
 
 
+def out(name: str, things: dict[str, str], run: Callable[[str], str]) -> bool:
+    """Whether the program `name` gets out when `run` runs it and returns its output."""
+    program = textwrap.dedent(OUT[name]).strip()
+    for thing, value in things.items():
+        program = program.replace(thing, value)
+    output = run(program)
+    return "ESCAPED" in output or changed(things)
+
+
 def escapes() -> dict[str, bool]:
     """Name of each escape -> whether it succeeded."""
-    succeeded = {}
     with world() as things:
-        for name, code in OUT.items():
-            program = textwrap.dedent(code).strip()
-            for thing, value in things.items():
-                program = program.replace(thing, value)
-            output = run_python(program)[1]
-            printed = [
-                line for line in output.splitlines() if not line.lstrip().startswith(("print", "File", "import"))
-            ]
-            succeeded[name] = any("ESCAPED" in line for line in printed) or changed(things)
+        succeeded = {name: out(name, things, lambda program: run_python(program)[1]) for name in OUT}
     for name, code in PASS.items():
         succeeded[f"pass by {name}"] = passes(code, NOTHING_PASSES) > 0
     for name, (code, tests) in FALSE.items():
