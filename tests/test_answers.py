@@ -39,6 +39,7 @@ ONE_MEANING += [
     "3:4",
 ]
 ONE_MEANING += [r"So it is $\boxed{42}$.", r"\sin x", "sqrt(2)", r"x \in [1, 2]", "2x", "1.5e3", "0,5", "243_6"]
+ONE_MEANING += ["So 6 * 7 = 42. The answer is 42.", "Answer: C", "(C)"]
 
 
 @pytest.mark.parametrize("reference", ONE_MEANING)

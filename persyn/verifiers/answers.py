@@ -16,9 +16,11 @@ DIGITS = 6
 """Decimal places in which a decimal number must agree."""
 
 LATER = re.compile(r"final answer\b[^\n.]{0,100}?\bis\b:?", re.IGNORECASE)
+STATED = re.compile(r"answer(?:\s+is|\s*:)\s*:?\s*(\S[^\n]*)", re.IGNORECASE)
 EMPTY_BOX = re.compile(r"\\+boxed\s*\{\s*\}")
 HASHES = re.compile(r"^[ \t]*####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
-LETTER = re.compile(r"\(?\s*([A-Za-z])\s*\)?\s*[.:]?|\\\(\s*([A-Za-z])\s*\\\)")
+LEAD = re.compile(r"(?:the\s+)?(?:final\s+)?answer\s*(?:is\s*:?|:)\s*(?=\S)", re.IGNORECASE)
+LETTER = re.compile(r"(?:(?i:option|choice)\s+)?\(?\s*([A-Za-z])\s*\)?\s*[.:]?|\\\(\s*([A-Za-z])\s*\\\)")
 LABELLED = re.compile(r"(?:\(([A-J])\)[.:]?\s*|([A-J])[).:]\s+)(\S.*)", re.DOTALL)
 AND_FRACTION = re.compile(r"([+-]?\d+)\s+and\s+(\d+\s*/\s*\d+)")
 STATED_LETTER = re.compile(
@@ -26,7 +28,10 @@ STATED_LETTER = re.compile(
     r"(?:\(|\\text\w*\{\(?|\\mathrm\{\(?)?([A-J])(?![\w'])(?!\s+(?:[a-z]{2,}|[a-z]\s))",
     re.IGNORECASE,
 )
-STATED_OTHERS = re.compile(r"(?i:answer|option|choice)(?i:\s+is)?\s*:?\s*[*_$\s]*\(?([B-HJ])\b(?!['.]\w)")
+STATED_OTHERS = re.compile(
+    r"(?i:answer|option|choice|choose|select|pick)(?i:\s+is)?\s*:?\s*[*_$\s]*\(?([B-HJ])\b(?!['.]\w)"
+)
+CALLED_RIGHT = re.compile(r"\b([A-J])\W{0,3}\s+is\s+(?:the\s+)?(?:correct|right)\b")
 IN_BRACKETS = re.compile(r"\(([A-J])\)")
 CURRENCY = r"(?:(?:US|A|C)?\\?\$|[\u00a2\u00a3\u00a5\u20a0-\u20bf\u0e3f]|(?:USD|EUR|GBP|Rs\.?)(?=[\s\d]))"
 GROUPS = r"\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d{1,3}(?:'\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d+"
@@ -43,7 +48,7 @@ DECIMAL_COMMA = re.compile(r"([+-]?)\s*(\d+),(\d{1,2}|\d{4,})")
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 UNITS = (
     "mm cm dm km mg kg lb lbs oz ft yd mi ml cl dl kl gal hr hrs min mins sec secs ms yr yrs mph kmh kph kmph rs hz "
-    "khz mhz ghz kw mw kwh kj pa kpa mol rad deg kb mb gb tb am pm sq cu in pcs"
+    "khz mhz ghz kw mw kwh kj pa kpa mol rad deg kb mb gb tb am pm sq cu in pcs of"
 )
 """Short units, in any case; any other word of three letters or more after a space is a unit too."""
 LETTER_UNITS = "m g s h l L t N J W V A K C F"
@@ -93,6 +98,9 @@ def readings(text: str) -> tuple[Reading, ...]:
     if not plain:
         return ()
     bare = stripped(unwrapped(plain))
+    said = LEAD.match(bare)
+    if said:
+        plain = bare = stripped(bare[said.end() :])
     letter = LETTER.fullmatch(bare)
     if letter:
         return (Reading(bare, letter=(letter[1] or letter[2]).upper()),)
@@ -120,8 +128,8 @@ def readings(text: str) -> tuple[Reading, ...]:
 
 
 def read_reference(text: str) -> tuple[Reading, ...]:
-    """The meanings of a reference: of its last box, of what follows its last ####, or of all of it."""
-    return readings(boxed(text) or _hashed(text) or EMPTY_BOX.sub("", text))
+    """The meanings of a reference: of its last box, of what follows #### or `the answer is`, or of all of it."""
+    return readings(boxed(text) or _hashed(text) or _stated(text) or EMPTY_BOX.sub("", text))
 
 
 def read_response(text: str, wants_letter: bool) -> tuple[Reading, ...]:
@@ -274,9 +282,16 @@ def _hashed(text: str) -> str:
     return ""
 
 
+def _stated(text: str) -> str:
+    """What the last `answer is` of a reference is followed by, if that is a number or a letter."""
+    content = (STATED.findall(text) or [""])[-1]
+    found = readings(content)
+    return str(content) if any(reading.letter or reading.number is not None for reading in found) else ""
+
+
 def _stated_letter(text: str) -> str:
     """The letter that a response without a box chooses; empty if none."""
-    found = [*STATED_LETTER.finditer(text), *STATED_OTHERS.finditer(text)]
+    found = [*STATED_LETTER.finditer(text), *STATED_OTHERS.finditer(text), *CALLED_RIGHT.finditer(text)]
     if found:
         return max(found, key=lambda match: match.end())[1].upper()
     whole = readings(text)

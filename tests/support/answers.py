@@ -28,6 +28,8 @@ CASES: dict[str, list[tuple[str, str, bool]]] = {
         (r"\{20\%, 30\%\}", r"\boxed{20\%, 30\%}", True),
         ("3%", r"\boxed{3 percentage points}", True),
         ("0.5", r"\boxed{50\,\%}", True),
+        ("75", r"\boxed{75\% of the cake}", True),
+        ("0.05", "It is 5%.", True),
     ],
     "mixed": [
         ("1 1/2", r"\boxed{1}", False),
@@ -135,6 +137,9 @@ CASES: dict[str, list[tuple[str, str, bool]]] = {
         ("5m", r"\boxed{5m}", True),
         ("3", r"\boxed{3\text{ and }4}", False),
         ("50", "\\boxed{50\xa2}", True),
+        ("5", r"\boxed{5\;\mathrm{kg}\cdot\mathrm{m/s}}", True),
+        ("6", r"\boxed{6\ \text{sq. units}}", True),
+        ("2", r"\boxed{x=2\text{ cm}}", True),
     ],
     "currency": [
         ("5", r"\boxed{\$5}", True),
@@ -194,6 +199,7 @@ CASES: dict[str, list[tuple[str, str, bool]]] = {
         ("42", r"\boxed{\displaystyle 42}", True),
         ("42", r"\boxed{{42}}", True),
         ("42", "### Answer\n42", True),
+        ("42", r"\boxed{\text{Answer: }42}", True),
     ],
     "boxes": [
         ("42", r"\boxed{41}? No: \boxed{42}", True),
@@ -258,6 +264,11 @@ CASES: dict[str, list[tuple[str, str, bool]]] = {
         ("C", "The answer is C because of B.", True),
         ("C", r"\boxed{c}", True),
         ("C", "$C$", True),
+        ("C", r"\boxed{\text{Option C}}", True),
+        ("C", "I choose C.", True),
+        ("C", "Therefore, C is correct.", True),
+        ("D", "D) twelve", True),
+        ("B", "Answer: (B) 12 km", True),
     ],
     "hashes": [
         ("42", "6*7 = 42\n#### 42", True),
@@ -274,6 +285,7 @@ CASES: dict[str, list[tuple[str, str, bool]]] = {
         ("42", "#### **42**", True),
         ("42", "#### The answer is 42", True),
         ("42", "#### 42.", True),
+        ("18", "9 * 2 = $<<9*2=18>>18 every day.\n#### 18", True),
     ],
     "decimal": [
         ("1/3", r"\boxed{0.333333}", True),
