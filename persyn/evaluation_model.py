@@ -104,7 +104,7 @@ class EvaluatedStudent(HFLM):
 
     def tok_decode(self, tokens: Any, *how: Any, **named: Any) -> Any:
         """The text of a response; a thinking student's keeps the special tokens that mark its thought."""
-        if self.thinking == "none":
+        if self.thinking == "none" or isinstance(tokens, int):  # of a single token, lm-eval asks how it is spelled
             return super().tok_decode(tokens, *how, **named)
         return decode_response(self.tokenizer, [int(token) for token in tokens])
 

@@ -9,7 +9,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tokenizers import processors
 
-from persyn.chat import encode_completion, encode_prompt, student_tokenizer
+from persyn.chat import encode_completion, encode_parts, encode_prompt, student_tokenizer
 from persyn.errors import InputError
 from persyn.evaluation import EvaluationSettings, evaluate_student
 from persyn.evaluation_model import EvaluatedStudent
@@ -107,9 +107,8 @@ def test_the_model_reads_the_tokens_of_encode_prompt(name: str, model: Any) -> N
         seen.clear()
         asked = [request("loglikelihood", prompts[0], choice) for choice in ("Four", "Five <|im_end|>")]
         student.loglikelihood(asked, True)
-        pairs = [
-            encode_completion(tokenizer, CONVERSATIONS[0], each.args[1], False, thinking=thinking) for each in asked
-        ]
+        parts = [encode_parts(tokenizer, CONVERSATIONS[0], each.args[1], False, thinking=thinking) for each in asked]
+        pairs = [(prompt + thought, answer) for prompt, thought, answer in parts]  # no choice is scored on a thought
         rows = [prompt + response[:-1] for prompt, response in pairs]
         width = max(map(len, rows))
         assert sorted(seen) == sorted(row + [0] * (width - len(row)) for row in rows)
