@@ -5,6 +5,7 @@ import copy
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -57,16 +58,22 @@ def room(module: str) -> str:
     return path if (ROOT / path).is_dir() else f"{path}.py"
 
 
-def imported(script: Path, seen: set[str] | None = None) -> set[str]:
-    """The modules of persyn that `script` imports, itself or through others. Neutral rooms are not looked into."""
-    seen = set() if seen is None else seen
-    names = set()
+@cache
+def names_in(script: Path) -> frozenset[str]:
+    """The modules that a file imports, and the names that it imports from them."""
+    names: set[str] = set()
     for node in ast.walk(ast.parse(script.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    for name in sorted(names - seen):
+    return frozenset(names)
+
+
+def imported(script: Path, seen: set[str] | None = None) -> set[str]:
+    """The modules of persyn that `script` imports, itself or through others. Neutral rooms are not looked into."""
+    seen = set() if seen is None else seen
+    for name in sorted(names_in(script) - seen):
         file = module_file(name) if name.startswith("persyn.") else None
         if file and room(name) not in NEUTRAL:
             seen.add(name)

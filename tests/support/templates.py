@@ -196,6 +196,7 @@ def _pair(name: str, kind: str, thinking: Thinking) -> tuple[Any, Any]:
     return tokenizer_for(name, kind), student_tokenizer(tokenizer_for(name, kind), thinking)
 
 
+@cache
 def check(name: str, case: Case, thinking: Thinking, kind: str = "bytes") -> str:
     """`exact`, or the words of the refusal.
 
@@ -246,7 +247,7 @@ def _expect_answer(tokenizer: Any, case: Case, prompt: list[int], answer: list[i
 
 def check_teacher(name: str, case: Case, **arguments: Any) -> str:
     """As `check`, for the prompt that a teacher gets under these arguments of its template."""
-    tokenizer = tokenizer_for(name)
+    tokenizer, _ = _pair(name, "bytes", "none")
     try:
         ids = encode_prompt(tokenizer, case.messages, arguments)
     except InputError as refusal:
@@ -271,7 +272,8 @@ def table() -> Iterator[list[str]]:
             continue
         columns = [_column({title: check(name, case, thinking) for title, case in CASES.items()}) for thinking in MODES]
         columns.append(_column({title: check_teacher(name, case) for title, case in CASES.items()}))
-        prompts = [encode_prompt(tokenizer_for(name), "Hi", {"enable_thinking": thinks}) for thinks in (False, True)]
+        plain, _ = _pair(name, "bytes", "none")
+        prompts = [encode_prompt(plain, "Hi", {"enable_thinking": thinks}) for thinks in (False, True)]
         thinks = "think" in templates()[name] or "reasoning" in templates()[name].lower()
         off = _column({title: check_teacher(name, case, enable_thinking=False) for title, case in CASES.items()})
         yield [name, *columns, off if prompts[0] != prompts[1] else "no switch" if thinks else "does not think"]
@@ -285,7 +287,7 @@ This table is made by rendering, and held by `tests/test_templates.py`: {cases} 
 {templates} templates (all for text that TRL ships, its patched ones for training included, and some shapes that it
 lacks), as a student that does not think and as one that does.
 
-**exact / refused / wrong = {exact} / {refused} / 0**
+**exact / refused / wrong = {exact:,} / {refused} / 0**
 
 `exact`: the tokens of the response are those that the template itself writes for the whole conversation; the text comes
 back unchanged; the last token is the one that ends the turn; text that looks like a control token stays text; and the
