@@ -82,6 +82,10 @@ def build(folder: Path, model: str, family: Family, is_reward_model: bool) -> No
         ends = [tokenizer.eos_token_id] if family.ends_text else sorted({turn, text})
         built.generation_config = transformers.GenerationConfig(**ids | {"eos_token_id": ends})
         built.generation_config.forced_eos_token_id = tokenizer.eos_token_id
+        if family.template and "<think>\n{%" in family.template:  # the prompt opens a thought: close it at once
+            closing = tokenizer.encode("</think>", add_special_tokens=False)
+            built.generation_config.sequence_bias = [[closing, 1000.0]]
+            built.generation_config.no_repeat_ngram_size = 1
     built.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
@@ -149,5 +153,7 @@ def build_tokenizer(family: Family) -> Any:
         eos_token=named.end_of_text if family.ends_text or family.template is None else named.end_of_turn,
         additional_special_tokens=control,
     )
+    if family.template and "<think>" in family.template:
+        tokenizer.add_tokens(["<think>", "</think>"])
     tokenizer.chat_template = family.template
     return tokenizer

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from persyn.chat import encode_prompt
@@ -103,7 +104,7 @@ def test_a_student_of_each_family_scores_responses(stand_ins: Path, tmp_path: Pa
 
 def test_a_reward_model_gives_one_score(stand_ins: Path, tmp_path: Path) -> None:
     folder = build_once(stand_ins, "Skywork/Skywork-Reward-Llama-3.1-8B", is_reward_model=True)
-    rows = prompts_table(["Name a colour.", "Name a tree."]).with_columns(response="prompt")
+    rows = prompts_table(["Name a colour.", "Name a tree."]).with_columns(response=pl.Series(["Red.", "Oak."]))
     scores = reward_model_scores(rows, tmp_path, RewardModelSettings(model=str(folder)))
     assert len(set(scores)) == 2
 

@@ -18,7 +18,6 @@ from persyn.generation import Backend, RaySpeed, Sampling, Teacher, load_backend
 from persyn.generation.requests import generate_rows, prepare_requests
 from persyn.generation.transformers import TransformersSpeed
 from persyn.generation.vllm import VLLMSpeed
-from persyn.messages import user_message
 from persyn.models import load_tokenizer
 from persyn.responses import generate_responses
 from persyn.store import Store, verify
@@ -91,7 +90,7 @@ def test_the_engine_reads_the_tokens_of_encode_prompt(engine: Backend, model: st
         patch.setattr(engine.engine, "generate", noting)  # type: ignore[attr-defined]
         ask(engine, teacher(model, "vllm"), prompts, tmp_path)
     tokenizer = load_tokenizer(model)
-    assert sorted(read) == sorted(encode_prompt(tokenizer, user_message(prompt)) for prompt in prompts["prompt"])
+    assert sorted(read) == sorted(encode_prompt(tokenizer, prompt) for prompt in prompts["prompt"].to_list())
 
 
 def test_a_draw_depends_on_seed_and_prompt_but_not_on_its_company(engine: Backend, model: str, tmp_path: Path) -> None:
