@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from trl.chat_template_utils import get_training_chat_template
 
-from persyn.chat import encode_parts, with_chat_template
+from persyn.chat import encode_parts, encode_prompt, with_chat_template
 from persyn.errors import InputError
 from tests.support.templates import CASES, FOR_IMAGES, MODES, OURS, SHIPPED, check, page, templates, tokenizer_for
 
@@ -75,4 +75,6 @@ def test_templates_for_images_are_refused_in_one_line() -> None:
         tokenizer = _with(tokenizer_for("chatml"), (SHIPPED / f"{name}.jinja").read_text())
         with pytest.raises(InputError, match=r"leaves out the text|refuses a conversation"):
             encode_parts(tokenizer, "Hi", "Yes", finished=True)
+        with pytest.raises(InputError, match="leaves out the text"):  # of a teacher's prompt too
+            encode_prompt(tokenizer, "Hi")
     assert set(OURS) < set(templates())

@@ -13,7 +13,16 @@ from functools import lru_cache
 from typing import Any
 
 from persyn.chat.control import GUARD, count_altered, find_control, without_control_text
-from persyn.chat.forms import Context, Form, find_context, find_form, render, without_control, written_answer
+from persyn.chat.forms import (
+    Context,
+    Form,
+    check_reads_text,
+    find_context,
+    find_form,
+    render,
+    without_control,
+    written_answer,
+)
 from persyn.errors import InputError
 from persyn.messages import Message, as_messages, assistant_message, user_message
 from persyn.settings import DATE, Thinking
@@ -123,7 +132,7 @@ def encode_prompt(
         template: arguments of the chat template, such as {enable_thinking: False}.
 
     Raises:
-        InputError: the chat template refuses the messages, or leaves one of them out.
+        InputError: the chat template refuses the messages, or leaves their text out.
     """
     return _encode(tokenizer, as_messages(messages), True, template)
 
@@ -256,6 +265,7 @@ def _encode(
 ) -> list[int]:
     """Render and tokenise."""
     written = tokenizer.get_chat_template()
+    check_reads_text(tokenizer, written)
     emptied, taken = without_control(tokenizer, written, messages)
     text = render(tokenizer, emptied, add_generation_prompt, **(template or {}))
     return find_control(tokenizer, written).encode(tokenizer, text, taken)

@@ -120,10 +120,7 @@ def find_form(tokenizer: Any, template: str, thinking: str) -> Form:
     keeps = thinking == "keep"
     knows = keeps or "think" in template or "<think>" in tokenizer.get_added_vocab()
     if ANSWER not in _conversation(tokenizer, template, PROBES[0]):
-        raise InputError(
-            f"{tokenizer.name_or_path}: its chat template leaves out the text of messages (it wants them in parts, as "
-            f"models for images do); take a model for text, or give it a template for text"
-        )
+        raise _leaves_out(tokenizer)
     if not keeps:
         return Form(_for_answers(tokenizer, template), keeps, False, knows)
     candidates = _switched(template, "true")
@@ -133,6 +130,28 @@ def find_form(tokenizer: Any, template: str, thinking: str) -> Form:
         if all(_holds(whole, prompt) for whole, prompt in zip(wholes, prompts, strict=True)):
             return Form(candidate, keeps, True, knows)
     return Form(candidates[0], keeps, False, knows)
+
+
+@lru_cache(maxsize=32)
+def check_reads_text(tokenizer: Any, template: str) -> None:
+    """Refuse a template that leaves the text of the user's turn out of the prompt.
+
+    Raises:
+        InputError: it does.
+    """
+    try:
+        text = render(tokenizer, [{"role": "user", "content": ANSWER}], True, template)
+    except InputError:  # it wants another conversation: that is said where one is rendered
+        return
+    if ANSWER not in text:
+        raise _leaves_out(tokenizer)
+
+
+def _leaves_out(tokenizer: Any) -> InputError:
+    return InputError(
+        f"{tokenizer.name_or_path}: its chat template leaves out the text of messages (it wants them in parts, as "
+        f"models for images do); take a model for text, or give it a template for text"
+    )
 
 
 def _holds(whole: str, prompt: str) -> bool:
