@@ -14,7 +14,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 
-from persyn.chat import decode_response, encode_completion, encode_parts, encode_prompt
+from persyn.chat import decode_response, encode_completion, encode_parts, encode_prompt, stop_ids
 from persyn.errors import InputError
 from persyn.messages import Message
 from persyn.settings import Thinking
@@ -165,9 +165,8 @@ class EvaluatedStudent(HFLM):
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **how: Any) -> torch.Tensor:
         """Generate up to the tokens that end the student's turn, or one of the texts in `stop`."""
-        declared = self.model.generation_config.eos_token_id
-        ends = {self.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
-        return super()._model_generate(context, max_length, stop, **{"eos_token_id": sorted(ends)} | how)
+        ends = sorted(stop_ids(self.tokenizer, self.model))
+        return super()._model_generate(context, max_length, stop, **{"eos_token_id": ends} | how)
 
     def _check_fits(self, lengths: Sequence[tuple[Any, int, int]]) -> None:
         """Refuse requests whose prompt and response tokens exceed the context."""

@@ -40,6 +40,7 @@ __all__ = [
     "encode_parts",
     "encode_prompt",
     "end_by_turn",
+    "stop_ids",
     "stop_strings",
     "student_tokenizer",
     "user_message",
@@ -121,6 +122,12 @@ def end_by_turn(tokenizer: Any, thinking: Thinking = "none") -> Any:
 def stop_strings(tokenizer: Any) -> list[str]:
     """The texts at which generation must stop if the model does not stop by itself."""
     return [BASE_STOP] if tokenizer.chat_template == BASE_TEMPLATE else []
+
+
+def stop_ids(tokenizer: Any, model: Any) -> set[int]:
+    """The tokens at which generation must stop: the tokenizer's end, and those that the model's own files declare."""
+    declared = model.generation_config.eos_token_id
+    return {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
 
 
 def encode_prompt(

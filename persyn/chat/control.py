@@ -45,10 +45,8 @@ MARKED: tuple[Message, ...] = (
 class Control:
     """The control text of one tokenizer under one chat template."""
 
-    ids: frozenset[int]
-    """Ids of its control tokens: those flagged special, and the added ones that its template writes."""
     tokens: re.Pattern[str]
-    """The spellings of those tokens."""
+    """The spellings of its control tokens: those flagged special, and the added ones that its template writes."""
     spelled: re.Pattern[str]
     """All control text: the tokens, and whatever in the template looks like one."""
     altered: re.Pattern[str]
@@ -74,20 +72,15 @@ class Control:
         """Token ids of what a template wrote, the slots filled by the text that was taken out of them."""
         if SLOT not in text:
             return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        parts = text.split(SLOT)
-        filled = [
+        # `names` is empty where there is no copy: all control text is altered then, and none can be read as a token.
+        filled = "".join(
             taken[int(part)] if number % 2 else self.tokens.sub(lambda match: self.names.get(match[0], match[0]), part)
-            for number, part in enumerate(parts)
-        ]
-        if self.renamed is None:  # all control text is altered then: nothing is left that could be read as a token
-            return list(tokenizer(_fill(text, taken), add_special_tokens=False)["input_ids"])
-        ids = self.renamed.encode("".join(filled), add_special_tokens=False).ids
+            for number, part in enumerate(text.split(SLOT))
+        )
+        if self.renamed is None:
+            return list(tokenizer(filled, add_special_tokens=False)["input_ids"])
+        ids = self.renamed.encode(filled, add_special_tokens=False).ids
         return [self.own_ids.get(id, id) for id in ids]
-
-
-def _fill(text: str, taken: Sequence[str]) -> str:
-    """`text` with its slots filled."""
-    return "".join(taken[int(part)] if number % 2 else part for number, part in enumerate(text.split(SLOT)))
 
 
 def alter(piece: str) -> str:
@@ -132,7 +125,6 @@ def find_control(tokenizer: Any, template: str) -> Control:
     altered = {shape for shape in _written(tokenizer, template) - set(tokens) if not THINK_TAG.fullmatch(shape)}
     altered |= {SLOT, NAME, MARK, GUARD} if renamed is not None else {SLOT, NAME, MARK, GUARD, *tokens}
     return Control(
-        ids=frozenset(tokens.values()) | frozenset(tokenizer.all_special_ids),
         tokens=_any_of(tokens),
         spelled=_any_of({*tokens, *shapes, *altered}),
         altered=_any_of(altered),

@@ -11,7 +11,7 @@ from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.generation.terms import Licenses, check_terms
 from persyn.messages import as_messages, assistant_message
-from persyn.schemas import DATASET
+from persyn.schemas import DATASET, RESPONSES, fill_table
 from persyn.settings import Misfit, Settings, shown
 
 
@@ -69,6 +69,7 @@ def build_dataset(
     """
     check_terms({name: teachers[name] for name in routed["teacher"].unique().sort()}, licenses)
     defects = find_defects(prompts, routed)
+    routed = fill_table(routed, RESPONSES)
     rows = routed.join(prompts, on="prompt_id", how="left", validate="m:1")
     rows = rows.join(defects, on=["prompt_id", "teacher"], how="left", validate="1:1").sort("prompt_id", "teacher")
     rows = rows.with_columns(dropped=drop_reason(settings.over(policies)))
@@ -105,9 +106,7 @@ def _messages_and_terms(kept: pl.DataFrame, teachers: Mapping[str, Teacher]) -> 
     series = [
         pl.Series("prompt", [as_messages(prompt) for prompt in kept["prompt"].to_list()], dtype=DATASET["prompt"]),
         pl.Series("completion", [assistant_message(text) for text in kept["response"]], dtype=DATASET["completion"]),
-        kept["reasoning"]
-        if "reasoning" in kept.columns
-        else pl.Series("reasoning", [None] * kept.height, dtype=pl.String),
+        kept["reasoning"],
         kept["finish_reason"].cast(pl.String),
         pl.Series("teacher_license", [teacher.license for teacher in given], dtype=pl.String),
         pl.Series("training", [teacher.training for teacher in given], dtype=pl.String),

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from persyn.chat import stop_strings, with_chat_template
+from persyn.chat import stop_ids, stop_strings, with_chat_template
 from persyn.errors import InputError
 from persyn.generation import BackendSpeed, Generation, Sampling, Teacher, check_context
 from persyn.generation.reading import encode_conversations, read_generation
@@ -82,14 +82,10 @@ class TransformersBackend:
         return output[:, batch["input_ids"].shape[1] :].tolist()  # (B, T) response ids, padded on the right
 
     def _read(self, prompt: list[int], row: list[int]) -> Generation:
-        ends = self._end_ids()
+        ends = stop_ids(self.tokenizer, self.model)
         length = next((i for i, token in enumerate(row) if token in ends), None)
         ids = row[:length]
         while ids and ids[-1] == self.tokenizer.pad_token_id:  # padding, while a longer row of the batch went on
             ids.pop()
         reason = "length" if length is None else "stop"
         return read_generation(self.tokenizer, prompt, ids, reason, len(ids) + (length is not None))
-
-    def _end_ids(self) -> set[int]:
-        declared = self.model.generation_config.eos_token_id
-        return {self.tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
