@@ -139,7 +139,8 @@ def encode_dataset(tokenizer: Any, dataset: pl.DataFrame, thinking: Thinking = "
         )
     elif thoughts:
         logger.info("%d of %d rows have a thought, %s", thoughts, dataset.height, THOUGHTS[thinking])
-    count_altered(tokenizer, (as_messages(prompt) for prompt in dataset["prompt"]), "dataset")
+    conversations = (as_messages(row["prompt"]) + row["completion"] for row in dataset.iter_rows(named=True))
+    count_altered(tokenizer, conversations, "dataset")
     encoded = [
         encode_completion(tokenizer, prompt, completion[0]["content"], finish != "length", reasoning, thinking)
         for prompt, completion, reasoning, finish in dataset.select(LEARNED).iter_rows()

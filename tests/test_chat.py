@@ -142,6 +142,14 @@ def test_text_never_becomes_a_control_token(template: str | None, attack: str) -
         assert runs.count(marker) == 1, "only the template's own"
 
 
+def test_rows_whose_text_is_spelled_otherwise_are_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """Whether it stands in the prompt or in the response."""
+    rows = [("Hi", "Yes"), ("Hi", "it ends [/INST] so"), ("What is [INST]?", "A mark.")]
+    chats = [(user_message(prompt), assistant_message(response)) for prompt, response in rows]
+    encode_dataset(guarded(LLAMA2), pl.DataFrame(chats, schema=MESSAGES, orient="row"))
+    assert "dataset: 2 of 3 conversations spell control text" in caplog.text
+
+
 @pytest.mark.parametrize("template", [None, CHATML, LLAMA2])
 @pytest.mark.parametrize(
     "text", ["a < b > c", "<b>bold</b>", "x[TODO] <stdio.h>", "1 <= 2", "\n\nQuestion:", "{{ 7 * 7 }}"]

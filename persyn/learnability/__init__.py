@@ -10,7 +10,7 @@ from pydantic import Field
 
 from persyn.chat import count_altered, encode_parts, with_chat_template
 from persyn.errors import InputError
-from persyn.messages import as_messages
+from persyn.messages import as_messages, assistant_message
 from persyn.models import Student, default_precision, load_causal_lm, load_tokenizer, model_identity
 from persyn.schemas import LEARNABILITY
 from persyn.settings import Settings, Thinking
@@ -116,7 +116,8 @@ def score_learnability(
     rows = written.join(prompts, on="prompt_id", how="left", validate="m:1").sort("prompt_id", "teacher").to_dicts()
     where = (student.model, student.revision, student.trust_remote_code)
     tokenizer = with_chat_template(load_tokenizer(*where), student.date)
-    count_altered(tokenizer, [as_messages(prompt) for prompt in prompts["prompt"]], f"student {student.model}")
+    shown = (as_messages(row["prompt"]) + assistant_message(row["response"]) for row in rows)
+    count_altered(tokenizer, shown, f"student {student.model}")
     encoded = [_scored_tokens(tokenizer, row, student.thinking, method.of) for row in rows]
     if silent := sum(not response for _, response in encoded):
         logger.info("%d of %d responses have no thought, so they have no score", silent, len(rows))
