@@ -46,7 +46,7 @@ screenshots: setup
 	python docs/screenshots.py
 
 test: setup
-	python -m pytest -n 2
+	python -m pytest -n 3 --dist worksteal
 
 lint: setup
 	ruff check .

@@ -30,8 +30,10 @@ def real_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("teacher", list(PARAMS["teachers"]))
-def test_learnability_of_every_row_equals_the_naive_loop(teacher: str, real_cache: None) -> None:
-    """Eq. 1 one by one in fp32, a full log_softmax, within 1e-4 nats a token."""
+def test_learnability_equals_the_naive_loop(teacher: str, real_cache: None) -> None:
+    """Eq. 1 one by one in fp32, a full log_softmax, within 1e-4 nats a token. Every third row: `python -m
+    benchmarks.scoring` reads all of them.
+    """
     model = load_causal_lm(PARAMS["student"]["model"], dtype=torch.float32)
     tokenizer = with_chat_template(load_tokenizer(PARAMS["student"]["model"]))
     responses = read_table(DATA / f"responses/{teacher}.parquet", RESPONSES)
@@ -39,7 +41,7 @@ def test_learnability_of_every_row_equals_the_naive_loop(teacher: str, real_cach
     scores = read_table(DATA / f"learnability/{teacher}.parquet", LEARNABILITY)
     learned = dict(scores.select("prompt_id", "learnability").rows())
     assert len(learned) == rows.height > 0
-    for row in rows.iter_rows(named=True):
+    for row in rows.gather_every(3).iter_rows(named=True):
         finished = row["finish_reason"] == "stop" or not row["response"]
         prompt, response = encode_completion(tokenizer, row["prompt"], row["response"], finished)
         with torch.no_grad():
