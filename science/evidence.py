@@ -6,6 +6,8 @@ routing is better. The splits share prompts, so intervals are those of Nadeau an
 """
 
 import argparse
+import itertools
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from scipy.stats import rankdata
 from tqdm import tqdm
 
 from persyn.defects import Policies
@@ -36,6 +39,8 @@ SPLITS, SHARE, SEED = 20, 0.75, 2026
 BACKBONE = STUDENTS[0]
 MAX_LENGTH = 256
 """Tokens of a prompt that the router reads."""
+CURVES = (0.4, 0.7)
+"""The values of alpha for which each student has a curve over training prompts."""
 SMALL = 9.0
 """Billions of parameters: a teacher of this size or less is small."""
 COLUMNS = [
@@ -49,7 +54,7 @@ class Study:
     """The lessons of one student and alpha."""
 
     def __init__(self, corpus: Corpus, features: np.ndarray, scores: np.ndarray, alpha: float) -> None:
-        self.corpus, self.features = corpus, features
+        self.corpus, self.features, self.alpha = corpus, features, alpha
         keys = corpus.prompts.select("prompt_id").join(pl.DataFrame({"teacher": corpus.teachers}), how="cross")
         quality = keys.with_columns(quality=pl.Series(corpus.quality.ravel())).select(QUALITY.names())
         learned = keys.with_columns(
@@ -142,27 +147,72 @@ def compare(study: Study, methods: Sequence[Method] = METHODS, shuffle: bool = F
     return rows
 
 
-def curve(study: Study) -> Table:
-    """The default router from 50 training prompts on, and what a line through gain against 1/n predicts for 2,500."""
+def curve(study: Study, detail: bool = False) -> Table:
+    """The default router from 50 training prompts on.
+
+    Args:
+        detail: add the same always half trusted, and what a line through its gain against 1/n predicts for 2,500.
+    """
     rows = []
     most = len(splits(len(study.rewards))[0][0])
-    for number in sorted({50, 100, 200, 300, most}):
+    for number in sorted({*(size for size in (50, 100, 200, 300) if size < most), most}):
         drawn = splits(len(study.rewards), number)
-        values, free = [], []
+        values, free, metrics = [], [], []
         for train, test in tqdm(drawn, desc=f"{number} prompts"):
             lesson, rewards = study.lesson(train), study.rewards[test]
             best = int(lesson.rewards.mean(axis=0).argmax())
             shrunk, inner, _ = routed(study, test, RouterSettings(model=BACKBONE), lesson)
             values.append(difference(shrunk, rewards, best))
             free.append(difference(half_trusted(lesson, inner), rewards, best))
-        rows += [{"prompts": number} | summary("regression", values, drawn[0])]
-        rows += [{"prompts": number} | summary("regression, always half trusted", free, drawn[0])]
+            metrics.append(routing_metrics(shrunk, rewards))
+        means = pl.DataFrame(metrics).mean().row(0, named=True)
+        rows += [{"prompts": number} | summary("regression", values, drawn[0]) | means]
+        if detail:
+            rows += [{"prompts": number} | summary("regression, always half trusted", free, drawn[0])]
+    if not detail:
+        return rows
     free_rows = [row for row in rows if row["router"] != "regression"]
     slope, at_infinity = np.polyfit([1 / row["prompts"] for row in free_rows], [r["difference"] for r in free_rows], 1)
     return [
         *rows,
         {"prompts": 2500, "router": "predicted, always half trusted", "difference": at_infinity + slope / 2500},
     ]
+
+
+def students_compared(corpus: Corpus, features: np.ndarray, scores: Mapping[str, np.ndarray], alpha: float) -> Table:
+    """Does the best teacher of a prompt depend on the student? On the prompts scored under both students of a pair.
+
+    `same_best`: share of the prompts with the same best teacher for both. `other's_best` and `random`: the first
+    student's mean reward lost, from its own best teacher of each prompt, with the other's best or a random teacher.
+    `rank_correlation`: Spearman's, of the rewards within a prompt, the mean over the prompts.
+    """
+    rows = []
+    for one, other in itertools.permutations(scores, 2):
+        both = np.isfinite(scores[one]).all(axis=1) & np.isfinite(scores[other]).all(axis=1)
+        if both.sum() < 2:
+            continue
+        mine, others = (
+            Study(corpus.rows(both), features[both], scores[student][both], alpha).rewards for student in (one, other)
+        )
+        each, best = np.arange(len(mine)), mine.argmax(axis=1)
+        ranks = [rankdata(rewards, axis=1) for rewards in (mine, others)]
+        centred = [rank - rank.mean(axis=1, keepdims=True) for rank in ranks]
+        lengths = np.sqrt((centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum(axis=1))
+        rows.append(
+            {
+                "student": one,
+                "other": other,
+                "alpha": alpha,
+                "prompts": len(mine),
+                "same_best": float((best == others.argmax(axis=1)).mean()),
+                "other's_best": float((mine[each, best] - mine[each, others.argmax(axis=1)]).mean()),
+                "random": float((mine[each, best] - mine.mean(axis=1)).mean()),
+                "rank_correlation": float(((centred[0] * centred[1]).sum(axis=1) / lengths).mean()),
+                "one_teacher": corpus.teachers[int(mine.mean(axis=0).argmax())],
+                "one_teacher_of_other": corpus.teachers[int(others.mean(axis=0).argmax())],
+            }
+        )
+    return rows
 
 
 def pools(study: Study) -> Table:
@@ -268,6 +318,14 @@ def losses(study: Study) -> Table:
     return rows
 
 
+def student_jobs(name: str, study: Study) -> dict[str, Callable[[], Table]]:
+    """The tables of one student and alpha, by name."""
+    jobs: dict[str, Callable[[], Table]] = {name: lambda: compare(study)}
+    if study.alpha in CURVES:
+        jobs[f"{name}, more prompts"] = lambda: curve(study)
+    return jobs
+
+
 def page(tables: Mapping[str, Table]) -> str:
     """All tables as markdown."""
     parts = []
@@ -304,7 +362,7 @@ def main() -> None:
     jobs: dict[str, Callable[[], Table]] = {
         "alpha 0": lambda: compare(zero),
         "alpha 0, labels shuffled": lambda: compare(zero, METHODS[:-1], shuffle=True),
-        "alpha 0, more prompts": lambda: curve(zero),
+        "alpha 0, more prompts": lambda: curve(zero, detail=True),
         "alpha 0, pools": lambda: pools(zero),
         "alpha 0, other sources": lambda: transfer(zero),
         "alpha 0, losses": lambda: losses(zero),
@@ -313,14 +371,18 @@ def main() -> None:
     best = [{"student": "any", "alpha": 0.0} | who_is_best(zero)]
     for student, found in scores.items():
         kept = np.isfinite(found).all(axis=1)
-        for alpha in asked.alphas:
-            if alpha == 0 or kept.sum() < 100:
-                continue
+        for alpha in filter(None, asked.alphas if kept.sum() >= 100 else []):
             study = Study(corpus.rows(kept), features[kept], found[kept], alpha)
             best.append({"student": student, "alpha": alpha} | who_is_best(study))
-            name = f"{student.removeprefix('packaged:')}, alpha {alpha}, {kept.sum()} prompts"
-            jobs[name] = lambda study=study: compare(study, METHODS[:-1])  # type: ignore[misc]
-    tables: dict[str, Table] = known.get("tables", {}) | {
+            jobs |= student_jobs(f"{student.removeprefix('packaged:')}, alpha {alpha}, {kept.sum()} prompts", study)
+    jobs["two students"] = lambda: [
+        row for alpha in filter(None, asked.alphas) for row in students_compared(corpus, features, scores, alpha)
+    ]
+    outdated = re.compile(r".*, alpha [\d.]+, \d+ prompts.*")  # of fewer prompts than are scored now
+    kept_tables = {
+        name: rows for name, rows in known.get("tables", {}).items() if name in jobs or not outdated.fullmatch(name)
+    }
+    tables: dict[str, Table] = kept_tables | {
         "who is best": [{key: value for key, value in row.items() if key != "best_share"} for row in best]
     }
     identities = corpus.prompts["prompt_id"].to_list()
