@@ -115,15 +115,12 @@ class OpenAIBackend:
         """The response to one conversation; a failure becomes an error that names its kind."""
         import openai
 
-        drawn: dict[str, Any] = {**sampling.drawn_for(key), "max_tokens": sampling.max_tokens}
-        template = {"chat_template_kwargs": self.teacher.template} if self.teacher.template else {}
+        body = request_body(self.teacher, conversation, key, sampling)
+        model, messages = body.pop("model"), body.pop("messages")
         for _ in range(self.max_attempts):
             try:
                 completion = await self.client.chat.completions.create(
-                    model=self.teacher.model,
-                    messages=cast(Any, conversation),
-                    extra_body={**sampling.extra, **template} or None,
-                    **drawn,
+                    model=model, messages=cast(Any, messages), extra_body=body
                 )
                 generation = read_completion(completion)
             except (openai.AuthenticationError, openai.NotFoundError) as error:
@@ -157,6 +154,22 @@ def _failed(error: "openai.APIError", reason: str) -> Generation:
     }
     kind = next(kind for known, kind in kinds.items() if isinstance(error, known))
     return Generation("", "error", error=f"{kind}: {reason}")
+
+
+def request_body(
+    teacher: Teacher, conversation: Sequence[Message], key: str, sampling: Sampling | None = None
+) -> dict[str, Any]:
+    """The body of the request for one response, the same whether it is sent alone or in a batch.
+
+    Args:
+        conversation: as it is sent, without control text.
+        key: the request's, of which its seed is made.
+        sampling: the teacher's own if None.
+    """
+    sampling = sampling or teacher.sampling
+    template = {"chat_template_kwargs": teacher.template} if teacher.template else {}
+    body = {"model": teacher.model, "messages": list(conversation), "max_tokens": sampling.max_tokens}
+    return {**body, **sampling.drawn_for(key), **sampling.extra, **template}
 
 
 def read_completion(completion: Any) -> Generation:
