@@ -13,9 +13,9 @@ import pytest
 
 from persyn.errors import InputError
 from persyn.generation import Teacher
-from persyn.generation.openai import OpenAISpeed, check_url
+from persyn.generation.openai import OpenAISpeed, check_url, request_body
 from persyn.responses import generate_responses
-from persyn.store import shelves, verify
+from persyn.store import Store, shelves, verify
 from tests.support.stub import StubServer, stub_teacher
 from tests.support.tables import prompts_table
 
@@ -174,6 +174,95 @@ def test_other_text_reaches_a_server_unaltered(tmp_path: Path, caplog: pytest.Lo
     assert set(texts[:3]) < set(sent)
     assert texts[3] not in sent
     assert "1 of 4 conversations" in caplog.text
+
+
+PLAIN = {"max_tokens": 40}
+LAST_RELEASE: list[tuple[dict[str, Any], str]] = [
+    ({"sampling": PLAIN}, "2c53f556b555dee0680dca00a31416409c547ec55950b65a83033a8ec49213a3"),
+    (
+        {"sampling": {**PLAIN, "temperature": 0.7, "top_p": 0.9, "seed": 3}},
+        "496c3363ce50b00934a9a30181e85c96e53ee09533caff4a4c375dc322ce633e",
+    ),
+    (
+        {"sampling": {**PLAIN, "temperature": 1}},
+        "6d70c68950921052793ac1eea0570b4b481abe42b1b526811ecf5b085da89ba8",
+    ),
+    (
+        {"sampling": {**PLAIN, "temperature": 1.0, "extra": {"top_k": 20, "min_p": 0.1}}},
+        "79265112a361aeae61ec401759c0ef823bd1c81c229aed231cef2487d1fd327a",
+    ),
+    (
+        {
+            "sampling": {**PLAIN, "extra": {"reasoning_effort": "low", "repetition_penalty": 1.1}},
+            "template": {"enable_thinking": False},
+        },
+        "20bab0a59165cd00994a2e0ba863bc6312e8e77187f63b6a2ca8bf7de644af06",
+    ),
+    (
+        {"sampling": PLAIN, "system": "Be brief.", "date": "2025-02-03"},
+        "43a2f3d9a398aa82dba5b64a305a690391d56fbf1305be62da8174998f986cae",
+    ),
+]
+"""Teachers, and the keys that the version before these settings gave to their responses to `Say A.`"""
+NOW: dict[int, dict[str, Any]] = {
+    3: {"sampling": {**PLAIN, "temperature": 1.0, "top_k": 20, "min_p": 0.1}},
+    4: {
+        "sampling": {**PLAIN, "repetition_penalty": 1.1},
+        "extra_body": {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}},
+    },
+}
+"""How those that used `sampling.extra` are written now."""
+
+
+def test_nothing_that_was_paid_before_is_asked_again(tmp_path: Path) -> None:
+    """The store of the version before: its folder and its keys; the same settings in their own fields find them too."""
+    row = {"response": "paid", "finish_reason": "stop", "num_prompt_tokens": 3, "num_response_tokens": 1, "error": ""}
+    Store(tmp_path / "stub-9d944c0f").put({key: row for _, key in LAST_RELEASE})
+    prompts = prompts_table(["Say A."])
+    with stub_teacher() as server:
+        for changes in [*(changes for changes, _ in LAST_RELEASE), *NOW.values()]:
+            table = generate_responses(prompts, "t", teacher(**changes), tmp_path, server.speed())
+            assert table["response"].to_list() == ["paid"]
+        assert not server.bodies_seen
+    for number, changes in NOW.items():
+        before, now = (teacher(**each) for each in (LAST_RELEASE[number][0], changes))
+        assert request_body(before, [], "key") == request_body(now, [], "key")
+
+
+def test_what_a_teacher_sets_is_sent_and_what_is_null_is_not(tmp_path: Path) -> None:
+    null = dict.fromkeys(("temperature", "top_p", "seed"))
+    more = {"top_k": 5, "min_p": 0.1, "frequency_penalty": 1, "presence_penalty": -1, "repetition_penalty": 1.1}
+    body = {"reasoning_effort": "low", "thinking": {"type": "enabled", "budget_tokens": 9}, "metadata": None}
+    asked: list[dict[str, Any]] = [
+        {"sampling": {**PLAIN, **null}},
+        {"sampling": {**PLAIN, "temperature": None, "top_p": 0.9}},
+        {"sampling": {**PLAIN, "temperature": 1.0, "seed": None}},
+        {"sampling": {**PLAIN, **more, "stop": ["END"]}, "extra_body": body, "template": {"enable_thinking": False}},
+    ]
+    with stub_teacher() as server:
+        for changes in asked:
+            generate_responses(PROMPTS[:1], "t", teacher(**changes), tmp_path, server.speed())
+        sent = [{k: v for k, v in body.items() if k not in ("model", "messages")} for body in server.bodies_seen]
+    assert isinstance(sent[1].pop("seed"), int)
+    assert sent == [
+        PLAIN,
+        {**PLAIN, "top_p": 0.9},
+        {**PLAIN, "temperature": 1.0, "top_p": 1.0},
+        {
+            **PLAIN,
+            **{"temperature": 0, **more, "stop": ["END"], **body},
+            "chat_template_kwargs": {"enable_thinking": False},
+        },
+    ], "four keys, so each was asked"
+
+
+def test_the_same_name_at_two_hosts_is_two_models_only_where_the_user_says_so(tmp_path: Path) -> None:
+    with stub_teacher() as server:
+        for host in (None, None, "here", "there", "here"):
+            generate_responses(PROMPTS[:1], "t", teacher(host=host), tmp_path, server.speed())
+        assert len(server.bodies_seen) == 3
+        assert all(body["model"] == "stub" and "host" not in body for body in server.bodies_seen)
+    assert len(shelves(tmp_path)) == 3
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from persyn.chat import without_control_text
 from persyn.errors import InputError
-from persyn.generation import BackendSpeed, Generation, Sampling, Teacher
+from persyn.generation import NAMED, BackendSpeed, Generation, Sampling, Teacher
 from persyn.generation.event_loop import Calls
 from persyn.messages import Message
 from persyn.thinking import split_thought
@@ -48,6 +48,7 @@ class OpenAIBackend:
     """
 
     Speed = OpenAISpeed
+    takes = frozenset({*NAMED, "null", "extra_body", "host"})
 
     def __init__(self, teacher: Teacher, speed: OpenAISpeed) -> None:
         """Open a client of the server at `speed.base_url`.
@@ -169,7 +170,7 @@ def request_body(
     sampling = sampling or teacher.sampling
     template = {"chat_template_kwargs": teacher.template} if teacher.template else {}
     body = {"model": teacher.model, "messages": list(conversation), "max_tokens": sampling.max_tokens}
-    return {**body, **sampling.drawn_for(key), **sampling.extra, **template}
+    return {**body, **sampling.drawn_for(key), **sampling.more, **teacher.extra_body, **template}
 
 
 def read_completion(completion: Any) -> Generation:

@@ -12,7 +12,7 @@ from persyn.generation import Backend, Generation, Sampling, Teacher
 from persyn.generation.budget import Budget
 from persyn.generation.precomputed import precomputed_suffix
 from persyn.messages import Message
-from persyn.models import model_identity
+from persyn.models import adapter_folder, model_identity
 from persyn.store import Store, response_key, slug
 from persyn.thinking import split_thought
 
@@ -27,13 +27,29 @@ class Request:
     """The key of the precomputed response, if the teacher has a data set of them."""
 
 
+def teacher_identity(teacher: Teacher) -> str:
+    """model_identity, and what else makes the teacher another model, where it is set: its adapter (the sha256 of the
+    folder's files), how it is quantised, its host.
+
+    Raises:
+        InputError: the model or the adapter is missing.
+    """
+    identity = model_identity(teacher.model, teacher.revision)
+    if teacher.adapter:
+        identity += f"+adapter:{model_identity(str(adapter_folder(teacher.adapter)), None)}"
+    for name in ("quantization", "host"):
+        if value := getattr(teacher, name):
+            identity += f"+{name}:{value}"
+    return identity
+
+
 def prepare_requests(prompts: pl.DataFrame, teacher: Teacher) -> list[Request]:
     """A Request for each prompt, in the order of `prompts`.
 
     Raises:
         InputError: the teacher's model or its precomputed responses are missing.
     """
-    identity = model_identity(teacher.model, teacher.revision)
+    identity = teacher_identity(teacher)
     conversations = [teacher.messages(prompt) for prompt in prompts["prompt"].to_list()]
     asked = {"model": identity, **teacher.sampling.drawn, **teacher.shaped}
     keys = [response_key(messages=messages, **asked) for messages in conversations]
@@ -46,7 +62,7 @@ def prepare_requests(prompts: pl.DataFrame, teacher: Teacher) -> list[Request]:
 
 def open_store(folder: Path, teacher: Teacher) -> Store:
     """The teacher's part of the response store at `folder`."""
-    return Store(folder / slug(model_identity(teacher.model, teacher.revision)))
+    return Store(folder / slug(teacher_identity(teacher)))
 
 
 def stored_response(store: Store, request: Request, sampling: Sampling) -> dict[str, Any] | None:

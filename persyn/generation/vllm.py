@@ -8,7 +8,7 @@ from pydantic import Field
 
 from persyn.chat import stop_strings, with_chat_template
 from persyn.errors import InputError
-from persyn.generation import BackendSpeed, Generation, Sampling, Teacher, check_context
+from persyn.generation import NAMED, BackendSpeed, Generation, Sampling, Teacher, check_context
 from persyn.generation.event_loop import Calls
 from persyn.generation.reading import encode_conversations, read_generation
 from persyn.generation.vllm_plugin import PARENT
@@ -40,6 +40,7 @@ class VLLMBackend:
     """Continuous batching; every response is yielded as soon as it is complete. See the Backend protocol."""
 
     Speed = VLLMSpeed
+    takes = frozenset({*NAMED, "extra_body"})
 
     def __init__(self, teacher: Teacher, speed: VLLMSpeed) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs
@@ -114,7 +115,11 @@ class VLLMBackend:
         if answer.finish_reason not in ("stop", "length"):
             return Generation("", "error", error=f"{answer.finish_reason}: vLLM gave no whole answer")
         # vLLM's text leaves out an incomplete last character; this keeps it, as for the transformers backend.
-        return read_generation(self.tokenizer, prompt, answer.token_ids, answer.finish_reason, len(answer.token_ids))
+        ids = answer.token_ids
+        return read_generation(self.tokenizer, prompt, ids, answer.finish_reason, len(ids), sampling.stop or ())
+
+    def _stops(self, sampling: Sampling) -> list[str]:
+        return [*stop_strings(self.tokenizer), *(sampling.stop or ())]
 
     def _params(self, key: str, sampling: Sampling) -> "SamplingParams":
         from vllm import SamplingParams
@@ -124,14 +129,14 @@ class VLLMBackend:
         try:
             return SamplingParams(
                 **sampling.drawn_for(key),
-                **sampling.extra,
+                **{**sampling.more, **self.teacher.extra_body, "stop": self._stops(sampling)},
                 max_tokens=sampling.max_tokens,
-                stop=stop_strings(self.tokenizer),
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
         except (VLLMClientError, TypeError, ValueError) as error:
             words = " ".join(str(error).split())[:300]
             raise InputError(
-                f"{self.teacher.model}: vLLM refuses its sampling: {words}; sampling.extra "
-                f"({', '.join(sampling.extra) or 'nothing'}) takes the fields of vLLM's SamplingParams"
+                f"{self.teacher.model}: vLLM refuses its sampling: {words}; its settings "
+                f"({', '.join([*sampling.more, *self.teacher.extra_body]) or 'nothing'}) must be those of vLLM's "
+                f"SamplingParams"
             ) from error
