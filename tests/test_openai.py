@@ -13,7 +13,8 @@ import pytest
 
 from persyn.errors import InputError
 from persyn.generation import Teacher
-from persyn.generation.openai import OpenAISpeed, check_url, request_body
+from persyn.generation.addresses import check_url
+from persyn.generation.openai import OpenAISpeed, request_body
 from persyn.responses import generate_responses
 from persyn.store import Store, shelves, verify
 from tests.support.stub import StubServer, stub_teacher
@@ -292,3 +293,118 @@ def test_unsafe_addresses_are_refused(url: str) -> None:
     with pytest.raises(InputError, match="base_url") as raised:
         check_url(url)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "allow_http"),
+    [
+        ("http://10.1.2.3:8000/v1", ["10.0.0.0/8"]),
+        ("http://10.1.2.3/v1", ["10.1.2.3"]),
+        ("http://Node-7.cluster:8000/v1", ["node-7.CLUSTER"]),
+        ("http://[fd00::7]:8000/v1", ["192.168.0.0/16", "fd00::/8"]),
+    ],
+)
+def test_http_goes_where_it_is_allowed_by_name(url: str, allow_http: list[str]) -> None:
+    check_url(url, OpenAISpeed(allow_http=allow_http).allow_http)
+    with pytest.raises(InputError, match=r"base_url is .* that allow_http beside it names"):
+        check_url(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "allow_http"),
+    [
+        ("http://11.1.2.3/v1", ["10.0.0.0/8"]),
+        ("http://10.0.0.0.evil.com/v1", ["10.0.0.0/8"]),
+        ("http://node-7.cluster.evil.com/v1", ["node-7.cluster"]),
+        ("http://sub.node-7.cluster/v1", ["node-7.cluster"]),
+        ("ftp://10.1.2.3/v1", ["10.0.0.0/8"]),
+    ],
+)
+def test_http_goes_nowhere_else(url: str, allow_http: list[str]) -> None:
+    with pytest.raises(InputError, match="base_url"):
+        check_url(url, allow_http)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"allow_http": ["0.0.0.0/0"]}, "allow_http holds '0.0.0.0/0', which is every address; name"),
+        ({"allow_http": ["10.0.0.0/99"]}, "allow_http holds '10.0.0.0/99'; it must be an address, a network such as"),
+        ({"allow_http": ["http://node"]}, "allow_http holds 'http://node'; it must be an address, a network such as"),
+        ({"headers_env": {"X Y": "A"}}, "headers_env holds 'X Y', which cannot be set here; it must be the name of"),
+        ({"headers_env": {"Host": "A"}}, "headers_env holds 'Host', which cannot be set here"),
+        ({"headers_env": {"X-Key": "my-canary"}}, "headers_env holds under X-Key what names no environment variable"),
+        ({"base_url": []}, "base_url is []; it must be text, or a list (of each: text) that is not empty"),
+        ({"base_url": 3}, "base_url is 3; it must be text, or a list (of each: text) that is not empty"),
+        ({"base_url": [3]}, "base_url.0 is 3; it must be"),
+    ],
+)
+def test_knobs_of_addresses_are_checked(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        OpenAISpeed.parse(knobs, "speed.openai")
+    assert str(raised.value).startswith(f"speed.openai.{message}")
+    assert "canary" not in str(raised.value)
+
+
+def test_headers_come_from_the_environment_and_are_shown_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = {"api-key": "AZURE_KEY", "X-Title": "TITLE"}
+    monkeypatch.setenv("AZURE_KEY", "canary-of-azure")
+    with stub_teacher({"500": 0.1}) as server, caplog.at_level("DEBUG"):
+        with pytest.raises(InputError, match="environment variable TITLE is not set; headers_env takes X-Title from i"):
+            ask(server, tmp_path, PROMPTS[:1], headers_env=headers)
+        monkeypatch.setenv("TITLE", "two\nlines")
+        with pytest.raises(InputError, match="environment variable TITLE holds a line break or no ASCII; correct it"):
+            ask(server, tmp_path, PROMPTS[:1], headers_env=headers)
+        monkeypatch.setenv("TITLE", "PerSyn")
+        ask(server, tmp_path, PROMPTS[:9], headers_env=headers)
+        seen = [(each["api-key"], each["x-title"]) for each in server.headers_seen]
+    assert set(seen) == {("canary-of-azure", "PerSyn")}
+    assert not any("canary" in path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file())
+    assert "canary" not in "\n".join(record.getMessage() for record in caplog.records if record.name[:6] == "persyn")
+
+
+def test_several_addresses_share_the_load(tmp_path: Path) -> None:
+    with stub_teacher(delay=0.02) as one, stub_teacher(delay=0.02) as other:
+        table = ask(one, tmp_path, base_url=[one.url, other.url])
+        counts = [server.counts["ok"] for server in (one, other)]
+        assert sum(counts) == len(PROMPTS), "no prompt is asked twice"
+        assert min(counts) > 10
+        assert all(server.headers_seen[0]["host"] == server.url[7:-3] for server in (one, other))
+    assert "error" not in table["finish_reason"].to_list()
+
+
+@pytest.mark.parametrize("fault", ["none there", "500", "429"])
+def test_while_one_address_is_down_the_others_go_on(fault: str, tmp_path: Path) -> None:
+    faults = {} if fault == "none there" else {fault: 1.0}
+    with stub_teacher(faults) as down, stub_teacher(delay=0.01) as alive:
+        address = "http://127.0.0.1:9/v1" if fault == "none there" else down.url
+        table = ask(alive, tmp_path, base_url=[address, alive.url])
+        assert alive.counts["ok"] == len(PROMPTS)
+        assert down.counts[fault] < len(PROMPTS)
+    assert "error" not in table["finish_reason"].to_list()
+
+
+def test_an_address_that_dies_and_comes_back_is_used_again(tmp_path: Path) -> None:
+    prompts = prompts_table([f"Tell story number {number}." for number in range(150)])
+    with stub_teacher(delay=0.05) as one, stub_teacher(delay=0.05) as other:
+        begin = threading.Timer(0.3, setattr, [one, "faults", {"500": 1.0}])
+        end = threading.Timer(1.0, setattr, [one, "faults", {}])
+        begin.start()
+        end.start()
+        table = ask(one, tmp_path, prompts, base_url=[one.url, other.url], concurrency=4)
+        end.join()
+        before, after = one.counts["500"], one.counts["ok"]
+        ask(one, tmp_path, prompts_table([f"And {number}." for number in range(40)]), base_url=[one.url, other.url])
+        assert before > 0
+        assert one.counts["ok"] > after
+        assert one.counts["ok"] + other.counts["ok"] == len(prompts) + 40, "no prompt is asked twice"
+    assert "error" not in table["finish_reason"].to_list()
+
+
+def test_the_run_fails_when_all_addresses_are_down(tmp_path: Path) -> None:
+    with stub_teacher({"500": 1.0}) as one, stub_teacher({"500": 1.0}) as other:
+        with pytest.raises(InputError, match=r"all 2 addresses are down; of the last: the server has failed for"):
+            ask(one, tmp_path, base_url=[one.url, other.url], max_outage=0.5, max_attempts=20)
+        assert min(server.counts["500"] for server in (one, other)) >= 8

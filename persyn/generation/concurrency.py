@@ -42,6 +42,21 @@ class Gate(httpx2.AsyncHTTPTransport):
         """Requests that may be in flight now."""
         return max(1, int(self._limit))
 
+    @property
+    def failures(self) -> int:
+        """Failures in a row."""
+        return self._failures
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether the server is waited for."""
+        return self._failures >= FAILURES or time.monotonic() < self._shut_until
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request would be sent at once, if only to try the server."""
+        return time.monotonic() >= self._shut_until and (self._failures < FAILURES or not self._turn.locked())
+
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request as soon as the limit allows it."""
         await asyncio.sleep(self._shut_until - time.monotonic())

@@ -1,17 +1,16 @@
 """The openai backend: any server with an OpenAI-compatible chat endpoint (`vllm serve`, llama.cpp, hosted APIs)."""
 
-import ipaddress
 import logging
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, cast
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from persyn.chat import without_control_text
 from persyn.errors import InputError
 from persyn.generation import NAMED, BackendSpeed, Generation, Sampling, Teacher
+from persyn.generation.addresses import Networks, Variables, check_url, headers_from
 from persyn.generation.event_loop import Calls
 from persyn.messages import Message
 from persyn.thinking import split_thought
@@ -26,18 +25,29 @@ logger = logging.getLogger(__name__)
 class OpenAISpeed(BackendSpeed):
     """Knobs of the backend openai: where the server is, and how it is called."""
 
-    base_url: str = ""
-    """Address of the API; for most servers it ends in /v1. A served teacher needs it."""
+    base_url: str | Annotated[list[str], Field(min_length=1)] = ""
+    """Address of the API; for most servers it ends in /v1. A served teacher needs it. A list: several servers of the
+    same model, which share the calls; while one is down, the others go on."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the key. Without it, no key is sent."""
+    headers_env: Variables = Field(default_factory=dict)
+    """More headers of each call: name of the header -> name of the environment variable that holds its value."""
+    allow_http: Networks = Field(default_factory=list)
+    """Networks of your own (such as `10.0.0.0/8`) and names of hosts in them that may be reached by http, over which
+    prompts, responses and keys can be read. Others must be https, or on this machine."""
     concurrency: Annotated[int, Field(ge=1)] = 256
-    """Calls in flight at most; a run begins with fewer."""
+    """Calls in flight at most, at each address; a run begins with fewer."""
     max_attempts: Annotated[int, Field(ge=1)] = 6
     """Calls for one prompt before it counts as failed."""
     timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds a call may take."""
     max_outage: Annotated[float, Field(ge=0)] = 300.0
     """Seconds to wait for a server that is down or asks clients to wait."""
+
+    @property
+    def base_urls(self) -> list[str]:
+        """The addresses, of which there may be several."""
+        return [self.base_url] if isinstance(self.base_url, str) else self.base_url
 
 
 class OpenAIBackend:
@@ -51,25 +61,30 @@ class OpenAIBackend:
     takes = frozenset({*NAMED, "null", "extra_body", "host"})
 
     def __init__(self, teacher: Teacher, speed: OpenAISpeed) -> None:
-        """Open a client of the server at `speed.base_url`.
+        """Open a client of the server, or servers, at `speed.base_url`.
 
         Raises:
-            InputError: no address, an unsafe one, or a key that is not in the environment.
+            InputError: no address, an unsafe one, or a key or header that is not in the environment.
         """
         import openai
 
         from persyn.generation.concurrency import Gate
+        from persyn.generation.load_balancer import LoadBalancer
 
-        key = speed.api_key_env
-        check_url(speed.base_url)
+        key, urls = speed.api_key_env, speed.base_urls
+        for url in urls:
+            check_url(url, speed.allow_http)
         if key and not os.environ.get(key):
-            raise InputError(f"the environment variable {key} is not set; it must hold the key for {speed.base_url}")
+            raise InputError(f"the environment variable {key} is not set; it must hold the key for {', '.join(urls)}")
         self.teacher, self.max_attempts = teacher, speed.max_attempts
-        self.gate = Gate(speed.concurrency, speed.max_outage, limits=openai.DEFAULT_CONNECTION_LIMITS)
+        limits = openai.DEFAULT_CONNECTION_LIMITS
+        gates = [Gate(speed.concurrency, speed.max_outage, limits=limits) for _ in urls]
+        self.gate = gates[0] if len(gates) == 1 else LoadBalancer(gates, urls)
         self.calls = Calls()
         self.client = openai.AsyncOpenAI(
-            base_url=speed.base_url,
+            base_url=urls[0],
             api_key=os.environ[key] if key else "none",
+            default_headers=headers_from(speed.headers_env),
             max_retries=speed.max_attempts - 1,
             timeout=speed.timeout,
             # A redirect could carry the key to another host: it is an error instead.
@@ -209,20 +224,3 @@ def read_reasoning(message: Any) -> str | None:
     parts = [part for part in details if isinstance(part, dict)] if isinstance(details, list) else []
     texts = [text for part in parts if isinstance(text := part.get("text") or part.get("summary"), str)]
     return "\n\n".join(text.strip() for text in texts if text.strip()) or None
-
-
-def check_url(base_url: str) -> None:
-    """Refuse an address that would send prompts or a key unencrypted, or that holds a password."""
-    url = urlsplit(base_url)
-    try:
-        loopback = url.hostname == "localhost" or ipaddress.ip_address(url.hostname or "").is_loopback
-    except ValueError:
-        loopback = False
-    if not base_url:
-        raise InputError("a served teacher has no address; set speed.openai.base_url, or base_url below speed.teachers")
-    if url.username or url.password:
-        raise InputError("base_url holds a user name or password; remove it and set api_key_env instead")
-    if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and loopback)):
-        raise InputError(
-            f"base_url is {base_url!r}; it must be https://..., or http:// on this machine (a tunnel, say)"
-        )

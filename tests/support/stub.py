@@ -46,7 +46,7 @@ class StubServer(ThreadingHTTPServer):
 
     def speed(self, **knobs: Any) -> OpenAISpeed:
         """Knobs of the backend openai for this server, with `knobs` added."""
-        return OpenAISpeed(base_url=self.url, **knobs)
+        return OpenAISpeed(**{"base_url": self.url, **knobs})
 
     def draw(self) -> str:
         """Which fault the next call gets; `ok` for none."""

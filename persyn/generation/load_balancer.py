@@ -1,0 +1,115 @@
+"""Load balancer: several servers of one model as one. Each has a gate of its own (concurrency.py)."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+import httpx2
+
+from persyn.errors import InputError
+from persyn.generation.concurrency import TOO_MUCH, Gate
+
+LONGEST_REST = 8.0
+"""Seconds for which a server rests that reports overload again and again."""
+POLL = 0.1
+"""Seconds until a request that no server can take now looks again."""
+logger = logging.getLogger(__name__)
+
+
+class LoadBalancer(httpx2.AsyncBaseTransport):
+    """The transport of an httpx client, which sends each attempt to the server with the least load for its limit.
+
+    A server that is down gets one request at a time, to see whether it is back; the others get the rest. One that says
+    that it is overloaded rests, ever longer while it says so. A request that no server has taken (no connection, or
+    overloaded) goes to another one at once.
+    """
+
+    def __init__(self, gates: Sequence[Gate], urls: Sequence[str]) -> None:
+        """`urls` are the base addresses of the gates; the client knows only the first."""
+        self.gates, self.urls = list(gates), [httpx2.URL(url.rstrip("/")) for url in urls]
+        self._in_flight: Counter[int] = Counter()
+        self._overloads: Counter[int] = Counter()
+        self._rest_until = [0.0] * len(self.gates)
+        self._told: set[int] = set()
+
+    @property
+    def limit(self) -> int:
+        """Requests that may be in flight now, at all servers together."""
+        return sum(1 if gate.is_shut else gate.limit for gate in self.gates)
+
+    @property
+    def trouble(self) -> InputError | None:
+        """Why no more requests are sent to any server."""
+        troubles = [gate.trouble for gate in self.gates if gate.trouble and (gate.is_shut or gate.failures)]
+        if len(troubles) < len(self.gates):
+            return None
+        return InputError(f"all {len(self.gates)} addresses are down; of the last: {troubles[-1]}")
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send a request as soon as a server can take it."""
+        path = request.url.path.removeprefix(self.urls[0].path)
+        tried: set[int] = set()
+        while True:
+            number = self._choose(tried)
+            if number is None:
+                await asyncio.sleep(POLL)
+                continue
+            tried.add(number)
+            try:
+                response = await self._send(number, path, request)
+            except (httpx2.ConnectError, httpx2.ConnectTimeout):
+                if self._choose(tried) is None:
+                    raise
+                continue
+            if response.status_code not in TOO_MUCH or self._choose(tried) is None:
+                return response
+            await response.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        for gate in self.gates:
+            await gate.aclose()
+
+    def _choose(self, tried: set[int]) -> int | None:
+        """The server that takes the next request. A failure counts like a request in flight: it repels others."""
+        free = [
+            number
+            for number, gate in enumerate(self.gates)
+            if number not in tried
+            and gate.is_ready
+            and self._in_flight[number] < gate.limit
+            and time.monotonic() >= self._rest_until[number]
+        ]
+        return min(
+            free, key=lambda n: (self._in_flight[n] + self.gates[n].failures) / self.gates[n].limit, default=None
+        )
+
+    async def _send(self, number: int, path: str, request: httpx2.Request) -> httpx2.Response:
+        base, gate = self.urls[number], self.gates[number]
+        request.url = request.url.copy_with(
+            scheme=base.scheme, host=base.host, port=base.port, path=base.path.rstrip("/") + path
+        )
+        request.headers["host"] = base.netloc.decode("ascii")
+        self._in_flight[number] += 1
+        try:
+            response = await gate.handle_async_request(request)
+        finally:
+            self._in_flight[number] -= 1
+            self._tell(number)
+        if response.status_code in TOO_MUCH:
+            self._overloads[number] += 1
+            rest = min(LONGEST_REST, 0.5 * 2 ** min(self._overloads[number], 10))
+            self._rest_until[number] = time.monotonic() + rest
+        else:
+            self._overloads[number] = 0
+        return response
+
+    def _tell(self, number: int) -> None:
+        """Log once that a server is down while others are not."""
+        if not self.gates[number].is_shut:
+            self._told.discard(number)
+        elif number not in self._told and not all(gate.is_shut for gate in self.gates):
+            self._told.add(number)
+            logger.warning("%s is down or overloaded; the other addresses get its requests", self.urls[number])
