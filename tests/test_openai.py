@@ -17,6 +17,7 @@ from persyn.generation.addresses import check_url
 from persyn.generation.openai import OpenAISpeed, request_body
 from persyn.responses import generate_responses
 from persyn.store import Store, shelves, verify
+from tests.support.proxies import ROUTED, THOUGHT, litellm, openrouter
 from tests.support.stub import StubServer, stub_teacher
 from tests.support.tables import prompts_table
 
@@ -408,3 +409,30 @@ def test_the_run_fails_when_all_addresses_are_down(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"all 2 addresses are down; of the last: the server has failed for"):
             ask(one, tmp_path, base_url=[one.url, other.url], max_outage=0.5, max_attempts=20)
         assert min(server.counts["500"] for server in (one, other)) >= 8
+
+
+def test_a_teacher_behind_openrouter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFERER", "https://example.org")
+    prompts = prompts_table(["Hi.", "Now fail."])
+    who = teacher(model="maker/model:free", extra_body=ROUTED, sampling={"max_tokens": 80})
+    with stub_teacher() as server:
+        server.dialect = openrouter
+        knobs = server.speed(headers_env={"HTTP-Referer": "REFERER"}, max_attempts=2)
+        table = generate_responses(prompts, "t", who, tmp_path, knobs, max_error_share=1.0)
+        assert all(ROUTED.items() <= body.items() for body in server.bodies_seen)
+        assert {each["http-referer"] for each in server.headers_seen} == {"https://example.org"}
+    assert table["finish_reason"][1] == "error"
+    assert (table["reasoning"][0], table["finish_reason"][0]) == (THOUGHT, "stop")
+    assert "<" not in table["response"][0]
+
+
+def test_a_teacher_behind_litellm(tmp_path: Path) -> None:
+    more = {"reasoning_effort": "low", "metadata": {"tags": ["persyn"]}}
+    who = teacher(model="anthropic/some-model", extra_body=more, sampling={"max_tokens": 80, "temperature": None})
+    with stub_teacher() as server:
+        server.dialect = litellm
+        table = generate_responses(PROMPTS[:1], "t", who, tmp_path, server.speed())
+        [body] = server.bodies_seen
+    assert more.items() <= body.items()
+    assert "temperature" not in body
+    assert (table["reasoning"][0], table["finish_reason"][0]) == (THOUGHT, "stop")
