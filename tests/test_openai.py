@@ -368,11 +368,13 @@ def test_headers_come_from_the_environment_and_are_shown_nowhere(
 
 def test_several_addresses_share_the_load(tmp_path: Path) -> None:
     with stub_teacher(delay=0.02) as one, stub_teacher(delay=0.02) as other:
-        table = ask(one, tmp_path, base_url=[one.url, other.url])
+        table = ask(one, tmp_path, base_url=[one.url, f"{other.url}/deployments/b/"])
         counts = [server.counts["ok"] for server in (one, other)]
         assert sum(counts) == len(PROMPTS), "no prompt is asked twice"
         assert min(counts) > 10
         assert all(server.headers_seen[0]["host"] == server.url[7:-3] for server in (one, other))
+        paths = [{headers[":path"] for headers in server.headers_seen} for server in (one, other)]
+        assert paths == [{"/v1/chat/completions"}, {"/v1/deployments/b/chat/completions"}]
     assert "error" not in table["finish_reason"].to_list()
 
 

@@ -72,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         fault = self.server.draw()
         with self.server.lock:
-            self.server.headers_seen.append({name.lower(): value for name, value in self.headers.items()})
+            self.server.headers_seen.append({":path": self.path} | {k.lower(): v for k, v in self.headers.items()})
             self.server.bodies_seen.append(asked)
             self.server.in_flight += 1
             self.server.counts["most in flight"] = max(self.server.counts["most in flight"], self.server.in_flight)
