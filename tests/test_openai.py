@@ -406,6 +406,21 @@ def test_an_address_that_dies_and_comes_back_is_used_again(tmp_path: Path) -> No
     assert "error" not in table["finish_reason"].to_list()
 
 
+def test_an_address_that_was_given_up_is_tried_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is down for longer than max_outage; the run goes on by the other one, and later by both again."""
+    monkeypatch.setattr("persyn.generation.load_balancer.LONGEST_PAUSE", 0.5)
+    prompts = prompts_table([f"Tell story number {number}." for number in range(120)])
+    with stub_teacher({"500": 1.0}) as one, stub_teacher(delay=0.1) as other:
+        back = threading.Timer(2.0, setattr, [one, "faults", {}])
+        back.start()
+        table = ask(one, tmp_path, prompts, base_url=[one.url, other.url], concurrency=4, max_outage=0.1)
+        back.join()
+        assert one.counts["500"] >= 8
+        assert one.counts["ok"] > 0
+        assert one.counts["ok"] + other.counts["ok"] == len(prompts)
+    assert "error" not in table["finish_reason"].to_list()
+
+
 def test_the_run_fails_when_all_addresses_are_down(tmp_path: Path) -> None:
     with stub_teacher({"500": 1.0}) as one, stub_teacher({"500": 1.0}) as other:
         with pytest.raises(InputError, match=r"all 2 addresses are down; of the last: the server has failed for"):

@@ -4,12 +4,12 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import httpx2
 
 from persyn.errors import InputError
-from persyn.generation.concurrency import TOO_MUCH, Gate
+from persyn.generation.concurrency import FAILED, LONGEST_PAUSE, TOO_MUCH, Gate
 
 LONGEST_REST = 8.0
 """Seconds for which a server rests that reports overload again and again."""
@@ -23,15 +23,17 @@ class LoadBalancer(httpx2.AsyncBaseTransport):
 
     A server that is down gets one request at a time, to see whether it is back; the others get the rest. One that says
     that it is overloaded rests, ever longer while it says so. A request that no server has taken (no connection, or
-    overloaded) goes to another one at once.
+    overloaded) goes to another one at once. Of a server whose gate gives up, a new gate tries again later.
     """
 
-    def __init__(self, gates: Sequence[Gate], urls: Sequence[str]) -> None:
-        """`urls` are the base addresses of the gates; the client knows only the first."""
-        self.gates, self.urls = list(gates), [httpx2.URL(url.rstrip("/")) for url in urls]
-        self._in_flight: Counter[int] = Counter()
-        self._overloads: Counter[int] = Counter()
+    def __init__(self, make_gate: Callable[[], Gate], urls: Sequence[str]) -> None:
+        """`urls` are the base addresses of the servers; the client knows only the first."""
+        self.urls = [httpx2.URL(url.rstrip("/")) for url in urls]
+        self.gates, self._make_gate, self._retired = [make_gate() for _ in urls], make_gate, list[Gate]()
+        self._in_flight, self._overloads = Counter[int](), Counter[int]()
         self._rest_until = [0.0] * len(self.gates)
+        self._lost: dict[int, InputError] = {}
+        """The servers whose gates gave up, and that have not answered since."""
         self._told: set[int] = set()
 
     @property
@@ -42,10 +44,9 @@ class LoadBalancer(httpx2.AsyncBaseTransport):
     @property
     def trouble(self) -> InputError | None:
         """Why no more requests are sent to any server."""
-        troubles = [gate.trouble for gate in self.gates if gate.trouble and (gate.is_shut or gate.failures)]
-        if len(troubles) < len(self.gates):
+        if len(self._lost) < len(self.gates):
             return None
-        return InputError(f"all {len(self.gates)} addresses are down; of the last: {troubles[-1]}")
+        return InputError(f"all {len(self.gates)} addresses are down; of the last: {list(self._lost.values())[-1]}")
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         """Send a request as soon as a server can take it."""
@@ -69,7 +70,7 @@ class LoadBalancer(httpx2.AsyncBaseTransport):
 
     async def aclose(self) -> None:
         """Close the connections."""
-        for gate in self.gates:
+        for gate in [*self.gates, *self._retired]:
             await gate.aclose()
 
     def _choose(self, tried: set[int]) -> int | None:
@@ -97,19 +98,25 @@ class LoadBalancer(httpx2.AsyncBaseTransport):
             response = await gate.handle_async_request(request)
         finally:
             self._in_flight[number] -= 1
-            self._tell(number)
-        if response.status_code in TOO_MUCH:
-            self._overloads[number] += 1
+            self._note(number, gate)
+        self._overloads[number] = self._overloads[number] + 1 if response.status_code in TOO_MUCH else 0
+        if self._overloads[number]:
             rest = min(LONGEST_REST, 0.5 * 2 ** min(self._overloads[number], 10))
             self._rest_until[number] = time.monotonic() + rest
-        else:
-            self._overloads[number] = 0
+        elif response.status_code not in FAILED:
+            self._lost.pop(number, None)
         return response
 
-    def _tell(self, number: int) -> None:
-        """Log once that a server is down while others are not."""
-        if not self.gates[number].is_shut:
+    def _note(self, number: int, gate: Gate) -> None:
+        """Log once that a server is down while others are not; put a new gate in the place of one that gave up."""
+        if not gate.is_shut:
             self._told.discard(number)
         elif number not in self._told and not all(gate.is_shut for gate in self.gates):
             self._told.add(number)
             logger.warning("%s is down or overloaded; the other addresses get its requests", self.urls[number])
+        if gate.trouble and gate is self.gates[number]:
+            self._lost[number] = gate.trouble
+            if not self.trouble:
+                self._retired.append(gate)
+                self.gates[number] = self._make_gate()
+                self._rest_until[number] = time.monotonic() + LONGEST_PAUSE

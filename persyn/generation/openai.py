@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 from pydantic import Field
@@ -78,8 +79,8 @@ class OpenAIBackend:
             raise InputError(f"the environment variable {key} is not set; it must hold the key for {', '.join(urls)}")
         self.teacher, self.max_attempts = teacher, speed.max_attempts
         limits = openai.DEFAULT_CONNECTION_LIMITS
-        gates = [Gate(speed.concurrency, speed.max_outage, limits=limits) for _ in urls]
-        self.gate = gates[0] if len(gates) == 1 else LoadBalancer(gates, urls)
+        make_gate = partial(Gate, speed.concurrency, speed.max_outage, limits=limits)
+        self.gate = make_gate() if len(urls) == 1 else LoadBalancer(make_gate, urls)
         self.calls = Calls()
         self.client = openai.AsyncOpenAI(
             base_url=urls[0],
