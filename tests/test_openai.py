@@ -59,7 +59,6 @@ def test_every_fault_is_survived_and_the_answers_are_those_of_a_calm_server(tmp_
         ("hang", "timeout: ReadTimeout"),
         ("html", "malformed: the body is not"),
         ("garbled", "malformed: the body is not"),
-        ("tool", "tool_calls: the answer is no text"),
     ],
 )
 def test_what_keeps_failing_becomes_a_typed_error_and_is_asked_again_later(
@@ -67,7 +66,7 @@ def test_what_keeps_failing_becomes_a_typed_error_and_is_asked_again_later(
 ) -> None:
     with stub_teacher({fault: 1.0}, hang=0.5) as server:
         table = ask(server, tmp_path, PROMPTS[:2], max_attempts=2, timeout=0.2)
-        permanent = fault in ("400", "redirect", "tool")
+        permanent = fault in ("400", "redirect")
         assert server.counts[fault] == 2 * (1 if permanent else 2)
     assert table["finish_reason"].to_list() == ["error"] * 2
     assert error in caplog.text

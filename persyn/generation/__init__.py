@@ -192,7 +192,7 @@ class Generation:
     """The thought before the response. If the response ended inside it, `response` is empty and finish_reason length.
     """
     final: bool = False
-    """With an error: asking again at this max_tokens cannot change it, so nobody does. It is no fault of the teacher."""
+    """With an error: asking again at this max_tokens cannot change it, so nobody does. The teacher is not to blame."""
     estimated: bool = False
     """A count of tokens is an estimate: the server gave none."""
     said: str = ""

@@ -10,20 +10,30 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from persyn.generation import Generation
-from persyn.generation.servers import EMPTY, FILTERED, TOOLS, Case
+from persyn.generation.servers import EMPTY, FILTERED, LIMITS, TOOLS, Case
 from persyn.generation.wording import shorten
 from persyn.messages import Message
 from persyn.thinking import split_thought
 
 STOP = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "complete", "completed", "end", "done"}
-LENGTH = {
-    *("length", "max_tokens", "max_length", "max_output_tokens", "model_length", "token_limit", "incomplete"),
-    *("model_context_window_exceeded", "max_new_tokens", "max_completion_tokens"),
+LIMIT = {"length", "max_tokens", "max_length", "max_output_tokens", "token_limit", "max_new_tokens", *LIMITS}
+"""Names of an end by the limit: as many tokens were written."""
+CUT_SHORT = {
+    *("incomplete", "model_length", "model_context_window_exceeded"),
     *("error", "abort", "aborted", "cancelled", "timeout", "insufficient_system_resource"),
 }
-"""Names of an end by the limit, or by a failure in mid-text: either way the text is cut."""
+"""Names of an end by the context, or by a failure in mid-text: the text is cut too."""
 FILTER = {
-    *("content_filter", "content_filtered", "filter", "safety", "recitation", "blocklist", "prohibited_content", "spii"),
+    *(
+        "content_filter",
+        "content_filtered",
+        "filter",
+        "safety",
+        "recitation",
+        "blocklist",
+        "prohibited_content",
+        "spii",
+    ),
     *("refusal", "sensitive", "guardrail_intervened", "blocked", "language"),
 }
 TOOL = {"tool_calls", "tool_use", "function_call", "malformed_function_call", "tool_call"}
@@ -62,7 +72,7 @@ def read_body(body: Any, conversation: Sequence[Message], limit: int | None = No
         AttributeError, TypeError, LookupError: it is not in the API's form.
     """
     choice = body["choices"][0]
-    message = choice.get("message")
+    message = choice.get("message") or ({} if choice.get("finish_reason") or choice.get("text") else None)
     if not isinstance(message, Mapping):
         raise TypeError("a choice without a message")
     content, thoughts = read_content(message.get("content", choice.get("text")))
@@ -70,8 +80,17 @@ def read_body(body: Any, conversation: Sequence[Message], limit: int | None = No
     thought = split_thought(content, opened=None if reasoning is None else False)
     if thought.reasoning and thought.reasoning not in (reasoning or ""):  # some servers send it both ways
         reasoning = "\n\n".join(filter(None, (reasoning, thought.reasoning)))
-    asked, said, estimated = read_usage(body.get("usage"), conversation, content + (reasoning or ""))
-    generation = Generation(thought.answer, "stop", asked, said, reasoning=reasoning, estimated=estimated)
+    asked, said = read_usage(body.get("usage"))
+    written = content + (thoughts or "") + ("" if thoughts else reasoning or "")
+    said = said if said or not written else None  # a text of no tokens is not counted at all
+    generation = Generation(
+        thought.answer,
+        "stop",
+        asked or estimate_prompt(conversation),
+        said if said is not None else _estimate_end(choice, written, limit),
+        reasoning=reasoning,
+        estimated=not asked or said is None,
+    )
     return _finished(generation, choice, message, limit, closed=thought.closed)
 
 
@@ -79,15 +98,14 @@ def _finished(
     generation: Generation, choice: Mapping[str, Any], message: Mapping[str, Any], limit: int | None, *, closed: bool
 ) -> Reading:
     """The Reading of a text by what its server says of its end."""
-    finish = choice.get("finish_reason")
-    name = str(finish).lower().rpartition(".")[2] if finish is not None else ""
+    finish, name = choice.get("finish_reason"), _finish(choice)
     refusal = message.get("refusal")
     if name in FILTER or (isinstance(refusal, str) and refusal.strip() and not generation.response):
         words = shorten(refusal, 200) if isinstance(refusal, str) and refusal.strip() else f"finish_reason {finish}"
         return Reading(_without_response(generation, f"filtered: {words}"), FILTERED)
     if not generation.response and not generation.reasoning and (name in TOOL or message.get("tool_calls")):
         return Reading(_without_response(generation, "tool_calls: the answer is no text"), TOOLS)
-    known = "stop" if name in STOP or name in TOOL else "length" if name in LENGTH else ""
+    known = "stop" if name in STOP or name in TOOL else "length" if name in LIMIT or name in CUT_SHORT else ""
     unnamed = generation.num_response_tokens >= limit if limit is not None else False
     end = known or ("length" if unnamed else "stop")
     closed = closed and bool(generation.response or generation.reasoning is None)
@@ -109,13 +127,16 @@ def read_content(content: Any) -> tuple[str, str | None]:
     if content is None or isinstance(content, str):
         return content or "", None
     parts = content if isinstance(content, list) else [content]
-    texts, thoughts = [], []
+    texts: list[str] = []
+    thoughts: list[str] = []
     for part in parts:
         if isinstance(part, str):
             texts.append(part)
         elif isinstance(part, Mapping):
             kind, text = str(part.get("type", "text")), _part_text(part)
-            (thoughts if re.search(r"think|thought|reason", kind) or part.get("thought") is True else texts).append(text)
+            (thoughts if re.search(r"think|thought|reason", kind) or part.get("thought") is True else texts).append(
+                text
+            )
         else:
             raise TypeError("a part that is no text")
     said = [text.strip() for text in thoughts if text.strip()]
@@ -146,8 +167,8 @@ def read_reasoning(message: Mapping[str, Any]) -> str | None:
     return "\n\n".join(text.strip() for text in texts if text.strip()) or None
 
 
-def read_usage(usage: Any, conversation: Sequence[Message], written: str) -> tuple[int, int, bool]:
-    """Prompt tokens, response tokens, and whether one of them is an estimate.
+def read_usage(usage: Any) -> tuple[int | None, int | None]:
+    """Prompt tokens and response tokens; None for what is not counted.
 
     Some servers count thoughts in the total alone: what the total has beyond the prompt is the response's.
     """
@@ -159,14 +180,18 @@ def read_usage(usage: Any, conversation: Sequence[Message], written: str) -> tup
         said = total - asked
     if total and said and not asked and total > said:
         asked = total - said
-    if not said and written:  # a text of no tokens is not counted at all
-        said = None
-    estimated = not asked or said is None
-    return (
-        asked or estimate_prompt(conversation),
-        estimate_text(written) if said is None else said,
-        estimated,
-    )
+    return asked, said
+
+
+def _finish(choice: Mapping[str, Any]) -> str:
+    """A choice's finish reason in small letters."""
+    finish = choice.get("finish_reason")
+    return "" if finish is None else str(finish).lower().rpartition(".")[2]
+
+
+def _estimate_end(choice: Mapping[str, Any], written: str, limit: int | None) -> int:
+    """Response tokens that nobody has counted: the limit where it cut the text, which may hide its thoughts."""
+    return max(estimate_text(written), limit or 0) if _finish(choice) in LIMIT else estimate_text(written)
 
 
 def _count(counts: Mapping[str, Any], *names: str) -> int | None:

@@ -60,7 +60,8 @@ class Case:
 BAD = frozenset({200, 400, 404, 422})
 UNKNOWN = (
     r"unsupported|not supported|not permitted|not allowed|unrecogni[sz]ed|unknown|unexpected|extra_forbidden|"
-    r"deprecated|does not (?:accept|take|support|allow)|doesn't support|cannot (?:both )?be|only (?:the )?default|instead"
+    r"deprecated|does not (?:accept|take|support|allow)|doesn't support|cannot (?:both )?be|only (?:the )?default|"
+    r"instead"
 )
 PASSES = _either(
     r"per.?(?:min|sec|hour)|\b[RT]P[MS]\b|(?:try|retry|wait)\w* (?:again )?(?:in|after|for) |retrydelay|"
