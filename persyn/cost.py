@@ -63,8 +63,8 @@ def build_ledger(
         prompts, tokens by their mean lengths on the parallel set. saved: strategy -> how many times fewer calls and
         response tokens than that. judge: as given; it is in no other count, but in money.spent. money: None, or
         where a teacher has a price {currency, spent, generate_then_select, unpriced: teachers without a price, left out
-        of the sums}. A use is {calls, prompt_tokens, response_tokens}. lost: as given, if there are any; those tokens are
-        in total.spent and money.spent too.
+        of the sums}. A use is {calls, prompt_tokens, response_tokens}. lost: as given, if there are any; those
+        tokens are in total.spent and money.spent too.
     """
     teachers = responses["teacher"].unique().sort().to_list()
     keys = ["prompt_id", "teacher"]

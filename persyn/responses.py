@@ -37,8 +37,8 @@ class ResponseSettings(Settings):
     """The section `responses`."""
 
     max_error_share: Share = 0.0
-    """Share of a teacher's prompts that may remain without a response. Prompts that it can never answer (too long for its
-    context, refused by a filter) do not count; a warning tells their share."""
+    """Share of a teacher's prompts that may remain without a response. Prompts that it can never answer (too long for
+    its context, refused by a filter) do not count; a warning tells their share."""
 
 
 def check_asking(

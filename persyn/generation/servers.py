@@ -299,10 +299,18 @@ CASES: Sequence[Case] = (
         kind="refused",
     ),
     Case(
-        "refused",
-        "any other status below 500, redirects too",
+        "redirect",
+        "300 to 399: a redirect could carry the key to another host, so it is not followed",
         "refuse",
-        "see the server's words; a prompt or a setting that this server does not take",
+        "set base_url to the address that it redirects to",
+        statuses=frozenset(range(300, 400)),
+        kind="refused",
+    ),
+    Case(
+        "refused",
+        "any other status below 500",
+        "refuse",
+        "see the server's words: it takes no such prompt or setting",
         kind="refused",
     ),
 )
