@@ -61,7 +61,6 @@ def test_every_fault_is_survived_and_the_answers_are_those_of_a_calm_server(tmp_
         ("hang", "timeout: ReadTimeout"),
         ("html", "malformed: the body is not"),
         ("garbled", "malformed: the body is not"),
-        ("tool", "tool_calls: the answer is no text"),
     ],
 )
 def test_what_keeps_failing_becomes_a_typed_error_and_is_asked_again_later(
@@ -69,7 +68,7 @@ def test_what_keeps_failing_becomes_a_typed_error_and_is_asked_again_later(
 ) -> None:
     with stub_teacher({fault: 1.0}, hang=0.5) as server:
         table = ask(server, tmp_path, PROMPTS[:2], max_attempts=2, timeout=0.2)
-        permanent = fault in ("400", "redirect", "tool")
+        permanent = fault in ("400", "redirect")
         assert server.counts[fault] == 2 * (1 if permanent else 2)
     assert table["finish_reason"].to_list() == ["error"] * 2
     assert error in caplog.text
@@ -368,7 +367,7 @@ def test_headers_come_from_the_environment_and_are_shown_nowhere(
 
 def test_several_addresses_share_the_load(tmp_path: Path) -> None:
     with stub_teacher(delay=0.02) as one, stub_teacher(delay=0.02) as other:
-        table = ask(one, tmp_path, base_url=[one.url, f"{other.url}/deployments/b/"])
+        table = ask(one, tmp_path, base_url=[one.url, f"{other.url}/deployments/b/"], timeout=30.0)
         counts = [server.counts["ok"] for server in (one, other)]
         assert sum(counts) == len(PROMPTS), "no prompt is asked twice"
         assert min(counts) > 10
@@ -383,7 +382,7 @@ def test_while_one_address_is_down_the_others_go_on(fault: str, tmp_path: Path) 
     faults = {} if fault == "none there" else {fault: 1.0}
     with stub_teacher(faults) as down, stub_teacher(delay=0.01) as alive:
         address = "http://127.0.0.1:9/v1" if fault == "none there" else down.url
-        table = ask(alive, tmp_path, base_url=[address, alive.url])
+        table = ask(alive, tmp_path, base_url=[address, alive.url], timeout=30.0)
         assert alive.counts["ok"] == len(PROMPTS)
         assert down.counts[fault] < len(PROMPTS)
     assert "error" not in table["finish_reason"].to_list()
@@ -396,10 +395,11 @@ def test_an_address_that_dies_and_comes_back_is_used_again(tmp_path: Path) -> No
         end = threading.Timer(1.0, setattr, [one, "faults", {}])
         begin.start()
         end.start()
-        table = ask(one, tmp_path, prompts, base_url=[one.url, other.url], concurrency=4)
+        table = ask(one, tmp_path, prompts, base_url=[one.url, other.url], concurrency=4, timeout=30.0)
         end.join()
         before, after = one.counts["500"], one.counts["ok"]
-        ask(one, tmp_path, prompts_table([f"And {number}." for number in range(40)]), base_url=[one.url, other.url])
+        more = prompts_table([f"And {number}." for number in range(40)])
+        ask(one, tmp_path, more, base_url=[one.url, other.url], timeout=30.0)
         assert before > 0
         assert one.counts["ok"] > after
         assert one.counts["ok"] + other.counts["ok"] == len(prompts) + 40, "no prompt is asked twice"
@@ -409,13 +409,14 @@ def test_an_address_that_dies_and_comes_back_is_used_again(tmp_path: Path) -> No
 def test_an_address_that_was_given_up_is_tried_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is down for longer than max_outage; the run goes on by the other one, and later by both again."""
     monkeypatch.setattr("persyn.generation.load_balancer.LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr("persyn.generation.concurrency.FAILURES", 2)
     prompts = prompts_table([f"Tell story number {number}." for number in range(120)])
     with stub_teacher({"500": 1.0}) as one, stub_teacher(delay=0.1) as other:
         back = threading.Timer(2.0, setattr, [one, "faults", {}])
         back.start()
-        table = ask(one, tmp_path, prompts, base_url=[one.url, other.url], concurrency=4, max_outage=0.1)
+        table = ask(one, tmp_path, prompts, base_url=[one.url, other.url], concurrency=4, max_outage=0.1, timeout=30.0)
         back.join()
-        assert one.counts["500"] >= 8
+        assert one.counts["500"] >= 2
         assert one.counts["ok"] > 0
         assert one.counts["ok"] + other.counts["ok"] == len(prompts)
     assert "error" not in table["finish_reason"].to_list()

@@ -260,6 +260,16 @@ class Generation:
     reasoning: str | None = None
     """The thought before the response. If the response ended inside it, `response` is empty and finish_reason length.
     """
+    final: bool = False
+    """With an error: asking again at this max_tokens cannot change it, so nobody does. The teacher is not to blame."""
+    estimated: bool = False
+    """A count of tokens is an estimate: the server gave none."""
+    said: str = ""
+    """The server's own finish reason, if nobody knows it."""
+    lost_prompt_tokens: int = 0
+    """Prompt tokens of earlier attempts that were paid for and brought no response."""
+    lost_response_tokens: int = 0
+    """Response tokens of the same."""
 
 
 class RaySpeed(Settings):

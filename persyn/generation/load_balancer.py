@@ -35,6 +35,17 @@ class LoadBalancer(httpx2.AsyncBaseTransport):
         self._lost: dict[int, InputError] = {}
         """The servers whose gates gave up, and that have not answered since."""
         self._told: set[int] = set()
+        self._closed: InputError | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether any server has answered at all."""
+        return any(gate.answered for gate in [*self.gates, *self._retired])
+
+    @property
+    def unreached(self) -> float | None:
+        """When a host first failed, while none has answered yet."""
+        return None if self.answered else next((gate.unreached for gate in self.gates if gate.unreached), None)
 
     @property
     def limit(self) -> int:
@@ -44,18 +55,43 @@ class LoadBalancer(httpx2.AsyncBaseTransport):
     @property
     def trouble(self) -> InputError | None:
         """Why no more requests are sent to any server."""
-        if len(self._lost) < len(self.gates):
-            return None
+        if self._closed or len(self._lost) < len(self.gates):
+            return self._closed
         return InputError(f"all {len(self.gates)} addresses are down; of the last: {list(self._lost.values())[-1]}")
 
+    def close(self, why: InputError) -> None:
+        """Send no more to any server: requests that wait fail with `why`; those that were sent are not touched."""
+        self._closed = self._closed or why
+        for gate in self.gates:
+            gate.close(why)
+
+    def shut(self, seconds: float, reason: str) -> None:
+        """Nothing: a server that is overloaded rests by itself, and the others go on."""
+
+    async def rest(self, seconds: float) -> None:
+        """Wait, but no longer than until all servers are down.
+
+        Raises:
+            InputError: they are.
+        """
+        end = time.monotonic() + seconds
+        while not self.trouble and (left := end - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, POLL))
+        if self.trouble:
+            raise self.trouble
+
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request as soon as a server can take it."""
+        """Send a request as soon as a server can take it.
+
+        Raises:
+            InputError: all servers are down.
+        """
         path = request.url.path.removeprefix(self.urls[0].path)
         tried: set[int] = set()
         while True:
             number = self._choose(tried)
             if number is None:
-                await asyncio.sleep(POLL)
+                await self.rest(POLL)
                 continue
             tried.add(number)
             try:
@@ -63,6 +99,11 @@ class LoadBalancer(httpx2.AsyncBaseTransport):
             except (httpx2.ConnectError, httpx2.ConnectTimeout):
                 if self._choose(tried) is None:
                     raise
+                continue
+            except InputError:  # the gate closed while the request waited there
+                if self.trouble:
+                    raise self.trouble from None
+                tried.discard(number)
                 continue
             if response.status_code not in TOO_MUCH or self._choose(tried) is None:
                 return response

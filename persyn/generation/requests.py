@@ -9,12 +9,15 @@ from typing import Any
 import polars as pl
 
 from persyn.generation import Backend, Generation, Sampling, Teacher
-from persyn.generation.budget import Budget
+from persyn.generation.budget import Budget, paid_tokens
 from persyn.generation.precomputed import precomputed_suffix
 from persyn.messages import Message
 from persyn.models import adapter_folder, model_identity
 from persyn.store import Store, response_key, slug
 from persyn.thinking import split_thought
+
+RARE = {"final", "estimated", "said", "lost_prompt_tokens", "lost_response_tokens"}
+"""Fields of a Generation that a row has only where they say something."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ def generate_rows(
 
 
 def _row(generation: Generation) -> dict[str, Any]:
-    row = {name: _whole(value) for name, value in asdict(generation).items()}
+    given = asdict(generation).items()
+    row = {name: _whole(value) for name, value in given if value or name not in RARE}
     return row | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
@@ -116,8 +120,30 @@ def _whole(value: Any) -> Any:
 
 
 def _stored_under(store: Store, key: str, row: Mapping[str, Any], sampling: Sampling) -> str:
-    """The key of a response's row: `key` serves any max_tokens that the response fits, `key:<max_tokens>` only this."""
-    if row["finish_reason"] == "error":
-        return f"{key}:error"
+    """The key of a response's row: `key` serves any max_tokens that the response fits, `key:<max_tokens>` only this.
+    An error that asking again cannot change holds for this max_tokens; any other is a record that serves nobody.
+    """
+    if row["finish_reason"] == "error" and not row.get("final"):
+        number = 1
+        while sum(paid_tokens(row)) and store.get(error_key(key, number)):  # the first row of a key would hide it
+            number += 1
+        return error_key(key, number)
     whole = row["finish_reason"] == "stop" and row["num_response_tokens"] <= sampling.max_tokens
     return key if whole and not store.get(key) else f"{key}:{sampling.max_tokens}"
+
+
+def error_key(key: str, number: int) -> str:
+    """Where the store has the record of a request's `number`-th failure."""
+    return f"{key}:error" if number == 1 else f"{key}:error:{number}"
+
+
+def lost_tokens(store: Store, request: Request, row: Mapping[str, Any]) -> tuple[int, int]:
+    """Prompt and response tokens that were paid for a request and are in no response: of attempts before the one that
+    became `row`, and of all its failures of earlier runs.
+    """
+    asked, said = row.get("lost_prompt_tokens", 0), row.get("lost_response_tokens", 0)
+    number = 1
+    while failure := store.get(error_key(request.key, number)):
+        more = paid_tokens(failure)
+        asked, said, number = asked + more[0], said + more[1], number + 1
+    return asked, said
