@@ -45,6 +45,7 @@ def build_ledger(
     routed: Mapping[str, pl.DataFrame],
     prices: Prices | None = None,
     judge: Mapping[str, int] | None = None,
+    lost: Mapping[str, Mapping[str, int]] | None = None,
 ) -> dict[str, Any]:
     """Count every teacher response once as spent; each further use of it is cached.
 
@@ -54,6 +55,7 @@ def build_ledger(
         routed: strategy -> RESPONSES.
         prices: what the teachers' tokens cost.
         judge: the use of the judge (count_verdicts); None if no domain has one.
+        lost: teacher -> tokens that were paid for and are in no response (responses.count_lost).
 
     Returns:
         parallel: teacher -> use. routed: strategy -> {teacher -> use, spent, cached}, as if it were the only strategy
@@ -61,7 +63,8 @@ def build_ledger(
         prompts, tokens by their mean lengths on the parallel set. saved: strategy -> how many times fewer calls and
         response tokens than that. judge: as given; it is in no other count, but in money.spent. money: None, or
         where a teacher has a price {currency, spent, generate_then_select, unpriced: teachers without a price, left out
-        of the sums}. A use is {calls, prompt_tokens, response_tokens}.
+        of the sums}. A use is {calls, prompt_tokens, response_tokens}. lost: as given, if there are any; those
+        tokens are in total.spent and money.spent too.
     """
     teachers = responses["teacher"].unique().sort().to_list()
     keys = ["prompt_id", "teacher"]
@@ -87,8 +90,12 @@ def build_ledger(
     ledger["total"] = {"spent": paid, "cached": {name: used[name] - paid[name] for name in used}}
     ledger["generate_then_select"] = select
     bought = _by_teacher(spent) | ({JUDGE: judge} if judge is not None else {})
+    for name, tokens in (lost or {}).items():
+        for kind, count in tokens.items():
+            paid[kind] += count
+            bought[name] = {**bought[name], kind: bought[name][kind] + count}
     money = _money(bought, means, prompts.height, prices) if prices and prices.teachers else None
-    return {**ledger, "judge": judge, "money": money}
+    return {**ledger, "judge": judge, "money": money} | ({"lost": lost} if lost else {})
 
 
 def _money(

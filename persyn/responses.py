@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from persyn.generation.precomputed import read_precomputed
 from persyn.generation.requests import (
     Request,
     generate_rows,
+    lost_tokens,
     open_store,
     prepare_requests,
     read_row,
@@ -23,9 +24,10 @@ from persyn.generation.requests import (
     stored_response,
 )
 from persyn.generation.terms import Licenses, check_terms, refused_teachers
+from persyn.models import model_identity
 from persyn.schemas import RESPONSES
 from persyn.settings import Settings, Share
-from persyn.store import Store, key_range, position
+from persyn.store import Store, key_range, position, slug
 from persyn.thinking import never_closed
 
 logger = logging.getLogger(__name__)
@@ -35,7 +37,8 @@ class ResponseSettings(Settings):
     """The section `responses`."""
 
     max_error_share: Share = 0.0
-    """Share of a teacher's prompts that may remain without a response."""
+    """Share of a teacher's prompts that may remain without a response. Prompts that it can never answer (too long for
+    its context, refused by a filter) do not count; a warning tells their share."""
 
 
 def check_asking(
@@ -87,7 +90,8 @@ def generate_responses(
 
     Precomputed responses are read before the backend is loaded; the backend is not asked for those.
     A response that ended by itself serves every max_tokens that it fits. A cut one serves only the max_tokens that cut
-    it, so a larger max_tokens asks again for just those. An error is stored as a record, and asked again.
+    it, so a larger max_tokens asks again for just those. An error is stored as a record, and asked again, unless asking
+    again cannot change it.
 
     Args:
         prompts: columns prompt_id and prompt.
@@ -126,6 +130,7 @@ def generate_responses(
     stored = [read_row(stored_response(store, request, sampling) or failed[request.key]) for request in requests]
     _check_errors(name, prompts, stored, max_error_share)
     _tell_thoughts(name, stored)
+    _tell_oddities(name, stored, sampling.max_tokens)
     fields = dict(list(RESPONSES.items())[2:])
     table = pl.DataFrame([{field: row[field] for field in fields} for row in stored], schema=fields)
     return prompts.select("prompt_id", teacher=pl.lit(name)).hstack(table).select(RESPONSES.names())
@@ -175,24 +180,99 @@ def _ask(
 
 
 def _check_errors(name: str, prompts: pl.DataFrame, rows: list[dict[str, Any]], max_error_share: float) -> None:
-    reasons = {
-        identity: row["error"]
+    errors = {
+        identity: row
         for identity, row in zip(prompts["prompt_id"], rows, strict=True)
         if row["finish_reason"] == "error"
     }
     finished = Counter(row["finish_reason"] for row in rows)
     logger.info("%s: %d prompts = %s", name, len(rows), " + ".join(f"{n} {why}" for why, n in sorted(finished.items())))
+    never = {identity: row["error"] for identity, row in errors.items() if row.get("final")}
+    if never:
+        logger.warning(
+            "%s of %s (%.0f %%) can never be answered at this max_tokens (%s) and are not asked again; first %s: %s",
+            *(f"{len(never)} of {len(rows)} prompts", name, 100 * len(never) / len(rows), _kinds(never)),
+            *next(iter(never.items())),
+        )
+    reasons = {identity: row["error"] for identity, row in errors.items() if identity not in never}
     if not reasons:
         return
-    kinds = dict(Counter(reason.partition(":")[0] for reason in reasons.values()))
     first, reason = next(iter(reasons.items()))
-    message = f"{len(reasons)} of {len(rows)} prompts of {name} have no response ({kinds}); first {first}: {reason}"
+    message = (
+        f"{len(reasons)} of {len(rows)} prompts of {name} have no response ({_kinds(reasons)}); first {first}: {reason}"
+    )
     if len(reasons) > max_error_share * len(rows):
         raise InputError(
             f"{message}. That is more than responses.max_error_share {max_error_share}; run again to ask only those "
             f"again, or raise it"
         )
     logger.warning("%s", message)
+
+
+def _kinds(reasons: Mapping[str, str]) -> dict[str, int]:
+    """Kind of error -> how many."""
+    return dict(Counter(reason.partition(":")[0] for reason in reasons.values()))
+
+
+def _tell_oddities(name: str, rows: list[dict[str, Any]], max_tokens: int) -> None:
+    """Warn of what a server left out: words, counts of tokens, a reason that is known."""
+    told = [row for row in rows if row["finish_reason"] != "error" and "origin" not in row]
+    empty = Counter(row["finish_reason"] for row in told if not (row["response"].strip() or row["reasoning"]))
+    if empty["length"]:
+        logger.warning(
+            "%s: %d of %d empty at max_tokens %d (%.0f %%): the model thinks longer; raise its sampling.max_tokens, or "
+            "turn its thoughts off (for many models, template: {enable_thinking: false})",
+            *(name, empty["length"], len(rows), max_tokens, 100 * empty["length"] / len(rows)),
+        )
+    if empty["stop"]:
+        logger.warning("%s: %d of %d empty: the model ended by itself, without a word", name, empty["stop"], len(rows))
+    if estimated := sum(row.get("estimated", False) for row in rows):
+        logger.warning(
+            "%s: the server did not count all tokens of %d of %d responses; they are estimated (a token for every four "
+            "bytes)",
+            *(name, estimated, len(rows)),
+        )
+    if unknown := Counter(row["said"] for row in told if row.get("said")):
+        logger.warning(
+            "%s: %d of %d responses ended for a reason that nobody knows (%s); they are kept, as stop below max_tokens "
+            "and as length at it",
+            *(name, unknown.total(), len(rows), ", ".join(f"{reason} x {n}" for reason, n in unknown.most_common(3))),
+        )
+
+
+def asked_of(responses: Iterable[pl.DataFrame], prompts: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
+    """Teacher and the prompts that it was asked, of each table of RESPONSES."""
+    for table in responses:
+        for (name,), rows in table.sort("teacher").group_by("teacher", maintain_order=True):
+            yield str(name), prompts.join(rows.select("prompt_id"), on="prompt_id", how="semi")
+
+
+def count_lost(
+    asked: Iterable[tuple[str, pl.DataFrame]], teachers: Mapping[str, Teacher], folder: Path
+) -> dict[str, dict[str, int]]:
+    """teacher -> {prompt_tokens, response_tokens} that were paid for these prompts and are in no response: of attempts
+    that brought none, and of failures. Teachers without any are left out.
+
+    Args:
+        asked: teacher and prompts (columns prompt_id and prompt); a prompt that comes twice counts once.
+        folder: the response store.
+    """
+    lost: dict[str, dict[str, int]] = {}
+    seen: set[str] = set()
+    for name, prompts in asked:
+        teacher = teachers[name]
+        if not prompts.height or not any((folder / slug(model_identity(teacher.model, teacher.revision))).glob("j*-*")):
+            continue
+        store = open_store(folder, teacher)
+        for request in prepare_requests(prompts, teacher):
+            if request.key not in seen:
+                seen.add(request.key)
+                counts = lost_tokens(store, request, stored_response(store, request, teacher.sampling) or {})
+                if any(counts):
+                    use = lost.setdefault(name, {"prompt_tokens": 0, "response_tokens": 0})
+                    use["prompt_tokens"] += counts[0]
+                    use["response_tokens"] += counts[1]
+    return lost
 
 
 def _tell_thoughts(name: str, rows: list[dict[str, Any]]) -> None:

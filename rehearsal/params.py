@@ -12,6 +12,8 @@ PROMPTS = 24
 MAX_TOKENS = 8
 SELECT = {rule: {"rule": rule} for rule in ("oracle", "grape", "best_quality")}
 """Rules of generate-then-select: every prompt must be parallel, so they run in their own project."""
+NOT_TAKEN: dict[str, Any] = {"extra_body": {}, "host": None, "quantization": None, "adapter": None}
+"""Settings of a teacher that the backend transformers does not honour, and what switches them off."""
 ENGINES = {"vllm", "openai", "ray", "teachers"}
 
 
@@ -36,7 +38,8 @@ def rehearsed(
     changes: dict[str, Any] = {path: model(path, hub_id) for path, hub_id in hub_models(params).items()}
     for name, teacher in params["teachers"].items():
         changes[f"teachers.{name}.backend"] = "transformers"
-        changes[f"teachers.{name}.sampling"] = {**teacher["sampling"], "max_tokens": MAX_TOKENS}
+        changes[f"teachers.{name}.sampling"] = {**_taken(teacher["sampling"]), "max_tokens": MAX_TOKENS}
+        changes |= {f"teachers.{name}.{field}": value for field, value in NOT_TAKEN.items() if field in teacher}
         if teacher.get("precomputed"):
             changes[f"teachers.{name}.precomputed"] = data(teacher["precomputed"])
     sources = params["prompts"]["sources"]
@@ -68,6 +71,12 @@ def selected(params: Mapping[str, Any], sources: Sequence[Mapping[str, Any]]) ->
     """
     chosen = {"persyn": params["strategies"]["persyn"], **SELECT}
     return with_changes(params, {"prompts.sources": list(sources), "prompts.num_parallel": None, "strategies": chosen})
+
+
+def _taken(sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """What the backend transformers honours of a teacher's sampling."""
+    kept = {name: value for name, value in sampling.items() if name != "extra" and not name.endswith("_penalty")}
+    return {name: value for name, value in kept.items() if value is not None}
 
 
 def _on_this_machine(speed: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from persyn.cost import build_ledger
 from persyn.files import write_json
 from persyn.project.params import read_params
 from persyn.quality import judge_ledger
+from persyn.responses import asked_of, count_lost
 from persyn.schemas import PROMPTS, RESPONSES, read_folder, read_table
 from persyn.store import store_folder
 from stages import run
@@ -16,7 +17,8 @@ def main(prompts: str, responses: str, routed: str, out: str) -> None:
     parallel = pl.concat(read_folder(responses, list(params.teachers), RESPONSES).values())
     by_strategy = read_folder(routed, list(params.strategies), RESPONSES)
     judge = judge_ledger(asked, [parallel, *by_strategy.values()], store_folder(), params.quality)
-    write_json(build_ledger(asked, parallel, by_strategy, judge=judge), out)
+    lost = count_lost(asked_of([parallel, *by_strategy.values()], asked), params.teachers, store_folder())
+    write_json(build_ledger(asked, parallel, by_strategy, judge=judge, lost=lost), out)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ import pytest
 
 from persyn.errors import InputError
 from persyn.generation import Teacher
-from persyn.generation.openai import OpenAISpeed, check_url
+from persyn.generation.addresses import check_url
+from persyn.generation.openai import OpenAISpeed, request_body
 from persyn.responses import generate_responses
-from persyn.store import shelves, verify
+from persyn.store import Store, shelves, verify
+from tests.support.proxies import ROUTED, THOUGHT, litellm, openrouter
 from tests.support.stub import StubServer, stub_teacher
 from tests.support.tables import prompts_table
 
@@ -59,7 +61,6 @@ def test_every_fault_is_survived_and_the_answers_are_those_of_a_calm_server(tmp_
         ("hang", "timeout: ReadTimeout"),
         ("html", "malformed: the body is not"),
         ("garbled", "malformed: the body is not"),
-        ("tool", "tool_calls: the answer is no text"),
     ],
 )
 def test_what_keeps_failing_becomes_a_typed_error_and_is_asked_again_later(
@@ -67,7 +68,7 @@ def test_what_keeps_failing_becomes_a_typed_error_and_is_asked_again_later(
 ) -> None:
     with stub_teacher({fault: 1.0}, hang=0.5) as server:
         table = ask(server, tmp_path, PROMPTS[:2], max_attempts=2, timeout=0.2)
-        permanent = fault in ("400", "redirect", "tool")
+        permanent = fault in ("400", "redirect")
         assert server.counts[fault] == 2 * (1 if permanent else 2)
     assert table["finish_reason"].to_list() == ["error"] * 2
     assert error in caplog.text
@@ -176,6 +177,95 @@ def test_other_text_reaches_a_server_unaltered(tmp_path: Path, caplog: pytest.Lo
     assert "1 of 4 conversations" in caplog.text
 
 
+PLAIN = {"max_tokens": 40}
+LAST_RELEASE: list[tuple[dict[str, Any], str]] = [
+    ({"sampling": PLAIN}, "2c53f556b555dee0680dca00a31416409c547ec55950b65a83033a8ec49213a3"),
+    (
+        {"sampling": {**PLAIN, "temperature": 0.7, "top_p": 0.9, "seed": 3}},
+        "496c3363ce50b00934a9a30181e85c96e53ee09533caff4a4c375dc322ce633e",
+    ),
+    (
+        {"sampling": {**PLAIN, "temperature": 1}},
+        "6d70c68950921052793ac1eea0570b4b481abe42b1b526811ecf5b085da89ba8",
+    ),
+    (
+        {"sampling": {**PLAIN, "temperature": 1.0, "extra": {"top_k": 20, "min_p": 0.1}}},
+        "79265112a361aeae61ec401759c0ef823bd1c81c229aed231cef2487d1fd327a",
+    ),
+    (
+        {
+            "sampling": {**PLAIN, "extra": {"reasoning_effort": "low", "repetition_penalty": 1.1}},
+            "template": {"enable_thinking": False},
+        },
+        "20bab0a59165cd00994a2e0ba863bc6312e8e77187f63b6a2ca8bf7de644af06",
+    ),
+    (
+        {"sampling": PLAIN, "system": "Be brief.", "date": "2025-02-03"},
+        "43a2f3d9a398aa82dba5b64a305a690391d56fbf1305be62da8174998f986cae",
+    ),
+]
+"""Teachers, and the keys that the version before these settings gave to their responses to `Say A.`"""
+NOW: dict[int, dict[str, Any]] = {
+    3: {"sampling": {**PLAIN, "temperature": 1.0, "top_k": 20, "min_p": 0.1}},
+    4: {
+        "sampling": {**PLAIN, "repetition_penalty": 1.1},
+        "extra_body": {"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}},
+    },
+}
+"""How those that used `sampling.extra` are written now."""
+
+
+def test_nothing_that_was_paid_before_is_asked_again(tmp_path: Path) -> None:
+    """The store of the version before: its folder and its keys; the same settings in their own fields find them too."""
+    row = {"response": "paid", "finish_reason": "stop", "num_prompt_tokens": 3, "num_response_tokens": 1, "error": ""}
+    Store(tmp_path / "stub-9d944c0f").put({key: row for _, key in LAST_RELEASE})
+    prompts = prompts_table(["Say A."])
+    with stub_teacher() as server:
+        for changes in [*(changes for changes, _ in LAST_RELEASE), *NOW.values()]:
+            table = generate_responses(prompts, "t", teacher(**changes), tmp_path, server.speed())
+            assert table["response"].to_list() == ["paid"]
+        assert not server.bodies_seen
+    for number, changes in NOW.items():
+        before, now = (teacher(**each) for each in (LAST_RELEASE[number][0], changes))
+        assert request_body(before, [], "key") == request_body(now, [], "key")
+
+
+def test_what_a_teacher_sets_is_sent_and_what_is_null_is_not(tmp_path: Path) -> None:
+    null = dict.fromkeys(("temperature", "top_p", "seed"))
+    more = {"top_k": 5, "min_p": 0.1, "frequency_penalty": 1, "presence_penalty": -1, "repetition_penalty": 1.1}
+    body = {"reasoning_effort": "low", "thinking": {"type": "enabled", "budget_tokens": 9}, "metadata": None}
+    asked: list[dict[str, Any]] = [
+        {"sampling": {**PLAIN, **null}},
+        {"sampling": {**PLAIN, "temperature": None, "top_p": 0.9}},
+        {"sampling": {**PLAIN, "temperature": 1.0, "seed": None}},
+        {"sampling": {**PLAIN, **more, "stop": ["END"]}, "extra_body": body, "template": {"enable_thinking": False}},
+    ]
+    with stub_teacher() as server:
+        for changes in asked:
+            generate_responses(PROMPTS[:1], "t", teacher(**changes), tmp_path, server.speed())
+        sent = [{k: v for k, v in body.items() if k not in ("model", "messages")} for body in server.bodies_seen]
+    assert isinstance(sent[1].pop("seed"), int)
+    assert sent == [
+        PLAIN,
+        {**PLAIN, "top_p": 0.9},
+        {**PLAIN, "temperature": 1.0, "top_p": 1.0},
+        {
+            **PLAIN,
+            **{"temperature": 0, **more, "stop": ["END"], **body},
+            "chat_template_kwargs": {"enable_thinking": False},
+        },
+    ], "four keys, so each was asked"
+
+
+def test_the_same_name_at_two_hosts_is_two_models_only_where_the_user_says_so(tmp_path: Path) -> None:
+    with stub_teacher() as server:
+        for host in (None, None, "here", "there", "here"):
+            generate_responses(PROMPTS[:1], "t", teacher(host=host), tmp_path, server.speed())
+        assert len(server.bodies_seen) == 3
+        assert all(body["model"] == "stub" and "host" not in body for body in server.bodies_seen)
+    assert len(shelves(tmp_path)) == 3
+
+
 @pytest.mark.parametrize(
     "url", ["https://api.example.com/v1", "http://127.0.0.1:8000/v1", "http://localhost/v1", "http://[::1]:1/v1"]
 )
@@ -203,3 +293,164 @@ def test_unsafe_addresses_are_refused(url: str) -> None:
     with pytest.raises(InputError, match="base_url") as raised:
         check_url(url)
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "allow_http"),
+    [
+        ("http://10.1.2.3:8000/v1", ["10.0.0.0/8"]),
+        ("http://10.1.2.3/v1", ["10.1.2.3"]),
+        ("http://Node-7.cluster:8000/v1", ["node-7.CLUSTER"]),
+        ("http://[fd00::7]:8000/v1", ["192.168.0.0/16", "fd00::/8"]),
+    ],
+)
+def test_http_goes_where_it_is_allowed_by_name(url: str, allow_http: list[str]) -> None:
+    check_url(url, OpenAISpeed(allow_http=allow_http).allow_http)
+    with pytest.raises(InputError, match=r"base_url is .* that allow_http beside it names"):
+        check_url(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "allow_http"),
+    [
+        ("http://11.1.2.3/v1", ["10.0.0.0/8"]),
+        ("http://10.0.0.0.evil.com/v1", ["10.0.0.0/8"]),
+        ("http://node-7.cluster.evil.com/v1", ["node-7.cluster"]),
+        ("http://sub.node-7.cluster/v1", ["node-7.cluster"]),
+        ("ftp://10.1.2.3/v1", ["10.0.0.0/8"]),
+    ],
+)
+def test_http_goes_nowhere_else(url: str, allow_http: list[str]) -> None:
+    with pytest.raises(InputError, match="base_url"):
+        check_url(url, allow_http)
+
+
+@pytest.mark.parametrize(
+    ("knobs", "message"),
+    [
+        ({"allow_http": ["0.0.0.0/0"]}, "allow_http holds '0.0.0.0/0', which is every address; name"),
+        ({"allow_http": ["10.0.0.0/99"]}, "allow_http holds '10.0.0.0/99'; it must be an address, a network such as"),
+        ({"allow_http": ["http://node"]}, "allow_http holds 'http://node'; it must be an address, a network such as"),
+        ({"headers_env": {"X Y": "A"}}, "headers_env holds 'X Y', which cannot be set here; it must be the name of"),
+        ({"headers_env": {"Host": "A"}}, "headers_env holds 'Host', which cannot be set here"),
+        ({"headers_env": {"X-Key": "my-canary"}}, "headers_env holds under X-Key what names no environment variable"),
+        ({"base_url": []}, "base_url is []; it must be text, or a list (of each: text) that is not empty"),
+        ({"base_url": 3}, "base_url is 3; it must be text, or a list (of each: text) that is not empty"),
+        ({"base_url": [3]}, "base_url.0 is 3; it must be"),
+    ],
+)
+def test_knobs_of_addresses_are_checked(knobs: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as raised:
+        OpenAISpeed.parse(knobs, "speed.openai")
+    assert str(raised.value).startswith(f"speed.openai.{message}")
+    assert "canary" not in str(raised.value)
+
+
+def test_headers_come_from_the_environment_and_are_shown_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    headers = {"api-key": "AZURE_KEY", "X-Title": "TITLE"}
+    monkeypatch.setenv("AZURE_KEY", "canary-of-azure")
+    with stub_teacher({"500": 0.1}) as server, caplog.at_level("DEBUG"):
+        with pytest.raises(InputError, match="environment variable TITLE is not set; headers_env takes X-Title from i"):
+            ask(server, tmp_path, PROMPTS[:1], headers_env=headers)
+        monkeypatch.setenv("TITLE", "two\nlines")
+        with pytest.raises(InputError, match="environment variable TITLE holds a line break or no ASCII; correct it"):
+            ask(server, tmp_path, PROMPTS[:1], headers_env=headers)
+        monkeypatch.setenv("TITLE", "PerSyn")
+        ask(server, tmp_path, PROMPTS[:9], headers_env=headers)
+        seen = [(each["api-key"], each["x-title"]) for each in server.headers_seen]
+    assert set(seen) == {("canary-of-azure", "PerSyn")}
+    assert not any("canary" in path.read_bytes().decode("latin-1") for path in tmp_path.rglob("*") if path.is_file())
+    assert "canary" not in "\n".join(record.getMessage() for record in caplog.records if record.name[:6] == "persyn")
+
+
+def test_several_addresses_share_the_load(tmp_path: Path) -> None:
+    with stub_teacher(delay=0.02) as one, stub_teacher(delay=0.02) as other:
+        table = ask(one, tmp_path, base_url=[one.url, f"{other.url}/deployments/b/"], timeout=30.0)
+        counts = [server.counts["ok"] for server in (one, other)]
+        assert sum(counts) == len(PROMPTS), "no prompt is asked twice"
+        assert min(counts) > 10
+        assert all(server.headers_seen[0]["host"] == server.url[7:-3] for server in (one, other))
+        paths = [{headers[":path"] for headers in server.headers_seen} for server in (one, other)]
+        assert paths == [{"/v1/chat/completions"}, {"/v1/deployments/b/chat/completions"}]
+    assert "error" not in table["finish_reason"].to_list()
+
+
+@pytest.mark.parametrize("fault", ["none there", "500", "429"])
+def test_while_one_address_is_down_the_others_go_on(fault: str, tmp_path: Path) -> None:
+    faults = {} if fault == "none there" else {fault: 1.0}
+    with stub_teacher(faults) as down, stub_teacher(delay=0.01) as alive:
+        address = "http://127.0.0.1:9/v1" if fault == "none there" else down.url
+        table = ask(alive, tmp_path, base_url=[address, alive.url], timeout=30.0)
+        assert alive.counts["ok"] == len(PROMPTS)
+        assert down.counts[fault] < len(PROMPTS)
+    assert "error" not in table["finish_reason"].to_list()
+
+
+def test_an_address_that_dies_and_comes_back_is_used_again(tmp_path: Path) -> None:
+    prompts = prompts_table([f"Tell story number {number}." for number in range(150)])
+    with stub_teacher(delay=0.05) as one, stub_teacher(delay=0.05) as other:
+        begin = threading.Timer(0.3, setattr, [one, "faults", {"500": 1.0}])
+        end = threading.Timer(1.0, setattr, [one, "faults", {}])
+        begin.start()
+        end.start()
+        table = ask(one, tmp_path, prompts, base_url=[one.url, other.url], concurrency=4, timeout=30.0)
+        end.join()
+        before, after = one.counts["500"], one.counts["ok"]
+        more = prompts_table([f"And {number}." for number in range(40)])
+        ask(one, tmp_path, more, base_url=[one.url, other.url], timeout=30.0)
+        assert before > 0
+        assert one.counts["ok"] > after
+        assert one.counts["ok"] + other.counts["ok"] == len(prompts) + 40, "no prompt is asked twice"
+    assert "error" not in table["finish_reason"].to_list()
+
+
+def test_an_address_that_was_given_up_is_tried_again_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is down for longer than max_outage; the run goes on by the other one, and later by both again."""
+    monkeypatch.setattr("persyn.generation.load_balancer.LONGEST_PAUSE", 0.5)
+    monkeypatch.setattr("persyn.generation.concurrency.FAILURES", 2)
+    prompts = prompts_table([f"Tell story number {number}." for number in range(120)])
+    with stub_teacher({"500": 1.0}) as one, stub_teacher(delay=0.1) as other:
+        back = threading.Timer(2.0, setattr, [one, "faults", {}])
+        back.start()
+        table = ask(one, tmp_path, prompts, base_url=[one.url, other.url], concurrency=4, max_outage=0.1, timeout=30.0)
+        back.join()
+        assert one.counts["500"] >= 2
+        assert one.counts["ok"] > 0
+        assert one.counts["ok"] + other.counts["ok"] == len(prompts)
+    assert "error" not in table["finish_reason"].to_list()
+
+
+def test_the_run_fails_when_all_addresses_are_down(tmp_path: Path) -> None:
+    with stub_teacher({"500": 1.0}) as one, stub_teacher({"500": 1.0}) as other:
+        with pytest.raises(InputError, match=r"all 2 addresses are down; of the last: the server has failed for"):
+            ask(one, tmp_path, base_url=[one.url, other.url], max_outage=0.5, max_attempts=20)
+        assert min(server.counts["500"] for server in (one, other)) >= 8
+
+
+def test_a_teacher_behind_openrouter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFERER", "https://example.org")
+    prompts = prompts_table(["Hi.", "Now fail."])
+    who = teacher(model="maker/model:free", extra_body=ROUTED, sampling={"max_tokens": 80})
+    with stub_teacher() as server:
+        server.dialect = openrouter
+        knobs = server.speed(headers_env={"HTTP-Referer": "REFERER"}, max_attempts=2)
+        table = generate_responses(prompts, "t", who, tmp_path, knobs, max_error_share=1.0)
+        assert all(ROUTED.items() <= body.items() for body in server.bodies_seen)
+        assert {each["http-referer"] for each in server.headers_seen} == {"https://example.org"}
+    assert table["finish_reason"][1] == "error"
+    assert (table["reasoning"][0], table["finish_reason"][0]) == (THOUGHT, "stop")
+    assert "<" not in table["response"][0]
+
+
+def test_a_teacher_behind_litellm(tmp_path: Path) -> None:
+    more = {"reasoning_effort": "low", "metadata": {"tags": ["persyn"]}}
+    who = teacher(model="anthropic/some-model", extra_body=more, sampling={"max_tokens": 80, "temperature": None})
+    with stub_teacher() as server:
+        server.dialect = litellm
+        table = generate_responses(PROMPTS[:1], "t", who, tmp_path, server.speed())
+        [body] = server.bodies_seen
+    assert more.items() <= body.items()
+    assert "temperature" not in body
+    assert (table["reasoning"][0], table["finish_reason"][0]) == (THOUGHT, "stop")

@@ -244,6 +244,52 @@ def test_a_teachers_own_knobs_are_over_those_of_its_backend() -> None:
     assert (params.speed_of("judge").base_url, params.speed_of("judge").concurrency) == ("https://b/v1", 2)
 
 
+def test_what_a_backend_does_not_honour_is_named_before_any_model_is_loaded() -> None:
+    data, asked = shipped(), {"max_tokens": 8, "seed": None, "presence_penalty": 1}
+    data["teachers"]["smollm2-terse"] |= {"sampling": asked, "extra_body": {"user": "x"}, "host": "here"}
+    data["teachers"]["smollm2-steps"] |= {"sampling": {"max_tokens": 8, "extra": {"top_k": 2, "repetition_penalty": 2}}}
+    why, cure = "which the backend transformers does not honour", "or choose another backend"
+    terse, steps = "teachers.smollm2-terse", "teachers.smollm2-steps"
+    assert mistakes(data) == [
+        f"{terse}.sampling.seed is null, {why}; give a number, {cure} (openai)",
+        f"{terse}.sampling.presence_penalty is 1, {why}; remove it, {cure} (vllm or openai)",
+        f"{terse}.extra_body.user is 'x', {why}; remove it, {cure} (vllm or openai)",
+        f"{terse}.host is 'here', {why}; remove it, {cure} (openai)",
+        f"{steps}.sampling.extra.repetition_penalty is 2, {why}; remove it, {cure} (vllm or openai)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        ({"extra_body": {"top_k": 2}}, "extra_body holds top_k, which cannot be set here; it must be sampling.top_k"),
+        ({"extra_body": {"max_completion_tokens": 2}}, "extra_body holds max_completion_tokens, which cannot be set"),
+        ({"extra_body": {"stream": True}}, "extra_body holds stream, which cannot be set here; remove it"),
+        (
+            {"extra_body": {"chat_template_kwargs": {}}, "template": {"a": 1}},
+            "extra_body holds chat_template_kwargs, which cannot be set here; the teacher's `template` holds",
+        ),
+        (
+            {"sampling": {"max_tokens": 1, "extra": {"user": "x"}}, "extra_body": {"user": "x"}},
+            "extra_body holds user, which sampling.extra holds too; remove it from extra",
+        ),
+        (
+            {"sampling": {"max_tokens": 1, "top_k": 2, "extra": {"top_k": 2}}},
+            "sampling.extra holds top_k, which is given beside it too; remove it from extra",
+        ),
+        ({"sampling": {"max_tokens": 1, "stop": []}}, "sampling.stop is []; it must be a list (of each: text"),
+        ({"sampling": {"max_tokens": 1, "stop": "x"}}, "sampling.stop is 'x'; it must be a list (of each: text"),
+        ({"sampling": {"max_tokens": 1, "min_p": 7}}, "sampling.min_p is 7; it must be a number from 0 to 1, or null"),
+        ({"sampling": {"max_tokens": 1, "top_k": 0.5}}, "sampling.top_k is 0.5; it must be a whole number, -1 or more"),
+        ({"sampling": {"max_tokens": None}}, "sampling.max_tokens is null; it must be a whole number, 1 or more"),
+    ],
+)
+def test_settings_of_requests_that_contradict_or_are_wrong(teacher: dict[str, Any], message: str) -> None:
+    entry = {"model": "m", "license": "x", "backend": "openai", "sampling": {"max_tokens": 1}, **teacher}
+    with pytest.raises(InputError, match=rf"^teachers\.t\.{re.escape(message)}"):
+        Teacher.parse(entry, "teachers.t")
+
+
 def test_aliases_without_end_are_no_trouble(params: Path) -> None:
     """A billion laughs: nine levels of nine references each."""
     lines = ["a0: &a0 [lol]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 40)]
@@ -423,7 +469,8 @@ def test_every_parameter_says_what_it_means() -> None:
     rows = {f"{part.name}.{row.name}": row for part in build_reference() for row in part.rows}
     assert rows["rewards.alpha"].takes == "a number from 0 to 1"
     assert rows["rewards.alpha"].default is None
-    assert rows["teachers.<name>.sampling.temperature"].takes == "a number, 0 or more"
+    assert rows["teachers.<name>.sampling.temperature"].takes == "a number, 0 or more, or null"
+    assert "teachers.<name>.sampling.extra" not in rows, "an earlier name is read, but not taught"
     assert rows["router.learning_rate"].default == "4e-06"
     assert not [name for name, row in rows.items() if "a value" in row.takes], "each type has its word in TYPES"
     assert TYPES

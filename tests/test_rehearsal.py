@@ -1,5 +1,6 @@
 """The rehearsal: every model of every shipped profile has a stand-in, and a profile stays what it is."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from rehearsal.checks import check_contexts
 from rehearsal.data import LocalData, parallel_sources
 from rehearsal.families import FAMILIES, family_of
 from rehearsal.models import build_once
-from rehearsal.params import SELECT, hub_models, rehearsed, selected
+from rehearsal.params import MAX_TOKENS, SELECT, hub_models, rehearsed, selected
 from science.project import load_profile
 from tests.support.tables import prompts_table, responses_table
 from tests.support.tiny import ROOT
@@ -149,6 +150,19 @@ def test_only_what_makes_it_small_and_local_is_changed(
     same = ["prompt_id", "prompt", "domain", "reference"]
     assert again.sort("prompt_id").select(same).equals(prompts.filter("parallel").sort("prompt_id").select(same))
     assert set(select["strategies"]) == {"persyn", *SELECT}
+
+
+def test_settings_that_only_other_engines_have_are_left_out(tmp_path: Path) -> None:
+    params = json.loads(json.dumps(load_profile(PAPER[0])))
+    [first, second, *_] = params["teachers"].values()
+    first |= {"quantization": "fp8", "adapter": "a", "extra_body": {"min_tokens": 2}}
+    first["sampling"] = {"max_tokens": 9, "temperature": 1.0, "top_k": 20, "presence_penalty": 1.5}
+    second |= {"backend": "openai", "host": "here", "sampling": {"max_tokens": 9, "seed": None, "extra": {"user": "x"}}}
+    data = LocalData(tmp_path / "data", tmp_path)
+    small = rehearsed(params, lambda path, model: f"stand-ins/{model}", data.localised)
+    check_params(small, "the rehearsed profile")
+    [first, *_] = small["teachers"].values()
+    assert first["sampling"] == {"max_tokens": MAX_TOKENS, "temperature": 1.0, "top_k": 20}
 
 
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.parent.name)

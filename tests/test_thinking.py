@@ -14,12 +14,12 @@ from tokenizers import AddedToken
 from persyn.chat import encode_prompt, with_chat_template
 from persyn.defects import DETECTORS, count_defects, find_defects
 from persyn.errors import InputError
-from persyn.generation import Precomputed, Sampling, Teacher
+from persyn.generation import Precomputed, Sampling, Teacher, load_backend
 from persyn.generation.openai import OpenAISpeed
 from persyn.generation.reading import encode_conversations, read_generation
 from persyn.generation.requests import open_store, prepare_requests
 from persyn.generation.row_sampler import row_sampler
-from persyn.generation.transformers import TransformersBackend, TransformersSpeed
+from persyn.generation.transformers import TransformersSpeed
 from persyn.messages import user_message
 from persyn.quality import QualitySettings, score_quality
 from persyn.responses import generate_responses
@@ -266,9 +266,10 @@ def test_what_cannot_be_set_is_refused(base_model: str) -> None:
     for changes, message in refused:
         with pytest.raises(InputError, match=message):
             teacher(**changes)
-    who = teacher(model=base_model, sampling={"max_tokens": 1, "extra": {"repetition_penalty": 1.1, "top_k": 2}})
-    with pytest.raises(InputError, match=r"sampling.extra holds repetition_penalty, which .* takes min_p and top_k"):
-        TransformersBackend(who, TransformersSpeed())
+    extra = {"repetition_penalty": 1.1, "top_k": 2}
+    who = teacher(model=base_model, backend="transformers", sampling={"max_tokens": 1, "extra": extra})
+    with pytest.raises(InputError, match=r"sampling.extra.repetition_penalty is 1.1, which the backend transformers"):
+        load_backend(who, TransformersSpeed())
     drawn = Sampling(max_tokens=1, temperature=1.0, extra={"top_k": 2, "min_p": 0.1})
     assert len(row_sampler(drawn, ["key"])) == 5
     with pytest.raises(InputError, match=r"sampling.extra is \{'min_p': 7\}: .*; correct it"):

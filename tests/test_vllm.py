@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,15 @@ from typing import Any
 import polars as pl
 import psutil
 import pytest
+import torch
 
 from persyn.chat import encode_prompt
 from persyn.errors import InputError
 from persyn.generation import Backend, RaySpeed, Sampling, Teacher, load_backend
-from persyn.generation.requests import generate_rows, prepare_requests
+from persyn.generation.requests import generate_rows, prepare_requests, teacher_identity
 from persyn.generation.transformers import TransformersSpeed
 from persyn.generation.vllm import VLLMSpeed
-from persyn.models import load_tokenizer
+from persyn.models import load_causal_lm, load_tokenizer, model_identity
 from persyn.responses import generate_responses
 from persyn.store import Store, verify
 from tests.support.tables import prompts_table
@@ -110,12 +112,73 @@ def test_too_long_a_prompt_is_refused_before_any_is_answered(engine: Backend, mo
 
 def test_more_sampling_arguments_are_those_of_vllm(engine: Backend, model: str, tmp_path: Path) -> None:
     whole = ask(engine, teacher(model, "vllm"), PROMPTS[:2], tmp_path / "1")
-    one = teacher(model, "vllm", temperature=1.0, extra={"top_k": 1})  # the likeliest token, however it is drawn
+    one = teacher(model, "vllm", temperature=1.0, top_k=1)  # the likeliest token, however it is drawn
     assert sorted(ask(engine, one, PROMPTS[:2], tmp_path / "2").values()) == sorted(whole.values())
+    penalised = teacher(model, "vllm", repetition_penalty=50.0)
+    assert sorted(ask(engine, penalised, PROMPTS[:2], tmp_path / "4").values()) != sorted(whole.values())
     for name, value in (("top_kk", 1), ("top_k", -7)):
-        with pytest.raises(InputError, match=rf"vLLM refuses its sampling: .*sampling.extra \({name}\) takes"):
+        with pytest.raises(InputError, match=rf"vLLM refuses its sampling: .*its settings \({name}\) must"):
             ask(engine, teacher(model, "vllm", extra={name: value}), PROMPTS[:2], tmp_path / "3")
     assert not verify(tmp_path / "3")[1]
+
+
+def test_a_text_that_ends_a_response_does_so_in_both_engines(engine: Backend, model: str, tmp_path: Path) -> None:
+    whole = ask(engine, teacher(model, "vllm"), PROMPTS, tmp_path / "1")
+    said = "".join(text[1:] for text, *_ in whole.values())
+    stop = Counter(filter(str.isalnum, filter(str.isascii, said))).most_common(1)[0][0]
+    plain = teacher(model, "transformers", stop=[stop, "never said"])
+    expected = ask(load_backend(plain, TransformersSpeed(batch_size=4)), plain, PROMPTS, tmp_path / "2")
+    assert ask(engine, teacher(model, "vllm", stop=[stop, "never said"]), PROMPTS, tmp_path / "3") == expected
+    cut = {text.partition(stop)[0] for text, *_ in whole.values() if stop in text}
+    assert len(cut) > 1
+    assert not any(stop in text for text, *_ in expected.values())
+    assert {reason for text, reason, *_ in expected.values() if text in cut} == {"stop"}
+
+
+def save_adapter(model: str, folder: Path) -> str:
+    """A LoRA adapter of random weights, large enough to change every response."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, lora_alpha=32, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = get_peft_model(load_causal_lm(model), config)
+    adapted.save_pretrained(str(folder))
+    return str(folder)
+
+
+def test_a_lora_adapter_makes_another_model(engine: Backend, model: str, tmp_path: Path) -> None:
+    """Its responses are those of transformers with the adapter merged in; its keys are not those of the plain model."""
+    from peft import PeftModel
+
+    adapter = save_adapter(model, tmp_path / "adapter")
+    merged = PeftModel.from_pretrained(load_causal_lm(model), adapter).merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    load_tokenizer(model).save_pretrained(tmp_path / "merged")
+    plain = teacher(str(tmp_path / "merged"), "transformers")
+    expected = ask(load_backend(plain, TransformersSpeed()), plain, PROMPTS, tmp_path / "1")
+    who = teacher(model, "vllm").changed(adapter=adapter)
+    adapted = load_backend(who, VLLMSpeed(max_num_seqs=4))
+    try:
+        found = ask(adapted, who, PROMPTS, tmp_path / "2")
+    finally:
+        adapted.close()
+    assert sorted(found.values()) == sorted(expected.values())
+    assert sorted(ask(engine, teacher(model, "vllm"), PROMPTS, tmp_path / "3").values()) != sorted(found.values())
+    asked = [{request.key for request in prepare_requests(PROMPTS, each)} for each in (who, teacher(model, "vllm"))]
+    assert not asked[0] & asked[1]
+
+
+def test_how_a_model_is_quantised_is_part_of_what_it_is(model: str) -> None:
+    plain = teacher(model, "vllm")
+    asked = [prepare_requests(PROMPTS, each)[0].key for each in (plain, plain.changed(quantization="fp8"))]
+    assert asked[0] != asked[1]
+    assert teacher_identity(plain) == model_identity(model, None), "and without one it is what it was"
+    with pytest.raises(InputError, match=r"vLLM cannot start .*; the teacher's entry also has quantization 'no such'"):
+        load_backend(plain.changed(quantization="no such"), VLLMSpeed())
+    with pytest.raises(
+        InputError, match=r"adapter is 'none', where there is no adapter_config.json; it must be a loca"
+    ):
+        prepare_requests(PROMPTS, plain.changed(adapter="none"))
 
 
 def test_in_a_ray_actor(model: str, tmp_path: Path) -> None:

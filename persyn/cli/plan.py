@@ -56,6 +56,7 @@ def ledger(data: Data = Path("data")) -> None:
     from persyn.planning.text import ledger_text
     from persyn.project.params import read_params
     from persyn.quality import judge_ledger
+    from persyn.responses import asked_of, count_lost
     from persyn.schemas import PROMPTS, RESPONSES, read_folder, read_table
     from persyn.store import store_folder
 
@@ -64,7 +65,8 @@ def ledger(data: Data = Path("data")) -> None:
     routed = read_folder(data / "routed", list(params.strategies), RESPONSES)
     prompts = read_table(data / "prompts.parquet", PROMPTS)
     judge = judge_ledger(prompts, [parallel, *routed.values()], store_folder(), params.quality)
-    typer.echo(ledger_text(build_ledger(prompts, parallel, routed, params.prices, judge)))
+    lost = count_lost(asked_of([parallel, *routed.values()], prompts), params.teachers, store_folder())
+    typer.echo(ledger_text(build_ledger(prompts, parallel, routed, params.prices, judge, lost)))
 
 
 def _prompts(data: Path, params: "Params") -> tuple["pl.DataFrame", str]:

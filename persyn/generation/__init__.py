@@ -5,14 +5,14 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from persyn.errors import InputError, did_you_mean
 from persyn.messages import Message, as_messages, assistant_message, user_message
 from persyn.prompts.sources import Rows
-from persyn.settings import DATE, Commit, Day, Seed, Settings, shown
+from persyn.settings import DATE, Commit, Day, Misfit, Seed, Settings, shown
 
 Training = Literal["allowed", "conditional", "forbidden", "unknown"]
 
@@ -36,11 +36,23 @@ def _without(reserved: Mapping[str, str]) -> AfterValidator:
 
 
 REMOVE = "remove it"
+NAMED = ("top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty", "stop")
+"""Settings of `sampling` that an engine gets under the same name, if they are given."""
+DRAWN = ("temperature", "top_p", "seed")
+OF_THE_REQUEST = dict.fromkeys(("messages", "model", "n", "stream", "output_kind", "logprobs", "tools"), REMOVE)
 EXTRA = _without(
-    {name: f"it must be sampling.{name}" for name in ("max_tokens", "temperature", "top_p", "seed")}
+    {name: f"it must be sampling.{name}" for name in ("max_tokens", *DRAWN, "stop")}
     | {"chat_template_kwargs": "it must be the teacher's `template`"}
-    | dict.fromkeys(("messages", "model", "n", "stop", "stream", "output_kind", "logprobs", "tools"), REMOVE)
+    | OF_THE_REQUEST
 )
+EXTRA_BODY = _without(
+    {name: f"it must be sampling.{name}" for name in ("max_tokens", *DRAWN, *NAMED)}
+    | dict.fromkeys(("max_completion_tokens", "max_output_tokens"), "it must be sampling.max_tokens")
+    | {"chat_template_kwargs": "the teacher's `template` holds these arguments: put them there"}
+    | OF_THE_REQUEST
+)
+Positive = Annotated[int, Field(gt=0)] | Annotated[float, Field(gt=0)]
+Penalty = Annotated[int, Field(ge=-2, le=2)] | Annotated[float, Field(ge=-2, le=2)]
 TEMPLATE = _without(
     dict.fromkeys(("messages", "conversation", "add_generation_prompt", "tokenize", "return_dict"), REMOVE)
     | dict.fromkeys(("chat_template", "return_tensors", "continue_final_message", "padding", "truncation"), REMOVE)
@@ -52,26 +64,53 @@ class Sampling(Settings):
 
     max_tokens: Annotated[int, Field(ge=1)]
     """Response tokens at most; a longer response is cut and marked `length`."""
-    temperature: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)] = 0.0
-    """0 is greedy."""
-    top_p: Annotated[int, Field(gt=0, le=1)] | Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus sampling: draws from the likeliest tokens that together have this probability."""
-    seed: Seed = 0
-    """Seed of the draws, where temperature is above 0."""
-    extra: Annotated[dict[str, Any], EXTRA] = Field(default_factory=dict)
-    """More arguments for the engine, by its own names. openai: fields of the request's body, such as `min_p` or
-    `reasoning_effort`. vllm: fields of its SamplingParams. transformers: `top_k` and `min_p` only."""
+    temperature: Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0)] | None = 0.0
+    """0 is greedy. null (backend openai only): not sent, for a model that takes only its own."""
+    top_p: Annotated[int, Field(gt=0, le=1)] | Annotated[float, Field(gt=0, le=1)] | None = 1.0
+    """Nucleus sampling: draws from the likeliest tokens that together have this probability. Of no effect where
+    temperature is 0, as the seed. null (backend openai only): not sent."""
+    seed: Seed | None = 0
+    """Seed of the draws, where temperature is above 0. null (backend openai only): not sent, for a server that takes
+    none."""
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    """Draws from this many of the likeliest tokens; 0 and -1: from all. null: not sent, as for those below."""
+    min_p: Annotated[int, Field(ge=0, le=1)] | Annotated[float, Field(ge=0, le=1)] | None = None
+    """Draws from the tokens that are at least this share as likely as the likeliest."""
+    frequency_penalty: Penalty | None = None
+    """Subtracted from a token's logit as often as the response has it. Not for transformers."""
+    presence_penalty: Penalty | None = None
+    """Subtracted from a token's logit once the response has it. Not for transformers."""
+    repetition_penalty: Positive | None = None
+    """Divides the logit of tokens that the prompt or the response has; 1 is none. Not for transformers."""
+    stop: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] | None = None
+    """Texts that end a response, which is cut before the first of them."""
+    extra: Annotated[dict[str, Any], EXTRA] = Field(default_factory=dict, json_schema_extra={"deprecated": True})
+    """The earlier way to write `top_k`, `min_p`, the penalties and the teacher's `extra_body`. It is still read."""
+
+    @model_validator(mode="after")
+    def _given_once(self) -> Self:
+        for name in NAMED:
+            if name in self.extra and getattr(self, name) is not None:
+                raise Misfit("extra", f"holds {name}, which is given beside it too; remove it from extra")
+        return self
 
     @property
     def drawn(self) -> dict[str, Any]:
-        """The settings that decide the tokens, without max_tokens, which only cuts them."""
+        """The settings that decide the tokens, without max_tokens, which only cuts them; without what is not sent."""
         if self.temperature == 0:
             return {"temperature": 0}
-        return {"temperature": self.temperature, "top_p": self.top_p, "seed": self.seed}
+        return {name: value for name in DRAWN if (value := getattr(self, name)) is not None}
+
+    @property
+    def more(self) -> dict[str, Any]:
+        """The further arguments of the engine, by their names. One that was written in `extra` has the same place in
+        the keys of the response store as one with a field of its own.
+        """
+        return {**self.extra, **{name: value for name in NAMED if (value := getattr(self, name)) is not None}}
 
     def drawn_for(self, key: str) -> dict[str, Any]:
         """`drawn` for an engine that takes a seed per request: 31 bits of the request's key, whatever its batch."""
-        if self.temperature == 0:
+        if "seed" not in self.drawn:
             return self.drawn
         seed = int.from_bytes(hashlib.sha256(f"{self.seed}:{key}".encode()).digest()[:4]) >> 1
         return {**self.drawn, "seed": seed}
@@ -144,6 +183,19 @@ class Teacher(Settings):
     date: Day = DATE
     """ISO date that its chat template writes where it writes today's, so that a prompt is the same every day. Of no
     effect behind a server, which renders its own."""
+    extra_body: Annotated[dict[str, Any], EXTRA_BODY] = Field(default_factory=dict)
+    """More arguments of the engine, by its own names. openai: fields of the request's body, such as `reasoning_effort`,
+    `response_format`, a thinking budget or a provider's own objects. vllm: fields of its SamplingParams. transformers
+    takes none."""
+    host: Annotated[str, Field(min_length=1)] | None = None
+    """A name for where the model is served, if the same name at another server is to be another model: its responses
+    are then stored and asked for apart. For the backend openai."""
+    quantization: Annotated[str, Field(min_length=1)] | None = None
+    """vLLM's name of a method (such as `fp8` or `bitsandbytes`) by which it quantises the weights as it loads them. A
+    model whose files are quantised needs none. For the backend vllm."""
+    adapter: Annotated[str, Field(min_length=1)] | None = None
+    """Local folder of a LoRA adapter, as PEFT saves it (`adapter_config.json`, `adapter_model.safetensors`), that the
+    model is run with. For the backend vllm."""
     trust_remote_code: bool = False
     """Whether code from the model's repository may run."""
     family: str | None = None
@@ -152,6 +204,23 @@ class Teacher(Settings):
     """How many parallel prompts it responds to: they place it beside the trained router. null: all of them."""
     precomputed: Precomputed | None = None
     """A data set of responses that it has already given, used instead of asking it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _template_of_body(cls, data: Any) -> Any:
+        """Read `extra_body.chat_template_kwargs`, as servers call it, as `template`; both at once are refused."""
+        body = data.get("extra_body") if isinstance(data, Mapping) else None
+        if not isinstance(body, Mapping) or "chat_template_kwargs" not in body or data.get("template"):
+            return data
+        rest = {name: value for name, value in body.items() if name != "chat_template_kwargs"}
+        return {**data, "template": body["chat_template_kwargs"], "extra_body": rest}
+
+    @model_validator(mode="after")
+    def _given_once(self) -> Self:
+        for name in self.extra_body:
+            if name in self.sampling.extra:
+                raise Misfit("extra_body", f"holds {name}, which sampling.extra holds too; remove it from extra")
+        return self
 
     def messages(self, prompt: str | Sequence[Message]) -> list[Message]:
         """The conversation that the teacher gets for `prompt`: one system message at most, the examples, the turns."""
@@ -172,7 +241,7 @@ class Teacher(Settings):
         given = {
             "template": self.template,
             "date": self.date if self.date != DATE else "",
-            "extra": self.sampling.extra,
+            "extra": {**self.sampling.more, **self.extra_body},
         }
         return {name: value for name, value in given.items() if value}
 
@@ -191,6 +260,16 @@ class Generation:
     reasoning: str | None = None
     """The thought before the response. If the response ended inside it, `response` is empty and finish_reason length.
     """
+    final: bool = False
+    """With an error: asking again at this max_tokens cannot change it, so nobody does. The teacher is not to blame."""
+    estimated: bool = False
+    """A count of tokens is an estimate: the server gave none."""
+    said: str = ""
+    """The server's own finish reason, if nobody knows it."""
+    lost_prompt_tokens: int = 0
+    """Prompt tokens of earlier attempts that were paid for and brought no response."""
+    lost_response_tokens: int = 0
+    """Response tokens of the same."""
 
 
 class RaySpeed(Settings):
@@ -258,8 +337,9 @@ def load_backend(teacher: Teacher, speed: BackendSpeed) -> Backend:
     """The teacher's engine, with these speed knobs. Call it only when there is something to generate.
 
     Raises:
-        InputError: it is not installed, or cannot start.
+        InputError: it does not honour all settings of the teacher, is not installed, or cannot start.
     """
+    check_taken(teacher)
     try:
         return backend_class(teacher.backend)(teacher, speed)
     except ModuleNotFoundError as error:
@@ -267,6 +347,44 @@ def load_backend(teacher: Teacher, speed: BackendSpeed) -> Backend:
             f"backend {teacher.backend} needs {error.name}, which is not installed; run "
             f"`pip install 'persyn[{teacher.backend}]'` (on a machine without a GPU: persyn[{teacher.backend}-cpu])"
         ) from error
+
+
+def untaken(teacher: Teacher) -> list[tuple[tuple[str, ...], str]]:
+    """The settings of a teacher that its backend does not honour: where each is, and what is wrong, in words.
+
+    A backend's class says in `takes` which it honours of: those in NAMED, `null` (for temperature, top_p and seed),
+    `extra_body`, `host`, `quantization` and `adapter`. What is in `sampling.extra` counts as the one of its name, or as
+    `extra_body`.
+    """
+    sampling = teacher.sampling
+    given: list[tuple[tuple[str, ...], str, Any]] = [
+        (("sampling", name), "null", None) for name in DRAWN if getattr(sampling, name) is None
+    ]
+    given += [(("sampling", name), name, value) for name in NAMED if (value := getattr(sampling, name)) is not None]
+    given += [
+        (("sampling", "extra", name), name if name in NAMED else "extra_body", value)
+        for name, value in sampling.extra.items()
+    ]
+    given += [(("extra_body", name), "extra_body", value) for name, value in teacher.extra_body.items()]
+    for name in ("host", "quantization", "adapter"):
+        given += [((name,), name, value)] if (value := getattr(teacher, name)) is not None else []
+    taken: frozenset[str] = getattr(backend_class(teacher.backend), "takes", frozenset())
+    return [(place, _untaken(teacher.backend, kind, value)) for place, kind, value in given if kind not in taken]
+
+
+def _untaken(backend: str, kind: str, value: Any) -> str:
+    others = [name for name in BACKENDS if kind in getattr(backend_class(name), "takes", ())]
+    cure = "give a number" if kind == "null" else REMOVE
+    return (
+        f"is {shown(value)}, which the backend {backend} does not honour; {cure}, or choose another backend "
+        f"({' or '.join(others) or 'none does'})"
+    )
+
+
+def check_taken(teacher: Teacher) -> None:
+    """Raise InputError, with a line for each, if the teacher's backend does not honour all its settings."""
+    if wrong := untaken(teacher):
+        raise InputError(*(f"{teacher.model}: {'.'.join(place)} {text}" for place, text in wrong))
 
 
 def anchored_teachers(teachers: Mapping[str, Teacher]) -> list[str]:

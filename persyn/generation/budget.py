@@ -1,7 +1,7 @@
 """Budget: a limit on paid tokens, so that a run stops before it overspends."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,10 +48,12 @@ class Budget(Settings):
     """ISO date or time (UTC): responses made before it do not count."""
 
     def spent(self, folder: Path) -> int:
-        """Prompt and response tokens of all generated responses in the response store at `folder`."""
+        """Prompt and response tokens of all generated responses in the response store at `folder`, and of the attempts
+        and failures that brought none.
+        """
         rows = (json.loads(payload)["row"] for shelf in shelves(folder) for payload in verify(shelf)[1].values())
         counted = (row for row in rows if "origin" not in row and row.get("created", "") >= self.since)
-        return sum(row.get("num_prompt_tokens", 0) + row.get("num_response_tokens", 0) for row in counted)
+        return sum(sum(paid_tokens(row)) for row in counted)
 
     def waves(self, folder: Path, requests: Sequence[Any], max_tokens: int) -> Iterator[list[Any]]:
         """The requests in groups, each sure to fit the tokens left when it is taken.
@@ -96,3 +98,9 @@ class Budget(Settings):
             return self
         spent = self.spent(folder)
         return self.changed(max_tokens=spent + max(0, int(self.max_tokens) - spent) // num_parts)
+
+
+def paid_tokens(row: Mapping[str, Any]) -> tuple[int, int]:
+    """Prompt and response tokens that a stored row took: its own, and those of attempts that brought nothing."""
+    asked, said = (row.get(f"num_{end}_tokens", 0) + row.get(f"lost_{end}_tokens", 0) for end in ("prompt", "response"))
+    return asked, said

@@ -6,8 +6,13 @@ It!): one request at a time is tried, after ever longer pauses, until one succee
 """
 
 import asyncio
+import contextlib
+import email.utils
 import logging
+import math
 import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx2
@@ -21,6 +26,10 @@ FAILED = {500, 502, 503, 504, 529}
 FAILURES = 8
 LONGEST_PAUSE = 30.0
 """Seconds between two attempts at a server that is down."""
+FIRST_CONNECT = 4.0
+"""Seconds for a connection to a host that has not answered yet."""
+FIRST_PATIENCE = 10.0
+"""Seconds for which such a host is tried."""
 logger = logging.getLogger(__name__)
 
 
@@ -34,36 +43,86 @@ class Gate(httpx2.AsyncHTTPTransport):
         self._limit, self._growing, self._last_cut = float(min(most, START)), True, 0.0
         self._shut_until = 0.0
         self._failures, self._down_since, self._pause, self._turn = 0, 0.0, 1.0, asyncio.Lock()
+        self._crowded_since: float | None = None
+        self.unreached: float | None = None
+        """When a host that has not answered yet first failed."""
+        self.answered = False
+        """Whether the server has answered at all, with whatever status."""
         self.trouble: InputError | None = None
         """Why no more requests are sent to the server."""
+        self._closed = asyncio.Event()
 
     @property
     def limit(self) -> int:
         """Requests that may be in flight now."""
         return max(1, int(self._limit))
 
+    @property
+    def failures(self) -> int:
+        """Failures in a row."""
+        return self._failures
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether the server is waited for."""
+        return self._failures >= FAILURES or time.monotonic() < self._shut_until
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a request would be sent at once, if only to try the server."""
+        return time.monotonic() >= self._shut_until and (self._failures < FAILURES or not self._turn.locked())
+
+    def close(self, why: InputError) -> None:
+        """Send no more: requests that wait here fail with `why`; those that were sent are not touched."""
+        self.trouble = self.trouble or why
+        self._closed.set()
+
+    async def rest(self, seconds: float) -> None:
+        """Wait, but no longer than until the gate closes.
+
+        Raises:
+            InputError: the gate is closed.
+        """
+        if seconds > 0 and not self.trouble:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closed.wait(), seconds)
+        if self.trouble:
+            raise self.trouble
+
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """Send a request as soon as the limit allows it."""
-        await asyncio.sleep(self._shut_until - time.monotonic())
+        """Send a request as soon as the limit allows it.
+
+        Raises:
+            InputError: the gate is closed.
+        """
+        await self.rest(self._shut_until - time.monotonic())
         while self._failures >= FAILURES:
             async with self._turn:
                 if self._failures >= FAILURES:
-                    await asyncio.sleep(self._shut_until - time.monotonic())
+                    await self.rest(self._shut_until - time.monotonic())
                     return await self._send(request)
         return await self._send(request)
 
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
         sent = time.monotonic()
+        if not self.answered:
+            limits = request.extensions.get("timeout", {})
+            patient = min(limits.get("connect") or FIRST_CONNECT, FIRST_CONNECT)
+            request.extensions = {**request.extensions, "timeout": {**limits, "connect": patient}}
         try:
             response = await super().handle_async_request(request)
         except httpx2.TransportError as error:
             self._failed(sent, type(error).__name__)
             if isinstance(error, httpx2.TimeoutException):
                 self._cut(sent)
+            self._never_reached(sent, error, request)
             raise
+        self.answered = True
+        request.extensions = {**request.extensions, "began": True}
         if response.status_code in TOO_MUCH:
             self._cut(sent)
-            self._shut(_seconds(response.headers.get("retry-after")), f"status {response.status_code}")
+            self._crowded(sent)
+            self.shut(read_retry_after(response.headers), f"status {response.status_code}")
         if response.status_code in FAILED:
             self._failed(sent, f"status {response.status_code}")
         else:
@@ -71,6 +130,7 @@ class Gate(httpx2.AsyncHTTPTransport):
                 logger.warning("%s answers again", request.url.host)
             self._failures, self._pause = 0, 1.0
         if response.status_code < 400:
+            self._crowded_since = None
             self._limit = min(self.most, self._limit + (1 if self._growing else 1 / self._limit))
         return response
 
@@ -78,6 +138,32 @@ class Gate(httpx2.AsyncHTTPTransport):
         """Halve the limit, unless the request was sent before the last cut: it says nothing about the new limit."""
         if sent > self._last_cut:
             self._limit, self._growing, self._last_cut = max(1.0, self._limit / 2), False, time.monotonic()
+
+    def _never_reached(self, sent: float, error: Exception, request: httpx2.Request) -> None:
+        """Give up on a host that has not answered anything since the first try."""
+        if self.answered or isinstance(error, httpx2.ReadTimeout | httpx2.WriteTimeout | httpx2.PoolTimeout):
+            return
+        self.unreached = sent if self.unreached is None else self.unreached
+        if time.monotonic() - self.unreached + 1 > min(FIRST_PATIENCE, self.max_outage):
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            self.close(
+                InputError(
+                    f"{request.url.scheme}://{request.url.netloc.decode()} never answered ({reason}); check base_url "
+                    f"(host and port), and that the server runs"
+                )
+            )
+
+    def _crowded(self, sent: float) -> None:
+        """Give up on a server that has nothing but `too many requests` to say."""
+        self._crowded_since = sent if self._crowded_since is None else self._crowded_since
+        waited = time.monotonic() - self._crowded_since
+        if waited > max(1.0, self.max_outage):
+            self.close(
+                InputError(
+                    f"the server has answered nothing but `too many requests` for {waited:.0f} s, which is more than "
+                    f"max_outage {self.max_outage:.0f} s. All responses are kept; lower concurrency or run again later"
+                )
+            )
 
     def _failed(self, sent: float, reason: str) -> None:
         self._failures += 1
@@ -92,24 +178,34 @@ class Gate(httpx2.AsyncHTTPTransport):
                 self.max_outage,
             )
         if self._failures == FAILURES or sent >= self._shut_until:  # ignores the others in flight
-            self._shut(self._pause, reason)
+            self.shut(self._pause, reason)
             self._pause = min(LONGEST_PAUSE, 2 * self._pause)
 
-    def _shut(self, seconds: float, reason: str) -> None:
+    def shut(self, seconds: float, reason: str) -> None:
         """Send nothing for this long; give up on the server if it is down for longer than max_outage."""
         now = time.monotonic()
         self._shut_until = max(self._shut_until, now + seconds)
         down = now - self._down_since if self._failures >= FAILURES else 0.0
         if max(down, seconds) > self.max_outage:
-            self.trouble = InputError(
-                f"the server has failed for {down:.0f} s ({reason}) and would have to rest for {seconds:.0f} s, which "
-                f"is more than max_outage {self.max_outage:.0f} s. All responses are kept; run again once it is back"
+            self.close(
+                InputError(
+                    f"the server has failed for {down:.0f} s ({reason}) and would have to rest for {seconds:.0f} s, "
+                    f"which is more than max_outage {self.max_outage:.0f} s. All responses are kept; run again once it "
+                    f"is back"
+                )
             )
 
 
-def _seconds(retry_after: str | None) -> float:
-    """The Retry-After header in seconds; 0 if it is missing or a date (the client library obeys dates)."""
+def read_retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds from now that a Retry-After header asks for, in seconds or as a date; 0 without one."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        text = (headers.get(name) or "").strip()
+        with contextlib.suppress(ValueError):
+            seconds = float(text) / unit
+            return max(0.0, seconds) if math.isfinite(seconds) else 0.0
     try:
-        return max(0.0, float(retry_after or 0))
-    except ValueError:
+        moment = email.utils.parsedate_to_datetime(text)
+    except (TypeError, ValueError, OverflowError):
         return 0.0
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())

@@ -33,7 +33,8 @@ class Calls:
 
         Args:
             limit: how many calls may be in flight now.
-            trouble: an error that makes waiting for calls in flight useless; they are cancelled and it is raised.
+            trouble: an error after which no new call can succeed: none is started, those in flight are waited for and
+                kept, and it is raised.
         """
         positions = iter(range(count))
         calls: dict[asyncio.Task[Generation], int] = {}
@@ -41,12 +42,12 @@ class Calls:
         with _Stop(self.runner.get_loop()) as stop:
             try:
                 while True:
-                    while len(calls) < limit() and not (stop.signal or refused):
+                    while len(calls) < limit() and not (stop.signal or refused or trouble()):
                         position = next(positions, None)
                         if position is None:
                             break
                         calls[self.runner.get_loop().create_task(call(position))] = position
-                    if not calls or stop.expired or trouble():
+                    if not calls or stop.expired:
                         break
                     done, _ = self.runner.run(_wait(calls))
                     ended = {calls.pop(task): task for task in done}

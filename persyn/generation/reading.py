@@ -39,7 +39,12 @@ def encode_conversations(
 
 
 def read_generation(
-    tokenizer: Any, prompt: Sequence[int], ids: Sequence[int], finish_reason: str, num_tokens: int
+    tokenizer: Any,
+    prompt: Sequence[int],
+    ids: Sequence[int],
+    finish_reason: str,
+    num_tokens: int,
+    stops: Sequence[str] = (),
 ) -> Generation:
     """The Generation of a response's token ids: its text is cut at the first stop string, its thought is apart.
 
@@ -47,9 +52,10 @@ def read_generation(
         prompt: token ids of the prompt, whose end says whether the response begins inside a thought.
         ids: without the token that ended the response.
         num_tokens: response tokens that were paid for.
+        stops: the sampling's own stop strings.
     """
     text = decode_response(tokenizer, ids)
-    for stop in stop_strings(tokenizer):
+    for stop in (*stop_strings(tokenizer), *stops):
         text, separator, _ = text.partition(stop)
         finish_reason = "stop" if separator else finish_reason
     thought = split_thought(opening_tag(tokenizer.decode(list(prompt[-TAIL:]))) + text)

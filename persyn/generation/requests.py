@@ -9,12 +9,15 @@ from typing import Any
 import polars as pl
 
 from persyn.generation import Backend, Generation, Sampling, Teacher
-from persyn.generation.budget import Budget
+from persyn.generation.budget import Budget, paid_tokens
 from persyn.generation.precomputed import precomputed_suffix
 from persyn.messages import Message
-from persyn.models import model_identity
+from persyn.models import adapter_folder, model_identity
 from persyn.store import Store, response_key, slug
 from persyn.thinking import split_thought
+
+RARE = {"final", "estimated", "said", "lost_prompt_tokens", "lost_response_tokens"}
+"""Fields of a Generation that a row has only where they say something."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,29 @@ class Request:
     """The key of the precomputed response, if the teacher has a data set of them."""
 
 
+def teacher_identity(teacher: Teacher) -> str:
+    """model_identity, and what else makes the teacher another model, where it is set: its adapter (the sha256 of the
+    folder's files), how it is quantised, its host.
+
+    Raises:
+        InputError: the model or the adapter is missing.
+    """
+    identity = model_identity(teacher.model, teacher.revision)
+    if teacher.adapter:
+        identity += f"+adapter:{model_identity(str(adapter_folder(teacher.adapter)), None)}"
+    for name in ("quantization", "host"):
+        if value := getattr(teacher, name):
+            identity += f"+{name}:{value}"
+    return identity
+
+
 def prepare_requests(prompts: pl.DataFrame, teacher: Teacher) -> list[Request]:
     """A Request for each prompt, in the order of `prompts`.
 
     Raises:
         InputError: the teacher's model or its precomputed responses are missing.
     """
-    identity = model_identity(teacher.model, teacher.revision)
+    identity = teacher_identity(teacher)
     conversations = [teacher.messages(prompt) for prompt in prompts["prompt"].to_list()]
     asked = {"model": identity, **teacher.sampling.drawn, **teacher.shaped}
     keys = [response_key(messages=messages, **asked) for messages in conversations]
@@ -46,7 +65,7 @@ def prepare_requests(prompts: pl.DataFrame, teacher: Teacher) -> list[Request]:
 
 def open_store(folder: Path, teacher: Teacher) -> Store:
     """The teacher's part of the response store at `folder`."""
-    return Store(folder / slug(model_identity(teacher.model, teacher.revision)))
+    return Store(folder / slug(teacher_identity(teacher)))
 
 
 def stored_response(store: Store, request: Request, sampling: Sampling) -> dict[str, Any] | None:
@@ -90,7 +109,8 @@ def generate_rows(
 
 
 def _row(generation: Generation) -> dict[str, Any]:
-    row = {name: _whole(value) for name, value in asdict(generation).items()}
+    given = asdict(generation).items()
+    row = {name: _whole(value) for name, value in given if value or name not in RARE}
     return row | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
@@ -100,8 +120,30 @@ def _whole(value: Any) -> Any:
 
 
 def _stored_under(store: Store, key: str, row: Mapping[str, Any], sampling: Sampling) -> str:
-    """The key of a response's row: `key` serves any max_tokens that the response fits, `key:<max_tokens>` only this."""
-    if row["finish_reason"] == "error":
-        return f"{key}:error"
+    """The key of a response's row: `key` serves any max_tokens that the response fits, `key:<max_tokens>` only this.
+    An error that asking again cannot change holds for this max_tokens; any other is a record that serves nobody.
+    """
+    if row["finish_reason"] == "error" and not row.get("final"):
+        number = 1
+        while sum(paid_tokens(row)) and store.get(error_key(key, number)):  # the first row of a key would hide it
+            number += 1
+        return error_key(key, number)
     whole = row["finish_reason"] == "stop" and row["num_response_tokens"] <= sampling.max_tokens
     return key if whole and not store.get(key) else f"{key}:{sampling.max_tokens}"
+
+
+def error_key(key: str, number: int) -> str:
+    """Where the store has the record of a request's `number`-th failure."""
+    return f"{key}:error" if number == 1 else f"{key}:error:{number}"
+
+
+def lost_tokens(store: Store, request: Request, row: Mapping[str, Any]) -> tuple[int, int]:
+    """Prompt and response tokens that were paid for a request and are in no response: of attempts before the one that
+    became `row`, and of all its failures of earlier runs.
+    """
+    asked, said = row.get("lost_prompt_tokens", 0), row.get("lost_response_tokens", 0)
+    number = 1
+    while failure := store.get(error_key(request.key, number)):
+        more = paid_tokens(failure)
+        asked, said, number = asked + more[0], said + more[1], number + 1
+    return asked, said

@@ -1,7 +1,6 @@
 """Row sampler: sampling in which a prompt's response does not depend on the other prompts in its batch."""
 
 import hashlib
-from typing import Any
 
 import torch
 from transformers import (
@@ -23,18 +22,20 @@ def row_sampler(sampling: Sampling, keys: list[str]) -> LogitsProcessorList:
     Raises:
         InputError: `sampling.extra` holds a top_k or min_p out of bounds.
     """
+    if sampling.temperature is None or sampling.top_p is None or sampling.seed is None:
+        raise InputError("sampling holds null, which stands for a server's own value; give a number")
     if sampling.temperature == 0:
         return LogitsProcessorList()
-    extra: dict[str, Any] = sampling.extra
+    given = sampling.more
     try:
         warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(sampling.temperature)]
-        if extra.get("top_k", 0) > 0:  # 0 and -1 mean all, as for vLLM
-            warpers.append(TopKLogitsWarper(extra["top_k"]))
+        if given.get("top_k", 0) > 0:  # 0 and -1 mean all, as for vLLM
+            warpers.append(TopKLogitsWarper(given["top_k"]))
         warpers.append(TopPLogitsWarper(sampling.top_p))
-        if "min_p" in extra:
-            warpers.append(MinPLogitsWarper(extra["min_p"]))
+        if "min_p" in given:
+            warpers.append(MinPLogitsWarper(given["min_p"]))
     except (ValueError, TypeError) as error:
-        raise InputError(f"sampling.extra is {extra}: {error}; correct it") from error
+        raise InputError(f"sampling.extra is {sampling.extra}: {error}; correct it") from error
     return LogitsProcessorList([*warpers, RowSampler(sampling.seed, keys)])
 
 

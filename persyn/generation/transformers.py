@@ -6,16 +6,10 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from persyn.chat import stop_ids, stop_strings, with_chat_template
-from persyn.errors import InputError
 from persyn.generation import BackendSpeed, Generation, Sampling, Teacher, check_context
 from persyn.generation.reading import encode_conversations, read_generation
 from persyn.messages import Message
 from persyn.models import load_causal_lm, load_tokenizer
-
-WARPERS = ("min_p", "top_k")
-"""What `sampling.extra` may hold. Other arguments of `generate` would make a response depend on its batch (a penalty
-counts its padding), or draw by another generator than RowSampler's.
-"""
 
 
 class TransformersSpeed(BackendSpeed):
@@ -32,15 +26,14 @@ class TransformersBackend:
     """Batched, length-sorted generation. See the Backend protocol."""
 
     Speed = TransformersSpeed
+    takes = frozenset({"top_k", "min_p", "stop"})
+    """Other arguments of `generate` would make a response depend on its batch (a penalty counts its padding), or draw
+    by another generator than RowSampler's.
+    """
 
     def __init__(self, teacher: Teacher, speed: TransformersSpeed) -> None:
         import torch
 
-        if unknown := sorted(set(teacher.sampling.extra) - set(WARPERS)):
-            raise InputError(
-                f"{teacher.model}: sampling.extra holds {', '.join(unknown)}, which the backend transformers does not "
-                f"honour; it takes {' and '.join(WARPERS)}: remove it, or choose another backend"
-            )
         self.teacher = teacher
         where = (teacher.model, teacher.revision, teacher.trust_remote_code)
         self.tokenizer = with_chat_template(load_tokenizer(*where), date=teacher.date)
@@ -58,7 +51,10 @@ class TransformersBackend:
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             rows = self._generate_batch([prompts[i] for i in batch], [keys[i] for i in batch], sampling)
-            yield {position: self._read(prompts[position], row) for position, row in zip(batch, rows, strict=True)}
+            yield {
+                position: self._read(prompts[position], row, sampling.stop or ())
+                for position, row in zip(batch, rows, strict=True)
+            }
 
     def close(self) -> None:
         """Release the memory."""
@@ -75,17 +71,18 @@ class TransformersBackend:
             do_sample=False,  # a processor samples: see RowSampler
             repetition_penalty=1.0,  # overrides the model's own files, as with every engine
             logits_processor=row_sampler(sampling, keys),
-            stop_strings=stop_strings(self.tokenizer) or None,
+            stop_strings=[*stop_strings(self.tokenizer), *(sampling.stop or ())] or None,
             tokenizer=self.tokenizer,
             pad_token_id=self.tokenizer.pad_token_id,
         )
         return output[:, batch["input_ids"].shape[1] :].tolist()  # (B, T) response ids, padded on the right
 
-    def _read(self, prompt: list[int], row: list[int]) -> Generation:
+    def _read(self, prompt: list[int], row: list[int], stops: Sequence[str]) -> Generation:
         ends = stop_ids(self.tokenizer, self.model)
         length = next((i for i, token in enumerate(row) if token in ends), None)
         ids = row[:length]
         while ids and ids[-1] == self.tokenizer.pad_token_id:  # padding, while a longer row of the batch went on
             ids.pop()
         reason = "length" if length is None else "stop"
-        return read_generation(self.tokenizer, prompt, ids, reason, len(ids) + (length is not None))
+        num_tokens = len(ids) + (length is not None)
+        return read_generation(self.tokenizer, prompt, ids, reason, num_tokens, stops)

@@ -1,22 +1,25 @@
 """The vllm backend: vLLM's engine in its own processes, which end with this one; on GPUs, or its CPU build."""
 
+import json
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from pydantic import Field
 
 from persyn.chat import stop_strings, with_chat_template
 from persyn.errors import InputError
-from persyn.generation import BackendSpeed, Generation, Sampling, Teacher, check_context
+from persyn.generation import NAMED, BackendSpeed, Generation, Sampling, Teacher, check_context
 from persyn.generation.event_loop import Calls
 from persyn.generation.reading import encode_conversations, read_generation
 from persyn.generation.vllm_plugin import PARENT
 from persyn.messages import Message
-from persyn.models import load_tokenizer, locate_model
+from persyn.models import adapter_folder, load_tokenizer, locate_model
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
 
 
 class VLLMSpeed(BackendSpeed):
@@ -40,13 +43,14 @@ class VLLMBackend:
     """Continuous batching; every response is yielded as soon as it is complete. See the Backend protocol."""
 
     Speed = VLLMSpeed
+    takes = frozenset({*NAMED, "extra_body", "quantization", "adapter"})
 
     def __init__(self, teacher: Teacher, speed: VLLMSpeed) -> None:
         from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.platforms import current_platform
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        where = locate_model(teacher.model, teacher.revision)
+        where, lora = locate_model(teacher.model, teacher.revision), _lora_arguments(teacher.adapter)
         tokenizer = load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code)
         self.tokenizer = with_chat_template(tokenizer, date=teacher.date)
         os.environ.update({PARENT: str(os.getpid()), "VLLM_NO_USAGE_STATS": "1"})
@@ -59,7 +63,9 @@ class VLLMBackend:
                     revision=where.get("revision"),
                     trust_remote_code=teacher.trust_remote_code,
                     load_format="safetensors",
-                    dtype="float32" if current_platform.is_cpu() else "bfloat16",
+                    dtype=_dtype(teacher, on_cpu=current_platform.is_cpu()),
+                    quantization=teacher.quantization,
+                    **lora,
                     tensor_parallel_size=speed.tensor_parallel,
                     data_parallel_size=speed.data_parallel,
                     gpu_memory_utilization=speed.gpu_memory,
@@ -72,6 +78,7 @@ class VLLMBackend:
             raise InputError(
                 f"vLLM cannot start {teacher.model}: {' '.join(str(error).split())[:500]}; its own messages are above. "
                 f"The knobs are in speed.vllm (tensor_parallel, gpu_memory, max_model_len)"
+                f"{_also(teacher)}"
             ) from error
         self.teacher, self.calls, self.max_in_flight = teacher, Calls(), 2 * speed.max_num_seqs * speed.data_parallel
         self.num_requests = 0
@@ -102,8 +109,10 @@ class VLLMBackend:
 
         params = self._params(key, sampling)
         self.num_requests += 1
+        asked = tokens_input(prompt), params, str(self.num_requests)
+        adapter = {"lora_request": _lora_request(self.teacher.adapter)} if self.teacher.adapter else {}
         try:
-            async for output in self.engine.generate(tokens_input(prompt), params, str(self.num_requests)):
+            async for output in self.engine.generate(*asked, **adapter):
                 whole = output
         except EngineDeadError as error:
             raise InputError(
@@ -114,7 +123,11 @@ class VLLMBackend:
         if answer.finish_reason not in ("stop", "length"):
             return Generation("", "error", error=f"{answer.finish_reason}: vLLM gave no whole answer")
         # vLLM's text leaves out an incomplete last character; this keeps it, as for the transformers backend.
-        return read_generation(self.tokenizer, prompt, answer.token_ids, answer.finish_reason, len(answer.token_ids))
+        ids = answer.token_ids
+        return read_generation(self.tokenizer, prompt, ids, answer.finish_reason, len(ids), sampling.stop or ())
+
+    def _stops(self, sampling: Sampling) -> list[str]:
+        return [*stop_strings(self.tokenizer), *(sampling.stop or ())]
 
     def _params(self, key: str, sampling: Sampling) -> "SamplingParams":
         from vllm import SamplingParams
@@ -124,14 +137,45 @@ class VLLMBackend:
         try:
             return SamplingParams(
                 **sampling.drawn_for(key),
-                **sampling.extra,
+                **{**sampling.more, **self.teacher.extra_body, "stop": self._stops(sampling)},
                 max_tokens=sampling.max_tokens,
-                stop=stop_strings(self.tokenizer),
                 output_kind=RequestOutputKind.FINAL_ONLY,
             )
         except (VLLMClientError, TypeError, ValueError) as error:
             words = " ".join(str(error).split())[:300]
             raise InputError(
-                f"{self.teacher.model}: vLLM refuses its sampling: {words}; sampling.extra "
-                f"({', '.join(sampling.extra) or 'nothing'}) takes the fields of vLLM's SamplingParams"
+                f"{self.teacher.model}: vLLM refuses its sampling: {words}; its settings "
+                f"({', '.join([*sampling.more, *self.teacher.extra_body]) or 'nothing'}) must be those of vLLM's "
+                f"SamplingParams"
             ) from error
+
+
+def _dtype(teacher: Teacher, on_cpu: bool) -> str:
+    """The engine's precision. Methods of quantisation differ in the one that they need: vLLM knows it."""
+    return "auto" if teacher.quantization else "float32" if on_cpu else "bfloat16"
+
+
+def _also(teacher: Teacher) -> str:
+    given = [f"{name} {value!r}" for name in ("quantization", "adapter") if (value := getattr(teacher, name))]
+    return f"; the teacher's entry also has {' and '.join(given)}" if given else ""
+
+
+def _lora_arguments(adapter: str | None) -> dict[str, Any]:
+    """The arguments of the engine for a model with this LoRA adapter."""
+    if adapter is None:
+        return {}
+    from vllm.config.lora import MaxLoRARanks
+
+    config = json.loads((adapter_folder(adapter) / "adapter_config.json").read_text())
+    rank = max([config.get("r", 1), *(config.get("rank_pattern") or {}).values()])
+    ranks = sorted(known for known in get_args(MaxLoRARanks) if known >= rank)
+    if not ranks:
+        most = max(get_args(MaxLoRARanks))
+        raise InputError(f"adapter {adapter!r} has rank {rank}, vLLM takes {most} at most; merge it into its model")
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": ranks[0]}
+
+
+def _lora_request(adapter: str) -> "LoRARequest":
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("adapter", 1, str(Path(adapter).resolve()))

@@ -76,6 +76,22 @@ def locate_model(model: str, revision: str | None) -> dict[str, Any]:
     return {"pretrained_model_name_or_path": model, "revision": revision}
 
 
+def adapter_folder(adapter: str) -> Path:
+    """The folder of a LoRA adapter.
+
+    Raises:
+        InputError: it is not there, or its weights are no safetensors.
+    """
+    folder = Path(adapter)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / name).is_file():
+            raise InputError(
+                f"adapter is {adapter!r}, where there is no {name}; it must be a local folder as PEFT saves it: "
+                f"download the adapter, or save it again with safetensors"
+            )
+    return folder
+
+
 def model_identity(model: str, revision: str | None) -> str:
     """The identity of the weights: name and revision of a hub id, the pinned sha256 of a packaged model, the sha256 of
     a local folder's files. New weights in the same folder are another model.

@@ -8,8 +8,7 @@ import polars as pl
 
 from persyn.cost import JUDGE, Prices
 from persyn.generation import Teacher
-from persyn.generation.requests import open_store, prepare_requests, read_row, stored_response
-from persyn.models import model_identity
+from persyn.generation.requests import open_store, prepare_requests, read_row, stored_response, teacher_identity
 from persyn.planning.intervals import Use, add, between
 from persyn.planning.usage import BYTES_A_TOKEN, Forecast
 from persyn.quality import QualitySettings
@@ -74,7 +73,7 @@ def _questions(
     prompts: pl.DataFrame, name: str, teacher: Teacher, folder: Path
 ) -> Iterator[tuple[tuple[str, str], str]]:
     """(prompt_id, teacher) and the judge's question, of the responses in the store."""
-    shelf = folder / slug(model_identity(teacher.model, teacher.revision))
+    shelf = folder / slug(teacher_identity(teacher))
     if not prompts.height or prompts["prompt"].null_count() or not verify(shelf)[0].rows:
         return
     store = open_store(folder, teacher)

@@ -13,9 +13,8 @@ import polars as pl
 from persyn.cost import Prices
 from persyn.generation import Teacher
 from persyn.generation.budget import MESSAGE_TOKENS
-from persyn.generation.requests import open_store, prepare_requests, stored_response
+from persyn.generation.requests import open_store, prepare_requests, stored_response, teacher_identity
 from persyn.messages import Message, as_messages
-from persyn.models import model_identity
 from persyn.planning.intervals import (
     Interval,
     Use,
@@ -146,7 +145,7 @@ def _find_responses(
     prompts are looked up first: if the store holds no more rows than these, the others need no look-up.
     """
     found: list[tuple[str, tuple[int, int, int, int]]] = []
-    shelf = folder / slug(model_identity(teacher.model, teacher.revision))
+    shelf = folder / slug(teacher_identity(teacher))
     num_rows = verify(shelf)[0].rows
     if not num_rows:  # opening a store would create it
         return found

@@ -17,7 +17,7 @@ from persyn.dataset import DatasetSettings
 from persyn.defects import Policies
 from persyn.errors import InputError, nearest
 from persyn.evaluation import EvaluationSettings, EvaluationSpeed
-from persyn.generation import BACKENDS, BackendSpeed, Teacher, anchored_teachers, backend_class
+from persyn.generation import BACKENDS, BackendSpeed, Teacher, anchored_teachers, backend_class, untaken
 from persyn.generation.budget import Budget
 from persyn.generation.terms import Licenses
 from persyn.learnability import LearnabilitySettings, LearnabilitySpeed
@@ -146,6 +146,11 @@ class Params(Settings):
         wrong += [(("quality", "methods"), f"has no method for {domain}, the domain of a source") for domain in without]
         wrong += self._untrained_routers()
         wrong += self._without_scores()
+        wrong += [
+            (("teachers", name, *place), text)
+            for name, teacher in self.teachers.items()
+            for place, text in untaken(teacher)
+        ]
         wrong += self._contradictions()
         if JUDGE in self.teachers:
             kept = "has the name that speed.teachers and prices.teachers keep for the judge; choose another"

@@ -119,7 +119,7 @@ def _parts(name: str, entry: Mapping[str, Any], named: Mapping[str, Any]) -> Ite
         return
     rows, apart = [], []
     for field, given in target.get("properties", {}).items():
-        if "const" in given:
+        if "const" in given or given.get("deprecated"):  # earlier names are read, but not taught
             continue
         place = f"{name}.{field}"
         rows.append(

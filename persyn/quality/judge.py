@@ -70,9 +70,14 @@ class JudgeSettings(Settings):
         if self.structured:
             rubric = rubric.replace(IN_A_LINE, AS_JSON) if IN_A_LINE in rubric else f"{rubric}\n\n{AS_JSON}"
         form = {"type": "json_schema", "json_schema": {"name": "verdict", "strict": True, "schema": SCHEMA}}
-        extra = {"response_format": form} if self.structured else {}
-        sampling = Sampling(max_tokens=self.max_tokens, extra=extra)
-        return Teacher(model=self.model, backend="openai", license="", system=self.filled(rubric), sampling=sampling)
+        return Teacher(
+            model=self.model,
+            backend="openai",
+            license="",
+            system=self.filled(rubric),
+            sampling=Sampling(max_tokens=self.max_tokens),
+            extra_body={"response_format": form} if self.structured else {},
+        )
 
     @property
     def reminder(self) -> str:

@@ -204,8 +204,8 @@ def count_rows(folder: Path) -> dict[str, int]:
         "failed": by_reason["error"],
         "scores": by_reason["score"],
         "taken from elsewhere": len(stored) - len(rows),
-        "prompt tokens": sum(row.get("num_prompt_tokens", 0) for row in rows),
-        "response tokens": sum(row.get("num_response_tokens", 0) for row in rows),
+        "prompt tokens": sum(row.get("num_prompt_tokens", 0) + row.get("lost_prompt_tokens", 0) for row in rows),
+        "response tokens": sum(row.get("num_response_tokens", 0) + row.get("lost_response_tokens", 0) for row in rows),
     }
 
 

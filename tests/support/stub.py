@@ -38,6 +38,8 @@ class StubServer(ThreadingHTTPServer):
         self.lock, self.random, self.counts = threading.Lock(), random.Random(seed), Counter[str]()
         self.capacity, self.retry_after = 10**6, "0"
         """With more calls at once it responds 429, and the header sent with it."""
+        self.dialect: Callable[[Mapping[str, Any], dict[str, Any]], dict[str, Any]] = lambda asked, sent: sent
+        """Changes a completion for what was asked, as a proxy before the server does."""
         self.in_flight, self.headers_seen, self.bodies_seen = 0, list[dict[str, str]](), list[Any]()
 
     @property
@@ -46,7 +48,7 @@ class StubServer(ThreadingHTTPServer):
 
     def speed(self, **knobs: Any) -> OpenAISpeed:
         """Knobs of the backend openai for this server, with `knobs` added."""
-        return OpenAISpeed(base_url=self.url, **knobs)
+        return OpenAISpeed(**{"base_url": self.url, **knobs})
 
     def draw(self) -> str:
         """Which fault the next call gets; `ok` for none."""
@@ -70,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         fault = self.server.draw()
         with self.server.lock:
-            self.server.headers_seen.append({name.lower(): value for name, value in self.headers.items()})
+            self.server.headers_seen.append({":path": self.path} | {k.lower(): v for k, v in self.headers.items()})
             self.server.bodies_seen.append(asked)
             self.server.in_flight += 1
             self.server.counts["most in flight"] = max(self.server.counts["most in flight"], self.server.in_flight)
@@ -105,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
                 sent["choices"][0]["message"]["content"] = self.server.say(asked["messages"][-1]["content"])
             if self.server.choice:
                 sent["choices"][0] = {"index": 0, "finish_reason": "stop", **self.server.choice}
-            self._send(200, sent, cut=fault == "cut")
+            self._send(200, self.server.dialect(asked, sent), cut=fault == "cut")
 
     def _send(self, status: int, body: Any, headers: Mapping[str, str] | None = None, cut: bool = False) -> None:
         data = (body if isinstance(body, str) else json.dumps(body)).encode()

@@ -67,7 +67,11 @@ LEGAL = {
         "null",
         r"licenses|learnability|responses|defects|pairs|dataset|sft|budget|prices|speed",
     ),
-    "a list of texts, and any text is taken": ("a list", r"evaluation\.tasks"),
+    "a list of texts, and any text is taken": (
+        "a list",
+        r"evaluation\.tasks",
+        r"speed\.(openai|teachers\.[^.]+)\.base_url",
+    ),
     "a number that may be negative": (
         "-1",
         r"strategies\.[^.]+\.second_below",

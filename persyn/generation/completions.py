@@ -1,0 +1,225 @@
+"""Completions: what a chat completion says, in whichever dialect a server writes it.
+
+Known dialects: OpenAI's own, content as a list of parts, thoughts in a field of their own or in parts, the names that
+other servers have for a finish reason, and counts of tokens that are missing, partial or elsewhere.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from persyn.generation import Generation
+from persyn.generation.servers import EMPTY, FILTERED, LIMITS, TOOLS, Case
+from persyn.generation.wording import shorten
+from persyn.messages import Message
+from persyn.thinking import split_thought
+
+STOP = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "complete", "completed", "end", "done"}
+LIMIT = {"length", "max_tokens", "max_length", "max_output_tokens", "token_limit", "max_new_tokens", *LIMITS}
+"""Names of an end by the limit: as many tokens were written."""
+CUT_SHORT = {
+    *("incomplete", "model_length", "model_context_window_exceeded"),
+    *("error", "abort", "aborted", "cancelled", "timeout", "insufficient_system_resource"),
+}
+"""Names of an end by the context, or by a failure in mid-text: the text is cut too."""
+FILTER = {
+    *(
+        "content_filter",
+        "content_filtered",
+        "filter",
+        "safety",
+        "recitation",
+        "blocklist",
+        "prohibited_content",
+        "spii",
+    ),
+    *("refusal", "sensitive", "guardrail_intervened", "blocked", "language"),
+}
+TOOL = {"tool_calls", "tool_use", "function_call", "malformed_function_call", "tool_call"}
+BYTES_A_TOKEN = 4
+"""Of UTF-8: the rule for a text that nobody has counted. English has 4 to 5, other languages and code 2 to 4."""
+TOKENS_A_MESSAGE = 4
+"""A chat template adds about as many to a message."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A completion as a Generation, and the case of servers.py that it is; None for a response."""
+
+    generation: Generation
+    case: Case | None = None
+
+
+def read_completion(completion: Any, conversation: Sequence[Message] = (), limit: int | None = None) -> Generation:
+    """As read_body, the Generation alone; a completion of the official client is read too."""
+    body = completion if isinstance(completion, Mapping) else completion.to_dict()
+    return read_body(body, conversation, limit).generation
+
+
+def read_body(body: Any, conversation: Sequence[Message], limit: int | None = None) -> Reading:
+    """A completion's body as a Generation.
+
+    A server that knows its model's thoughts sends them apart; of any other, the content is split. A thought without
+    content never closed. A text is a response whatever its finish reason is called; one that nobody knows is `stop` for
+    a text below the limit, else `length`.
+
+    Args:
+        conversation: what was asked, for an estimate where the server counts no tokens.
+        limit: max_tokens.
+
+    Raises:
+        AttributeError, TypeError, LookupError: it is not in the API's form.
+    """
+    choice = body["choices"][0]
+    message = choice.get("message") or ({} if choice.get("finish_reason") or choice.get("text") else None)
+    if not isinstance(message, Mapping):
+        raise TypeError("a choice without a message")
+    content, thoughts = read_content(message.get("content", choice.get("text")))
+    reasoning = read_reasoning(message) or thoughts
+    thought = split_thought(content, opened=None if reasoning is None else False)
+    if thought.reasoning and thought.reasoning not in (reasoning or ""):  # some servers send it both ways
+        reasoning = "\n\n".join(filter(None, (reasoning, thought.reasoning)))
+    asked, said = read_usage(body.get("usage"))
+    written = content + (thoughts or "") + ("" if thoughts else reasoning or "")
+    said = said if said or not written else None  # a text of no tokens is not counted at all
+    generation = Generation(
+        thought.answer,
+        "stop",
+        asked or estimate_prompt(conversation),
+        said if said is not None else _estimate_end(choice, written, limit),
+        reasoning=reasoning,
+        estimated=not asked or said is None,
+    )
+    return _finished(generation, choice, message, limit, closed=thought.closed)
+
+
+def _finished(
+    generation: Generation, choice: Mapping[str, Any], message: Mapping[str, Any], limit: int | None, *, closed: bool
+) -> Reading:
+    """The Reading of a text by what its server says of its end."""
+    finish, name = choice.get("finish_reason"), _finish(choice)
+    refusal = message.get("refusal")
+    if name in FILTER or (isinstance(refusal, str) and refusal.strip() and not generation.response):
+        words = shorten(refusal, 200) if isinstance(refusal, str) and refusal.strip() else f"finish_reason {finish}"
+        return Reading(_without_response(generation, f"filtered: {words}"), FILTERED)
+    if not generation.response and not generation.reasoning and (name in TOOL or message.get("tool_calls")):
+        return Reading(_without_response(generation, "tool_calls: the answer is no text"), TOOLS)
+    known = "stop" if name in STOP or name in TOOL else "length" if name in LIMIT or name in CUT_SHORT else ""
+    unnamed = generation.num_response_tokens >= limit if limit is not None else False
+    end = known or ("length" if unnamed else "stop")
+    closed = closed and bool(generation.response or generation.reasoning is None)
+    generation = replace(
+        generation, finish_reason=end if closed else "length", said="" if known else str(finish or "nothing")[:40]
+    )
+    empty = not generation.response and not generation.reasoning
+    if empty and end == "stop" and not generation.num_response_tokens:
+        return Reading(generation, EMPTY)
+    return Reading(generation)
+
+
+def _without_response(generation: Generation, error: str) -> Generation:
+    return replace(generation, finish_reason="error", error=error, final=True)
+
+
+def read_content(content: Any) -> tuple[str, str | None]:
+    """The text of a message's content, and the thoughts among its parts; None if there are none."""
+    if content is None or isinstance(content, str):
+        return content or "", None
+    parts = content if isinstance(content, list) else [content]
+    texts: list[str] = []
+    thoughts: list[str] = []
+    for part in parts:
+        if isinstance(part, str):
+            texts.append(part)
+        elif isinstance(part, Mapping):
+            kind, text = str(part.get("type", "text")), _part_text(part)
+            (thoughts if re.search(r"think|thought|reason", kind) or part.get("thought") is True else texts).append(
+                text
+            )
+        else:
+            raise TypeError("a part that is no text")
+    said = [text.strip() for text in thoughts if text.strip()]
+    return "".join(texts), "\n\n".join(said) or None
+
+
+def _part_text(part: Mapping[str, Any]) -> str:
+    """The text of a part, in whichever field it has it."""
+    for name in ("text", "thinking", "content", "reasoning", "summary", "value", "refusal"):
+        inner = part.get(name)
+        if isinstance(inner, str):
+            return inner
+        if isinstance(inner, Mapping | list):
+            text, thoughts = read_content(inner)
+            return text or thoughts or ""
+    return ""
+
+
+def read_reasoning(message: Mapping[str, Any]) -> str | None:
+    """The thought that a server sends apart from the content, in whichever field it does; None if there is none."""
+    for name in ("reasoning_content", "reasoning", "thinking", "thought"):
+        text = message.get(name)
+        if isinstance(text, str) and text.strip():
+            return text.strip()
+    details = message.get("reasoning_details")
+    parts = [part for part in details if isinstance(part, Mapping)] if isinstance(details, list) else []
+    texts = [text for part in parts if isinstance(text := part.get("text") or part.get("summary"), str)]
+    return "\n\n".join(text.strip() for text in texts if text.strip()) or None
+
+
+def read_usage(usage: Any) -> tuple[int | None, int | None]:
+    """Prompt tokens and response tokens; None for what is not counted.
+
+    Some servers count thoughts in the total alone: what the total has beyond the prompt is the response's.
+    """
+    counts = usage if isinstance(usage, Mapping) else {}
+    asked = _count(counts, "prompt_tokens", "input_tokens", "prompt_eval_count")
+    said = _count(counts, "completion_tokens", "output_tokens", "eval_count")
+    total = _count(counts, "total_tokens")
+    if total and asked and total - asked > (said or 0):
+        said = total - asked
+    if total and said and not asked and total > said:
+        asked = total - said
+    return asked, said
+
+
+def _finish(choice: Mapping[str, Any]) -> str:
+    """A choice's finish reason in small letters."""
+    finish = choice.get("finish_reason")
+    return "" if finish is None else str(finish).lower().rpartition(".")[2]
+
+
+def _estimate_end(choice: Mapping[str, Any], written: str, limit: int | None) -> int:
+    """Response tokens that nobody has counted: the limit where it cut the text, which may hide its thoughts."""
+    return max(estimate_text(written), limit or 0) if _finish(choice) in LIMIT else estimate_text(written)
+
+
+def _count(counts: Mapping[str, Any], *names: str) -> int | None:
+    for name in names:
+        value = counts.get(name)
+        if isinstance(value, str) and value.isdigit():
+            value = int(value)
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12:
+            return int(value)
+    return None
+
+
+def estimate_text(text: str) -> int:
+    """Tokens of a text that nobody has counted."""
+    return -(-len(text.encode("utf-8", "replace")) // BYTES_A_TOKEN)
+
+
+def estimate_prompt(conversation: Sequence[Message]) -> int:
+    """Tokens of a conversation that nobody has counted."""
+    return sum(TOKENS_A_MESSAGE + estimate_text(message["content"]) for message in conversation)
+
+
+def salvage_usage(text: str) -> tuple[int | None, int | None] | None:
+    """The counts in a body that is no whole json; None for one that is no completion at all, which nobody bills.
+    A count that did not arrive is None.
+    """
+    if '"choices"' not in text and '"usage"' not in text:
+        return None
+    found = [re.search(rf'"{name}_tokens"\s*:\s*(\d+)', text) for name in ("prompt", "completion")]
+    asked, said = (int(match[1]) if match else None for match in found)
+    return asked, said
