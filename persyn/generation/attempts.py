@@ -74,16 +74,21 @@ def read_answer(
         body = json.loads(content)
     except ValueError:
         body = text
+    usage: Usage = (0, 0)
     if status == 200 and not is_error(body):
         try:
             reading = read_body(body, conversation, limit)
         except (AttributeError, TypeError, LookupError, ValueError):
             return _malformed(text, body, sent, secrets)
-        if not (body.get("error") and not reading.generation.response and not reading.generation.reasoning):
-            return Attempt(reading.generation, Verdict(reading.case) if reading.case else None, status=status)
+        generation, choice = reading.generation, body["choices"][0]
+        inside = body.get("error") or choice.get("error")
+        if not inside or generation.response or generation.reasoning:
+            return Attempt(generation, Verdict(reading.case) if reading.case else None, status=status)
+        body = {"error": inside}
+        usage = (generation.num_prompt_tokens, generation.num_response_tokens) if not generation.estimated else (0, 0)
     prompt = [message["content"] for message in conversation]
     verdict = read_verdict(status, body, sent, prompt, secrets)
-    return Attempt(_record(verdict, status), verdict, status=status)
+    return Attempt(_record(verdict, status), verdict, usage, status)
 
 
 def _malformed(text: str, body: Any, sent: Mapping[str, Any], secrets: Sequence[str]) -> Attempt:
