@@ -94,11 +94,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="")
     parser.add_argument("--load", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     asked = parser.parse_args()
     if asked.load:
-        sys.exit(compare_load(asked.load))
-    rows = [row for row in BEHAVIOURS if asked.only in row.name]
-    sys.exit(print_table(run(rows)))
+        sys.exit(compare_load(asked.load, asked.rounds))
+    sys.exit(print_table([row for part in PARTS for row in part(asked.only)]))
+
+
+def behaviours(only: str) -> list["Outcome"]:
+    """What comes of the behaviours whose name has this text."""
+    return run([row for row in BEHAVIOURS if only in row.name])
+
+
+PARTS: list[Callable[[str], list["Outcome"]]] = [behaviours]
+"""The parts of the table; one that needs a server of another kind (batches, say) adds itself here."""
 
 
 def run(rows: Sequence[Behaviour]) -> list[Outcome]:
@@ -185,12 +194,12 @@ def _ask(row: Behaviour, server: BehavingServer | None, folder: Path, heard: dic
     return 0, "; ".join(said)
 
 
-def compare_load(count: int) -> int:
+def compare_load(count: int, rounds: int) -> int:
     """Requests a CPU-second through the stage and through the bare official client, in turns; returns 1 on a miss."""
     rates: dict[str, list[float]] = {"bare": [], "ours": []}
     grown = 0.0
     with stub_process() as url, tempfile.TemporaryDirectory() as scratch:
-        for number in range(ROUNDS):
+        for number in range(rounds):
             rates["bare"].append(count / clocked(lambda: asyncio.run(bare_calls(url, count))))
             with watched_memory() as memory:
                 rates["ours"].append(count / clocked(lambda: our_calls(url, count, Path(scratch) / str(number))))  # noqa: B023

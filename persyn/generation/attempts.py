@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from persyn.generation import Generation
-from persyn.generation.completions import estimate_prompt, estimate_text, read_body, read_usage, salvage_usage
+from persyn.generation.completions import estimate_prompt, estimate_text, read_body, salvage_usage
 from persyn.generation.servers import CONNECTION, CUT, MALFORMED, TIMEOUT, Case, Said, Verdict, is_error, read_verdict
 from persyn.messages import Message
 
@@ -69,21 +69,23 @@ def read_answer(
         limit: max_tokens.
     """
     conversation = sent["messages"]
-    text, usage = content.decode("utf-8", "replace"), (0, 0)
+    text = content.decode("utf-8", "replace")
     try:
         body = json.loads(content)
     except ValueError:
         body = text
+    usage: Usage = (0, 0)
     if status == 200 and not is_error(body):
         try:
             reading = read_body(body, conversation, limit)
         except (AttributeError, TypeError, LookupError, ValueError):
             return _malformed(text, body, sent, secrets)
-        failure = body.get("error") or body["choices"][0].get("error")  # OpenRouter has it in the choice
-        if not failure or reading.generation.response or reading.generation.reasoning:
-            return Attempt(reading.generation, Verdict(reading.case) if reading.case else None, status=status)
-        asked, said = read_usage(body.get("usage"))
-        body, usage = {**body, "error": failure}, (asked or 0, said or 0)
+        generation, choice = reading.generation, body["choices"][0]
+        inside = body.get("error") or choice.get("error")
+        if not inside or generation.response or generation.reasoning:
+            return Attempt(generation, Verdict(reading.case) if reading.case else None, status=status)
+        body = {"error": inside}
+        usage = (generation.num_prompt_tokens, generation.num_response_tokens) if not generation.estimated else (0, 0)
     prompt = [message["content"] for message in conversation]
     verdict = read_verdict(status, body, sent, prompt, secrets)
     return Attempt(_record(verdict, status), verdict, usage, status)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from persyn.generation import Generation
-from persyn.generation.servers import EMPTY, FILTERED, LIMITS, TOOLS, Case
+from persyn.generation.servers import BROKEN_OFF, EMPTY, FILTERED, LIMITS, TOOLS, Case
 from persyn.generation.wording import shorten
 from persyn.messages import Message
 from persyn.thinking import split_thought
@@ -18,10 +18,8 @@ from persyn.thinking import split_thought
 STOP = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "complete", "completed", "end", "done"}
 LIMIT = {"length", "max_tokens", "max_length", "max_output_tokens", "token_limit", "max_new_tokens", *LIMITS}
 """Names of an end by the limit: as many tokens were written."""
-CUT_SHORT = {
-    *("incomplete", "model_length", "model_context_window_exceeded"),
-    *("error", "abort", "aborted", "cancelled", "timeout", "insufficient_system_resource"),
-}
+FAILED = {"error", "abort", "aborted", "cancelled", "timeout", "insufficient_system_resource"}
+CUT_SHORT = {"incomplete", "model_length", "model_context_window_exceeded", *FAILED}
 """Names of an end by the context, or by a failure in mid-text: the text is cut too."""
 FILTER = {
     *(
@@ -113,6 +111,8 @@ def _finished(
         generation, finish_reason=end if closed else "length", said="" if known else str(finish or "nothing")[:40]
     )
     empty = not generation.response and not generation.reasoning
+    if empty and name in FAILED:
+        return Reading(replace(generation, finish_reason="error", error=f"server: finish_reason {finish}"), BROKEN_OFF)
     if empty and end == "stop" and not generation.num_response_tokens:
         return Reading(generation, EMPTY)
     return Reading(generation)

@@ -112,10 +112,10 @@ class Gate(httpx2.AsyncHTTPTransport):
         try:
             response = await super().handle_async_request(request)
         except httpx2.TransportError as error:
+            self._never_reached(sent, error, request)
             self._failed(sent, type(error).__name__)
             if isinstance(error, httpx2.TimeoutException):
                 self._cut(sent)
-            self._never_reached(sent, error, request)
             raise
         self.answered = True
         request.extensions = {**request.extensions, "began": True}
@@ -166,6 +166,8 @@ class Gate(httpx2.AsyncHTTPTransport):
             )
 
     def _failed(self, sent: float, reason: str) -> None:
+        if self.unreached and not self.answered:  # it is given up much sooner
+            return
         self._failures += 1
         self._down_since = sent if self._failures == 1 else self._down_since
         if self._failures < FAILURES:

@@ -341,6 +341,14 @@ EMPTY = Case(
     kind="empty",
     paid="yes",
 )
+BROKEN_OFF = Case(
+    "broken off",
+    "200 with finish_reason `error`, `abort` ... and no text",
+    "again",
+    "nothing",
+    kind="server",
+    paid="yes",
+)
 MALFORMED = Case(
     "no chat completion",
     "200 with HTML, cut JSON, or JSON without choices",
@@ -378,7 +386,7 @@ UNREACHABLE = Case(
     "stop",
     "check base_url (host and port), and that the server runs",
 )
-BODILESS: Sequence[Case] = (FILTERED, TOOLS, EMPTY, MALFORMED, CUT, TIMEOUT, CONNECTION, UNREACHABLE)
+BODILESS: Sequence[Case] = (FILTERED, TOOLS, EMPTY, BROKEN_OFF, MALFORMED, CUT, TIMEOUT, CONNECTION, UNREACHABLE)
 
 
 @dataclass(frozen=True)

@@ -80,5 +80,5 @@ def _questions(
     asked = prompts.iter_rows(named=True), prepare_requests(prompts, teacher)
     for row, request in zip(*asked, strict=True):
         response = stored_response(store, request, teacher.sampling)
-        if response:
+        if response and response["finish_reason"] != "error":
             yield (row["prompt_id"], name), question({**row, **read_row(response)})

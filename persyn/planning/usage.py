@@ -129,8 +129,9 @@ def look_into_store(
     stored = [pl.DataFrame(schema=schema)]
     for name, teacher in teachers.items():
         found = [] if prompts["prompt"].null_count() else _find_responses(prompts, teacher, folder)
-        numbers = np.array([numbers for _, numbers in found], float).reshape(-1, 4)
-        row_bytes = float(numbers[:, 3].mean()) if found else None
+        told = [numbers for _, numbers in found if numbers[1]]  # without prompts that are never answered
+        numbers = np.array(told, float).reshape(-1, 4)
+        row_bytes = float(numbers[:, 3].mean()) if told else None
         shown, asked, lengths = numbers[:, 0], numbers[:, 1], numbers[:, 2]
         forecasts[name] = Forecast(name, teacher, prices, shown, asked, lengths, row_bytes)
         identities = [identity for identity, _ in found]

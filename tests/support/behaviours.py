@@ -99,6 +99,12 @@ def said(
     return Reply(body, billed=(call.tokens, count))
 
 
+def failed_inside(call: Call) -> Reply:
+    """A choice that is an error, for which nobody pays."""
+    choice = {"index": 0, "finish_reason": "error", "message": {"role": "assistant", "content": ""}}
+    return Reply({"choices": [{**choice, "error": {"code": 502, "message": "upstream"}}]})
+
+
 def error(status: int, message: Any, code: Any = None, kind: str | None = None, **more: Any) -> Reply:
     """An error in OpenAI's form."""
     return Reply(
@@ -490,6 +496,14 @@ DIALECTS = [
         )
     ),
     Behaviour("a finish_reason that nobody knows", lambda call: said(call, finish="sunset"), says="sunset x 6"),
+    Behaviour(
+        "OpenRouter: an error inside a choice, once a prompt",
+        once(failed_inside),
+        TWICE,
+    ),
+    Behaviour(
+        "finish_reason error without text, once a prompt", once(lambda call: said(call, "", "error", tokens=3)), TWICE
+    ),
     Behaviour(
         "a choice of text",
         lambda call: changed(
