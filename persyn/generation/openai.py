@@ -4,16 +4,18 @@ import ipaddress
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from persyn.chat import without_control_text
 from persyn.errors import InputError
 from persyn.generation import BackendSpeed, Generation, Sampling, Teacher
+from persyn.generation.batches import Batches, BatchSpeed, Server
 from persyn.generation.event_loop import Calls
 from persyn.messages import Message
+from persyn.settings import Misfit
 from persyn.thinking import split_thought
 
 if TYPE_CHECKING:
@@ -38,6 +40,16 @@ class OpenAISpeed(BackendSpeed):
     """Seconds a call may take."""
     max_outage: Annotated[float, Field(ge=0)] = 300.0
     """Seconds to wait for a server that is down or asks clients to wait."""
+    batch: BatchSpeed | None = None
+    """Ask in batches: about half the price, within a day (`{}` takes the defaults). null: one call for each prompt."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.batch and self.ray:
+            raise Misfit(
+                "batch", "is given beside ray, whose actors would each make batches of their own; leave one out"
+            )
+        return self
 
 
 class OpenAIBackend:
@@ -74,6 +86,11 @@ class OpenAIBackend:
             # A redirect could carry the key to another host: it is an error instead.
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, transport=self.gate),
         )
+        reading = self._body, read_completion, speed.max_outage, lambda: self.gate.trouble
+        server = Server(self.client, self.calls, teacher.model, *reading)
+        self._told = False
+        self.batches = Batches(server, speed.batch)
+        """The way to ask in batches, and to collect those of earlier runs."""
 
     def generate(
         self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], sampling: Sampling
@@ -82,13 +99,7 @@ class OpenAIBackend:
         see Calls.run.
         """
         asked = [self._guarded(conversation) for conversation in conversations]
-        altered = sum(sent != list(given) for sent, given in zip(asked, conversations, strict=True))
-        if altered:
-            logger.warning(
-                "%s: %d of %d conversations spell control text of chat templates; it is sent with an invisible "
-                "character inside, because the server's tokenizer is not known here",
-                *(self.teacher.model, altered, len(asked)),
-            )
+        self._tell_altered(sum(sent != list(given) for sent, given in zip(asked, conversations, strict=True)))
         return self.calls.run(
             len(asked),
             lambda position: self._respond(asked[position], keys[position], sampling),
@@ -99,6 +110,22 @@ class OpenAIBackend:
     def close(self) -> None:
         """Close the connections."""
         self.calls.close(self.client.close())
+
+    def _body(self, conversation: Sequence[Message], key: str, sampling: Sampling) -> dict[str, Any]:
+        """The body of a request in a batch."""
+        sent = self._guarded(conversation)
+        if sent != list(conversation) and not self._told:
+            self._told = True
+            self._tell_altered(1)
+        return request_body(self.teacher, sent, key, sampling)
+
+    def _tell_altered(self, count: int) -> None:
+        if count:
+            logger.warning(
+                "%s: conversations (at least %d) spell control text of chat templates; it is sent with an invisible "
+                "character inside, because the server's tokenizer is not known here",
+                *(self.teacher.model, count),
+            )
 
     def _guarded(self, conversation: Sequence[Message]) -> list[Message]:
         """The conversation without control text, except in what the teacher's own entry says."""
@@ -115,15 +142,12 @@ class OpenAIBackend:
         """The response to one conversation; a failure becomes an error that names its kind."""
         import openai
 
-        drawn: dict[str, Any] = {**sampling.drawn_for(key), "max_tokens": sampling.max_tokens}
-        template = {"chat_template_kwargs": self.teacher.template} if self.teacher.template else {}
+        body = request_body(self.teacher, conversation, key, sampling)
+        model, messages = body.pop("model"), body.pop("messages")
         for _ in range(self.max_attempts):
             try:
                 completion = await self.client.chat.completions.create(
-                    model=self.teacher.model,
-                    messages=cast(Any, conversation),
-                    extra_body={**sampling.extra, **template} or None,
-                    **drawn,
+                    model=model, messages=cast(Any, messages), extra_body=body
                 )
                 generation = read_completion(completion)
             except (openai.AuthenticationError, openai.NotFoundError) as error:
@@ -157,6 +181,22 @@ def _failed(error: "openai.APIError", reason: str) -> Generation:
     }
     kind = next(kind for known, kind in kinds.items() if isinstance(error, known))
     return Generation("", "error", error=f"{kind}: {reason}")
+
+
+def request_body(
+    teacher: Teacher, conversation: Sequence[Message], key: str, sampling: Sampling | None = None
+) -> dict[str, Any]:
+    """The body of the request for one response, the same whether it is sent alone or in a batch.
+
+    Args:
+        conversation: as it is sent, without control text.
+        key: the request's, of which its seed is made.
+        sampling: the teacher's own if None.
+    """
+    sampling = sampling or teacher.sampling
+    template = {"chat_template_kwargs": teacher.template} if teacher.template else {}
+    body = {"model": teacher.model, "messages": list(conversation), "max_tokens": sampling.max_tokens}
+    return {**body, **sampling.drawn_for(key), **sampling.extra, **template}
 
 
 def read_completion(completion: Any) -> Generation:
