@@ -11,6 +11,8 @@ import pytest
 from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.generation.batch_notes import open_notes
+from persyn.generation.budget import Budget
+from persyn.generation.openai import OpenAISpeed
 from persyn.responses import generate_responses
 from persyn.store import shelves, verify
 from tests.support.batches import BatchServer, Fate, batch_server
@@ -56,3 +58,203 @@ def test_batches_bring_what_single_calls_bring(tmp_path: Path) -> None:
         assert ask(server, tmp_path / "batches").equals(expected)
         assert server.calls["POST /batches"] == 1, "what is stored is not asked for"
     assert {row["batch"] for row in rows(tmp_path / "batches")} == {"batch_0"}
+
+
+@pytest.mark.parametrize(
+    ("fates", "batches", "message"),
+    [
+        ([Fate("expired", 0.4), Fate("expired", 0.5)], 3, "batch_0 is expired: 16 of 40 requests have a response"),
+        ([Fate(statuses={0: 500, 1: 429})], 2, "batch_0 is completed: 38 of 40"),
+        ([Fate(oddities=frozenset({"repeated", "unknown"}))], 1, "batch batch_0 has 1 unknown lines"),
+        ([Fate(), Fate("expired", 0.5)], 1, "batch_0 is completed: 40 of 40"),
+    ],
+)
+def test_what_a_batch_left_open_is_asked_in_another(
+    fates: list[Fate], batches: int, message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with batch_server(*fates) as server:
+        assert "error" not in set(ask(server, tmp_path)["finish_reason"])
+        assert server.calls["POST /batches"] == batches
+        check_bill(server, tmp_path)
+    assert message in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("fate", "done", "error"),
+    [
+        (Fate("cancelled", 0.25), 10, "cancelled: the batch was cancelled at the server before it came to this"),
+        (Fate("expired", 0.0), 0, "expired: the batch ran out of its window before a single response"),
+        (Fate(statuses=dict.fromkeys(range(40), 400)), 0, "refused: status 400 in a batch"),
+        (Fate(statuses={3: 400}), 39, "refused: status 400 in a batch"),
+        (Fate(statuses={3: 503}), 39, ""),
+        (Fate(oddities=frozenset({"html"})), 39, "malformed: the body is not a chat completion"),
+        (Fate(oddities=frozenset({"cut"})), 39, "malformed: the batch's files have no line of this request"),
+    ],
+)
+def test_what_has_no_response_is_an_error_until_the_next_run(
+    fate: Fate, done: int, error: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with batch_server(fate) as server:
+        found = ask(server, tmp_path)
+        assert found.filter(pl.col("finish_reason") != "error").height == (done if error else 40)
+        assert server.calls["POST /batches"] == (1 if error else 2)
+        assert error in caplog.text
+        assert "error" not in set(ask(server, tmp_path)["finish_reason"])
+        assert server.calls["POST /batches"] == 2
+        if not fate.oddities:
+            check_bill(server, tmp_path)
+
+
+def test_a_refused_batch_stops_the_run_and_says_why(tmp_path: Path) -> None:
+    with batch_server(Fate("failed", code="invalid_model")) as server:
+        with pytest.raises(
+            InputError, match=r"refused the batch batch_0 of stub \(invalid_model: the server's words, l"
+        ):
+            ask(server, tmp_path)
+        assert left_out(tmp_path) == 0
+        ask(server, tmp_path)
+        check_bill(server, tmp_path)
+
+
+def test_batches_that_find_the_queue_full_wait_for_the_others(tmp_path: Path) -> None:
+    with batch_server(queue=15) as server:
+        ask(server, tmp_path, batch={"max_requests": 10})
+        assert server.calls["POST /batches"] > 4
+        check_bill(server, tmp_path)
+    with batch_server(queue=5) as server, pytest.raises(InputError, match=r"lower speed\.openai\.batch\.max_requests"):
+        ask(server, tmp_path / "small")
+
+
+def test_requests_are_split_by_number_and_by_size(tmp_path: Path) -> None:
+    with batch_server() as server:
+        ask(server, tmp_path, batch={"max_requests": 15})
+        assert [batch["request_counts"]["total"] for batch in server.batches.values()] == [15, 15, 10]
+        check_bill(server, tmp_path)
+    with batch_server() as server:
+        ask(server, tmp_path / "by size", batch={"max_megabytes": 0.002})
+        assert all(len(data) <= 2000 for name, data in server.files.items() if b'"method"' in data)
+        check_bill(server, tmp_path / "by size")
+
+
+@pytest.mark.parametrize(
+    ("call", "faults", "batches"),
+    [
+        ("POST /files", ["drop", "500", "429"], 1),
+        ("POST /batches", ["lose"], 1),
+        ("POST /batches", ["drop", "500"], 1),
+        ("GET /batches/*", ["drop", "500", "429"], 1),
+        ("GET /files/*/content", ["drop", "503"], 1),
+    ],
+)
+def test_a_call_that_fails_makes_no_second_batch(call: str, faults: list[str], batches: int, tmp_path: Path) -> None:
+    with batch_server() as server:
+        server.fail[call] = faults
+        ask(server, tmp_path)
+        assert len(server.batches) == batches
+        check_bill(server, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("call", "status", "message"),
+    [
+        ("POST /files", "404", "without a Batch API needs speed.openai.batch: null"),
+        ("POST /files", "401", r"status 401 \(a_code: the words of the server\); check the key"),
+        ("POST /batches", "400", r"does not make a batch for stub: status 400 \(a_code: the words of the server\)"),
+        ("GET /batches/*", "404", r"to forget it, delete .*\.json"),
+    ],
+)
+def test_a_refused_call_stops_the_run_with_the_words_of_the_server(
+    call: str, status: str, message: str, tmp_path: Path
+) -> None:
+    with batch_server() as server:
+        server.fail[call] = [status]
+        with pytest.raises(InputError, match=message):
+            ask(server, tmp_path)
+        ask(server, tmp_path)
+        check_bill(server, tmp_path)
+
+
+def test_a_server_that_never_answers_is_given_up_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("persyn.generation.batches.FIRST_WORD", 0.2)
+    with batch_server() as server:
+        knobs = server.speed(max_outage=300.0)
+    with pytest.raises(InputError, match="cannot upload: it has failed for"):
+        generate_responses(PROMPTS, "t", teacher(), tmp_path, knobs)
+
+
+def test_requests_that_are_no_longer_made_are_collected_all_the_same(tmp_path: Path) -> None:
+    with batch_server(Fate("expired", 0.5)) as server:
+        knobs = server.speed()
+        monkey = teacher(system="Be brief.")
+        server.fail["GET /batches/*"] = ["401"]
+        with pytest.raises(InputError, match="check the key"):
+            generate_responses(PROMPTS, "t", monkey, tmp_path, knobs)
+        ask(server, tmp_path, PROMPTS[:10])
+        assert len(server.billed) == 30, "20 of the old request, which are not asked again, and 10 of the new one"
+        check_bill(server, tmp_path, 30)
+
+
+def test_old_batches_are_collected_when_nothing_is_open(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with batch_server() as server:
+        ask(server, tmp_path, PROMPTS[:10])
+        server.slow = True
+        server.fail["GET /batches/*"] = ["401"]
+        with pytest.raises(InputError, match="check the key"):
+            generate_responses(PROMPTS, "t", teacher(system="Be brief."), tmp_path, server.speed())
+        ask(server, tmp_path, PROMPTS[:10])
+        assert "1 batches of 40 requests stay at" in caplog.text, "and are not waited for"
+        server.fail["GET /batches/*"] = ["401"]
+        ask(server, tmp_path, PROMPTS[:10])
+        assert "batches of stub are not collected" in caplog.text, "which is no reason to fail"
+        server.slow = False
+        for _ in range(4):
+            ask(server, tmp_path, PROMPTS[:10], batch=None)
+        check_bill(server, tmp_path, 50)
+
+
+def test_more_tokens_for_what_is_at_the_server_waits_for_it(tmp_path: Path) -> None:
+    with batch_server() as server:
+        server.fail["GET /batches/*"] = ["401"]
+        short, long = ({"max_tokens": count} for count in (20, 60))
+        with pytest.raises(InputError, match="check the key"):
+            generate_responses(PROMPTS, "t", teacher(sampling=short), tmp_path, server.speed())
+        found = generate_responses(PROMPTS, "t", teacher(sampling=long), tmp_path, server.speed())
+        assert set(found["finish_reason"]) == {"stop"}
+        cut = sum(row["finish_reason"] == "length" for row in rows(tmp_path))
+        assert [len(server.billed), server.billed.total()] == [40, 40 + cut], "only what was cut is asked again"
+
+
+def test_turned_off_while_a_batch_is_out_nothing_is_asked_twice(tmp_path: Path) -> None:
+    with batch_server() as server:
+        server.fail["GET /batches/*"] = ["401"]
+        with pytest.raises(InputError, match="check the key"):
+            ask(server, tmp_path)
+        plain = server.speed().changed(batch=None)
+        with pytest.raises(
+            InputError, match=r"40 requests of stub are in batches at .*set speed\.openai\.batch to wait"
+        ):
+            generate_responses(PROMPTS, "t", teacher(), tmp_path, plain)
+        for batch in server.batches.values():
+            while batch["status"] != "completed":
+                server.advance(batch)
+        generate_responses(PROMPTS, "t", teacher(), tmp_path, plain)
+        assert server.counts["ok"] == 0
+        check_bill(server, tmp_path)
+
+
+def test_a_budget_is_never_overspent(tmp_path: Path) -> None:
+    with batch_server() as server:
+        limit = 40 * (40 + 16 + 30)
+        found = generate_responses(
+            PROMPTS, "t", teacher(), tmp_path, server.speed(), Budget(max_tokens=limit // 2), max_error_share=1.0
+        )
+        assert found.height == 40
+        assert 1 < len(server.batches) < 8
+        assert server.tokens <= limit // 2
+        check_bill(server, tmp_path)
+
+
+def test_batches_of_ray_actors_are_refused() -> None:
+    with pytest.raises(InputError, match=r"^speed\.openai\.batch is given beside ray"):
+        OpenAISpeed.parse({"batch": {}, "ray": {}}, "speed.openai")

@@ -72,7 +72,7 @@ class BatchServer(StubServer):
         """A new batch, as the API shows it."""
         name = f"batch_{len(self.batches)}"
         lines = self.files[asked["input_file_id"]].splitlines()
-        batch = {
+        batch: dict[str, Any] = {
             "id": name,
             "object": "batch",
             "endpoint": asked["endpoint"],
@@ -163,6 +163,7 @@ class BatchHandler(Handler):
     """One call to the Batch API, or to the plain one."""
 
     server: BatchServer
+    disable_nagle_algorithm = True
 
     def do_POST(self) -> None:
         path = urlsplit(self.path).path
@@ -236,8 +237,8 @@ class BatchHandler(Handler):
         parts = dict[str, bytes]()
         for part in data.split(b"--" + boundary)[1:-1]:
             head, _, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
-            name = re.search(rb'name="(\w+)"', head)
-            parts[name[1].decode() if name else ""] = content.removesuffix(b"\r\n")
+            field = re.search(rb'name="(\w+)"', head)
+            parts[field[1].decode() if field else ""] = content.removesuffix(b"\r\n")
         if parts.get("purpose") != b"batch" or "file" not in parts:
             return "a file for batches needs purpose=batch"
         name = self.server.add_file(parts["file"])
