@@ -2,6 +2,8 @@
 
 import json
 import logging
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from persyn.generation.budget import Budget
 from persyn.generation.openai import OpenAISpeed
 from persyn.responses import generate_responses
 from persyn.store import shelves, verify
+from tests.support.batch_worker import STEPS, start_worker
 from tests.support.batches import BatchServer, Fate, batch_server
 from tests.support.stub import stub_teacher
 from tests.support.tables import prompts_table
@@ -258,3 +261,59 @@ def test_a_budget_is_never_overspent(tmp_path: Path) -> None:
 def test_batches_of_ray_actors_are_refused() -> None:
     with pytest.raises(InputError, match=r"^speed\.openai\.batch is given beside ray"):
         OpenAISpeed.parse({"batch": {}, "ray": {}}, "speed.openai")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_killed_at_any_step_each_prompt_is_billed_once_and_no_row_is_lost(step: str, tmp_path: Path) -> None:
+    with batch_server() as server:
+        killed = start_worker(server.url, tmp_path, step)
+        killed.communicate()
+        assert killed.returncode == -signal.SIGKILL
+        assert "error" not in set(ask(server, tmp_path)["finish_reason"])
+        assert len(server.batches) == 1
+        check_bill(server, tmp_path)
+        assert len(rows(tmp_path)) == 40
+
+
+def test_a_batch_that_the_servers_list_shows_late_is_found(tmp_path: Path) -> None:
+    with batch_server() as server:
+        killed = start_worker(server.url, tmp_path, "created")
+        killed.communicate()
+        server.list_lags = 1
+        ask(server, tmp_path)
+        assert len(server.batches) == 1
+        check_bill(server, tmp_path)
+
+
+def test_two_processes_make_one_batch(tmp_path: Path) -> None:
+    with batch_server() as server:
+        server.slow = True
+        both = [start_worker(server.url, tmp_path) for _ in range(2)]
+        while not server.calls["GET /batches/*"]:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        server.slow = False
+        said = [process.communicate()[1] for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        assert len(server.batches) == 1
+        check_bill(server, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_stop_it_leaves_the_batch_running_and_says_so(number: int, tmp_path: Path) -> None:
+    with batch_server() as server:
+        server.slow = True
+        process = start_worker(server.url, tmp_path, batch={"poll_seconds": 30.0})
+        while not server.calls["GET /batches/*"]:
+            time.sleep(0.05)
+        told = time.monotonic()
+        process.send_signal(number)
+        said = process.communicate()[1]
+        assert time.monotonic() - told < 10
+        assert process.returncode in (-number, 1)
+        assert "1 batches of 40 requests stay at" in said
+        assert {batch["status"] for batch in server.batches.values()} == {"in_progress"}
+        server.slow = False
+        ask(server, tmp_path)
+        assert len(server.batches) == 1
+        check_bill(server, tmp_path)

@@ -54,10 +54,11 @@ class BatchServer(StubServer):
         self.fate_of: dict[str, Fate] = {}
         self.billed, self.tokens, self.calls = Counter[str](), 0, Counter[str]()
         """Times that each custom_id was billed, and all tokens billed; calls by method and path."""
+        self.list_lags = 0
+        """How often the list does not show the newest batch yet."""
         self.fail: dict[str, list[str]] = {}
         """Call (as in `calls`) -> what to do at its next times: a status, `drop` (before), `lose` (after the work)."""
-        self.words: dict[str, str] = {}
-
+        
     def speed(self, **knobs: Any) -> OpenAISpeed:
         """Knobs of the backend openai that ask this server in batches, by `batch` where given."""
         batch = {"poll_seconds": 0.01, **(knobs.pop("batch", None) or {})}
@@ -71,7 +72,7 @@ class BatchServer(StubServer):
     def create(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """A new batch, as the API shows it."""
         name = f"batch_{len(self.batches)}"
-        lines = self.files[asked["input_file_id"]].splitlines()
+        num_lines = len(self.files[asked["input_file_id"]].splitlines())
         batch: dict[str, Any] = {
             "id": name,
             "object": "batch",
@@ -83,7 +84,7 @@ class BatchServer(StubServer):
             "output_file_id": None,
             "error_file_id": None,
             "created_at": int(time.time()),
-            "request_counts": {"total": len(lines), "completed": 0, "failed": 0},
+            "request_counts": {"total": num_lines, "completed": 0, "failed": 0},
             "metadata": asked.get("metadata"),
         }
         self.batches[name] = batch
@@ -115,7 +116,7 @@ class BatchServer(StubServer):
         data = self.files[batch["input_file_id"]]
         lines = [json.loads(text) for text in data.splitlines()]
         active = [one for one in self.batches.values() if one["status"] in STATES[1:]]
-        found = []
+        found = list[str]()
         if len(lines) > 50_000 or len(data) > 200e6:
             found.append("file_too_large")
         if not lines:
@@ -213,7 +214,7 @@ class BatchHandler(Handler):
             faults = self.server.fail.get(call, [])
             self.fault = faults.pop(0) if faults else ""
         if self.fault.isdecimal():
-            said = {"message": self.server.words.get(self.fault, "the words of the server"), "code": "a_code"}
+            said = {"message": "the words of the server", "code": "a_code"}
             self._send(int(self.fault), {"error": said})
         elif self.fault == "drop":
             self._hang_up()
@@ -256,6 +257,9 @@ class BatchHandler(Handler):
 
     def _list(self, asked: Mapping[str, str]) -> None:
         newest = list(self.server.batches.values())[::-1]
+        if self.server.list_lags:
+            self.server.list_lags -= 1
+            newest = newest[1:]
         names = [batch["id"] for batch in newest]
         start = names.index(asked["after"]) + 1 if "after" in asked else 0
         page = newest[start : start + min(int(asked.get("limit", 20)), 3)]  # short pages: there must be several
