@@ -10,11 +10,13 @@ from typing import Any
 import polars as pl
 import pytest
 
+from persyn.cost import Prices, TokenPrice, build_ledger
 from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.generation.batch_notes import open_notes
 from persyn.generation.budget import Budget
 from persyn.generation.openai import OpenAISpeed
+from persyn.planning.usage import batched_pairs
 from persyn.responses import generate_responses
 from persyn.store import shelves, verify
 from tests.support.batch_worker import STEPS, start_worker
@@ -256,6 +258,19 @@ def test_a_budget_is_never_overspent(tmp_path: Path) -> None:
         assert 1 < len(server.batches) < 8
         assert server.tokens <= limit // 2
         check_bill(server, tmp_path)
+
+
+def test_plan_and_ledger_know_the_price_of_a_batch(tmp_path: Path) -> None:
+    with stub_teacher() as plain, batch_server() as server:
+        generate_responses(PROMPTS[:10], "t", teacher(), tmp_path, plain.speed())
+        found = ask(server, tmp_path)
+    prices = Prices(teachers={"t": TokenPrice(input=1e6, output=1e6, batch=0.25)})
+    batched = batched_pairs(PROMPTS, {"t": teacher()}, tmp_path)
+    assert batched["prompt_id"].to_list() == PROMPTS["prompt_id"].to_list()[10:]
+    tokens = found.select(pl.sum_horizontal("num_prompt_tokens", "num_response_tokens"))
+    ledger = build_ledger(PROMPTS, found, {}, prices, batched=batched)
+    assert ledger["money"]["spent"] == pytest.approx(tokens[:10].sum().item() + tokens[10:].sum().item() / 4)
+    assert batched_pairs(PROMPTS, {"t": teacher()}, tmp_path / "elsewhere").is_empty()
 
 
 def test_batches_of_ray_actors_are_refused() -> None:

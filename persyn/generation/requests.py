@@ -51,6 +51,11 @@ def open_store(folder: Path, teacher: Teacher) -> Store:
     return Store(folder / slug(model_identity(teacher.model, teacher.revision)))
 
 
+def notes_folder(folder: Path, teacher: Teacher) -> Path:
+    """The folder of the teacher's notes of batches, which is there once it was asked in batches."""
+    return folder / slug(model_identity(teacher.model, teacher.revision)) / FOLDER
+
+
 def stored_response(store: Store, request: Request, sampling: Sampling) -> dict[str, Any] | None:
     """The stored row for `request` under `sampling`, or None. Generated responses win over precomputed ones."""
     for whole in (store.get(request.key), store.get(request.precomputed)):

@@ -105,7 +105,7 @@ def main() -> None:
     prompts = prompts_table([f"Tell story number {number}." for number in range(asked["prompts"])])
     fields: dict[str, Any] = {"model": "stub", "license": "x", "backend": "openai", "sampling": {"max_tokens": 40}}
     teacher = Teacher(**fields, system=asked["system"])
-    batch = {"poll_seconds": 0.05, **asked["batch"]}
+    batch = batches.BatchSpeed(**{"poll_seconds": 0.05, **asked["batch"]})
     speed = OpenAISpeed(base_url=asked["url"], max_outage=5.0, batch=batch)
     try:
         generate_responses(prompts, "t", teacher, Path(asked["folder"]), speed)

@@ -58,7 +58,7 @@ class BatchServer(StubServer):
         """How often the list does not show the newest batch yet."""
         self.fail: dict[str, list[str]] = {}
         """Call (as in `calls`) -> what to do at its next times: a status, `drop` (before), `lose` (after the work)."""
-        
+
     def speed(self, **knobs: Any) -> OpenAISpeed:
         """Knobs of the backend openai that ask this server in batches, by `batch` where given."""
         batch = {"poll_seconds": 0.01, **(knobs.pop("batch", None) or {})}
@@ -143,7 +143,9 @@ class BatchServer(StubServer):
                 bad.append({**name, "response": None, "error": {"code": code, "message": "not executed in time"}})
                 continue
             status = fate.statuses.get(number, 200)
-            body = completion(line["body"], self.seed, "ok") if status == 200 else {"error": {"message": "no"}}
+            body: dict[str, Any] = (
+                completion(line["body"], self.seed, "ok") if status == 200 else {"error": {"message": "no"}}
+            )
             body = {"said": "maintenance"} if "html" in fate.oddities and number == 0 else body
             response = {"status_code": status, "request_id": f"req_{number}", "body": body}
             (good if status == 200 else bad).append({**name, "response": response, "error": None})
@@ -238,8 +240,8 @@ class BatchHandler(Handler):
         parts = dict[str, bytes]()
         for part in data.split(b"--" + boundary)[1:-1]:
             head, _, content = part.removeprefix(b"\r\n").partition(b"\r\n\r\n")
-            field = re.search(rb'name="(\w+)"', head)
-            parts[field[1].decode() if field else ""] = content.removesuffix(b"\r\n")
+            named = re.search(rb'name="(\w+)"', head)
+            parts[named[1].decode() if named else ""] = content.removesuffix(b"\r\n")
         if parts.get("purpose") != b"batch" or "file" not in parts:
             return "a file for batches needs purpose=batch"
         name = self.server.add_file(parts["file"])
