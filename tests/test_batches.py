@@ -71,6 +71,7 @@ def test_batches_bring_what_single_calls_bring(tmp_path: Path) -> None:
         ([Fate("expired", 0.4), Fate("expired", 0.5)], 3, "batch_0 is expired: 16 of 40 requests have a response"),
         ([Fate(statuses={0: 500, 1: 429})], 2, "batch_0 is completed: 38 of 40"),
         ([Fate(oddities=frozenset({"repeated", "unknown"}))], 1, "batch batch_0 has 1 unknown lines"),
+        ([Fate(oddities=frozenset({"cut once"}))], 1, "batch_0 is completed: 40 of 40"),
         ([Fate(), Fate("expired", 0.5)], 1, "batch_0 is completed: 40 of 40"),
     ],
 )
@@ -184,7 +185,7 @@ def test_a_server_that_never_answers_is_given_up_soon(tmp_path: Path, monkeypatc
     monkeypatch.setattr("persyn.generation.batches.FIRST_WORD", 0.2)
     with batch_server() as server:
         knobs = server.speed(max_outage=300.0)
-    with pytest.raises(InputError, match="cannot upload: it has failed for"):
+    with pytest.raises(InputError, match="cannot take a file: it has failed for"):
         generate_responses(PROMPTS, "t", teacher(), tmp_path, knobs)
 
 

@@ -41,6 +41,11 @@ MOST_ROWS = 1000
 logger = logging.getLogger(__name__)
 
 
+Window = Annotated[
+    str, Field(pattern=r"^[1-9][0-9]*[hd]$", json_schema_extra={"x-needed": "hours or days, such as 24h or 7d"})
+]
+
+
 class BatchSpeed(Settings):
     """Batches of the OpenAI Batch API, instead of one call for each prompt: cheaper, and done within the window."""
 
@@ -50,7 +55,7 @@ class BatchSpeed(Settings):
     """Size of a batch's file at most."""
     poll_seconds: Annotated[float, Field(gt=0)] = 60.0
     """Seconds between two looks at a batch."""
-    completion_window: Annotated[str, Field(pattern=r"^[1-9][0-9]*[hd]$")] = "24h"
+    completion_window: Window = "24h"
     """Time that the server may take. OpenAI knows only 24h."""
 
 
@@ -256,7 +261,7 @@ class Batches:
         import openai
 
         name = f"{note.name}.jsonl"
-        sent = self._call("upload", lambda: self.client.files.create(file=(name, data), purpose="batch"))
+        sent = self._call("take a file", lambda: self.client.files.create(file=(name, data), purpose="batch"))
         note.save(file=sent.id, state="creating")
         asked = {"input_file_id": note.file, "endpoint": ENDPOINT, "metadata": {"persyn": note.name}}
         window = self.speed.completion_window

@@ -26,14 +26,14 @@ from tests.support.tables import prompts_table
 STEPS = {
     "noted": "before the file is uploaded",
     "uploaded": "after the upload, before its name is noted",
-    "creating": "after that, before the batch is made",
+    "creating": "after its name is noted, before the batch is made",
     "created": "after the server has made the batch, before its name is noted",
-    "out": "after that",
+    "out": "after the batch's name is noted",
     "waiting": "between two looks",
     "read": "after the results are read, before they are stored",
     "half stored": "after some of the results are stored",
     "stored": "after all results are stored, before that is noted",
-    "ended": "after that",
+    "ended": "after that is noted",
 }
 
 

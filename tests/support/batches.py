@@ -50,6 +50,8 @@ class BatchServer(StubServer):
         self.fates, self.queue, self.slow = fates, queue, False
         """Lines that may be at the server at once; and whether batches stay in progress."""
         self.files: dict[str, bytes] = {}
+        self.cut_once = set[str]()
+        """Files whose end the next download lacks."""
         self.batches: dict[str, dict[str, Any]] = {}
         self.fate_of: dict[str, Fate] = {}
         self.billed, self.tokens, self.calls = Counter[str](), 0, Counter[str]()
@@ -158,6 +160,8 @@ class BatchServer(StubServer):
             batch["output_file_id"] = self.add_file(_jsonl(_oddly(good, fate.oddities)))
         if bad:
             batch["error_file_id"] = self.add_file(_jsonl(bad))
+        if "cut once" in fate.oddities:
+            self.cut_once.add(batch["output_file_id"])
         if "cut" in fate.oddities:
             self.files[batch["output_file_id"]] = self.files[batch["output_file_id"]][:-20]
 
@@ -204,7 +208,11 @@ class BatchHandler(Handler):
                     self._send(404, {"error": {"message": "No batch found", "code": None}})
             elif match := re.fullmatch(r"/v1/files/([\w-]+)/content", url.path):
                 data = self.server.files.get(match[1])
-                self._send(404, {"error": {"message": "No such File"}}) if data is None else self._bytes(data)
+                if data is None:
+                    self._send(404, {"error": {"message": "No such File"}})
+                else:
+                    self._bytes(data[:-20] if match[1] in self.server.cut_once else data)
+                    self.server.cut_once.discard(match[1])
             else:
                 self._send(404, {"error": {"message": f"Invalid URL (GET {url.path})"}})
 
