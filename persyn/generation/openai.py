@@ -99,7 +99,9 @@ class OpenAIBackend:
         see Calls.run.
         """
         asked = [self._guarded(conversation) for conversation in conversations]
-        self._tell_altered(sum(sent != list(given) for sent, given in zip(asked, conversations, strict=True)))
+        altered = sum(sent != list(given) for sent, given in zip(asked, conversations, strict=True))
+        if altered:
+            self._tell_altered(f"{altered} of {len(asked)}")
         return self.calls.run(
             len(asked),
             lambda position: self._respond(asked[position], keys[position], sampling),
@@ -116,16 +118,15 @@ class OpenAIBackend:
         sent = self._guarded(conversation)
         if sent != list(conversation) and not self._told:
             self._told = True
-            self._tell_altered(1)
+            self._tell_altered("some")
         return request_body(self.teacher, sent, key, sampling)
 
-    def _tell_altered(self, count: int) -> None:
-        if count:
-            logger.warning(
-                "%s: conversations (at least %d) spell control text of chat templates; it is sent with an invisible "
-                "character inside, because the server's tokenizer is not known here",
-                *(self.teacher.model, count),
-            )
+    def _tell_altered(self, which: str) -> None:
+        logger.warning(
+            "%s: %s conversations spell control text of chat templates; it is sent with an invisible character inside, "
+            "because the server's tokenizer is not known here",
+            *(self.teacher.model, which),
+        )
 
     def _guarded(self, conversation: Sequence[Message]) -> list[Message]:
         """The conversation without control text, except in what the teacher's own entry says."""
