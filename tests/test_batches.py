@@ -301,6 +301,35 @@ def test_a_batch_that_the_servers_list_shows_late_is_found(tmp_path: Path) -> No
         check_bill(server, tmp_path)
 
 
+def test_a_batch_that_was_made_twice_after_all_is_cancelled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with batch_server(Fate(done=0.0)) as server:
+        server.fail["POST /batches"] = ["lose"]
+        server.list_lags = 2
+        ask(server, tmp_path)
+        assert len(server.batches) == 2
+        assert server.calls["POST /batches/*/cancel"] == 1
+        assert "batch_1 was made twice, and batch_0 is cancelled" in caplog.text
+        check_bill(server, tmp_path)
+
+
+def test_a_batch_that_was_not_made_cannot_be_made_later(tmp_path: Path) -> None:
+    with batch_server() as server:
+        start_worker(server.url, tmp_path, "creating").communicate()
+        assert list(server.files) == ["file-0"]
+        ask(server, tmp_path)
+        assert "file-0" not in server.files
+        check_bill(server, tmp_path)
+
+
+def test_a_batch_at_another_server_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with batch_server() as other, batch_server() as server:
+        other.fail["GET /batches/*"] = ["401"]
+        with pytest.raises(InputError, match="check the key"):
+            ask(other, tmp_path)
+        ask(server, tmp_path)
+        assert "40 requests of stub are in a batch at another server" in caplog.text
+
+
 def test_two_processes_make_one_batch(tmp_path: Path) -> None:
     with batch_server() as server:
         server.slow = True

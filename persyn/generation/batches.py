@@ -195,7 +195,8 @@ class Batches:
         for note in open_notes(run.job.folder / FOLDER):
             if note.base_url != self.base_url:
                 logger.warning(
-                    "%d requests of %s are in a batch at %s (%s), which is not asked here",
+                    "%d requests of %s are in a batch at another server, %s (%s); those that are made here too are "
+                    "paid for again",
                     *(len(note.keys), self.model, note.base_url, note.path),
                 )
                 continue
@@ -206,8 +207,11 @@ class Batches:
                 if not note.hold(wait=True):
                     continue
             run.out.append(note)  # released whatever happens
-            if note.state == "creating" and (found := self._find(note)):
-                note.save(state="out", batch=found)
+            if note.state == "creating":
+                if found := self._find(note):
+                    note.save(state="out", batch=found)
+                else:
+                    self._call("delete a file", partial(self._delete, note))
             if note.state != "out":
                 run.out.remove(note)
                 note.drop()
@@ -265,12 +269,13 @@ class Batches:
         note.save(file=sent.id, state="creating")
         asked = {"input_file_id": note.file, "endpoint": ENDPOINT, "metadata": {"persyn": note.name}}
         window = self.speed.completion_window
-        for _ in range(TRIES):
+        for number in range(TRIES):
             if note.state != "creating":
                 note.save(state="creating")
             try:
                 made = self._run(self.client.batches.create(completion_window=window, **asked), drain=True)
-                return note.save(batch=made.id, state="out")
+                note.save(batch=made.id, state="out")
+                return self._cancel_others(note) if number else None
             except (openai.APIConnectionError, openai.InternalServerError):  # it may be made nevertheless
                 if found := self._find(note):
                     return note.save(batch=found, state="out")
@@ -284,20 +289,38 @@ class Batches:
                 raise self._refused("make a batch", error) from None
         raise InputError(f"{self.base_url} makes no batch for {self.model} after {TRIES} tries; run again later")
 
+    def _cancel_others(self, note: Note) -> None:
+        """Cancel what an earlier try made after all, and the list showed too late."""
+        for name in self._call("list batches", lambda: self._search(note)):
+            if name != note.batch:
+                logger.warning("%s: %s was made twice, and %s is cancelled", self.model, note.batch, name)
+                self._call("cancel a batch", partial(self.client.batches.cancel, name))
+
     def _find(self, note: Note) -> str:
         """The server's name of a batch that was perhaps made, looked for twice; empty if it was not."""
         for look in range(2):
             if look:
                 self._sleep(self.speed.poll_seconds)  # a list may lag behind
             if found := self._call("list batches", lambda: self._search(note)):
-                return found
+                return str(found[0])
         return ""
 
-    async def _search(self, note: Note) -> str:
-        async for batch in self.client.batches.list(limit=100):
-            if batch.input_file_id == note.file or (batch.metadata or {}).get("persyn") == note.name:
-                return str(batch.id)
-        return ""
+    async def _search(self, note: Note) -> list[str]:
+        """The server's names of the batches of this note's file."""
+        return [
+            batch.id
+            async for batch in self.client.batches.list(limit=100)
+            if batch.input_file_id == note.file or (batch.metadata or {}).get("persyn") == note.name
+        ]
+
+    async def _delete(self, note: Note) -> None:
+        """Delete the file of a batch that was not made, so that a call that is still on its way makes none."""
+        import openai
+
+        try:
+            await self.client.files.delete(note.file)
+        except openai.APIStatusError as error:
+            logger.info("%s: the file %s is not deleted: %s", self.model, note.file, _reason(error))
 
     # Waiting
 

@@ -50,6 +50,7 @@ class BatchServer(StubServer):
         self.fates, self.queue, self.slow = fates, queue, False
         """Lines that may be at the server at once; and whether batches stay in progress."""
         self.files: dict[str, bytes] = {}
+        self.num_files = 0
         self.cut_once = set[str]()
         """Files whose end the next download lacks."""
         self.batches: dict[str, dict[str, Any]] = {}
@@ -67,7 +68,8 @@ class BatchServer(StubServer):
         return OpenAISpeed(base_url=self.url, **{"batch": batch, "max_outage": 5.0, **knobs})
 
     def add_file(self, data: bytes) -> str:
-        name = f"file-{len(self.files)}"
+        name = f"file-{self.num_files}"
+        self.num_files += 1
         self.files[name] = data
         return name
 
@@ -215,6 +217,13 @@ class BatchHandler(Handler):
                     self.server.cut_once.discard(match[1])
             else:
                 self._send(404, {"error": {"message": f"Invalid URL (GET {url.path})"}})
+
+    def do_DELETE(self) -> None:
+        path = urlsplit(self.path).path
+        if not self._goes_wrong("DELETE", path):
+            with self.server.lock:
+                found = self.server.files.pop(path.rpartition("/")[2], None)
+            self._send(404 if found is None else 200, {"object": "file", "deleted": found is not None})
 
     def _goes_wrong(self, method: str, path: str) -> bool:
         """Count the call, and do what `fail` has for it."""
