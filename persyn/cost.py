@@ -1,6 +1,6 @@
 """Cost: the ledger of teacher calls and tokens, spent and cached, and what routing before generating saves."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any
 
 import polars as pl
@@ -19,6 +19,8 @@ class TokenPrice(Settings):
     """Of a million prompt tokens."""
     output: Annotated[float, Field(ge=0)]
     """Of a million response tokens."""
+    batch: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """What a batch costs as a share of that, where the teacher is asked in batches (speed.openai.batch)."""
 
 
 class Prices(Settings):
@@ -38,6 +40,15 @@ class Prices(Settings):
         price = self.teachers.get(teacher)
         return None if price is None else (price.input * prompt_tokens + price.output * response_tokens) / 1e6
 
+    def in_batches(self, teachers: Collection[str]) -> "Prices":
+        """The prices where these teachers are asked in batches."""
+        cheaper = {
+            name: price.changed(input=price.input * price.batch, output=price.output * price.batch)
+            for name, price in self.teachers.items()
+            if name in teachers
+        }
+        return self.changed(teachers={**self.teachers, **cheaper})
+
 
 def build_ledger(
     prompts: pl.DataFrame,
@@ -46,6 +57,7 @@ def build_ledger(
     prices: Prices | None = None,
     judge: Mapping[str, int] | None = None,
     lost: Mapping[str, Mapping[str, int]] | None = None,
+    batched: pl.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Count every teacher response once as spent; each further use of it is cached.
 
@@ -56,6 +68,7 @@ def build_ledger(
         prices: what the teachers' tokens cost.
         judge: the use of the judge (count_verdicts); None if no domain has one.
         lost: teacher -> tokens that were paid for and are in no response (responses.count_lost).
+        batched: prompt_id and teacher of the responses with the price of a batch; None if there are none.
 
     Returns:
         parallel: teacher -> use. routed: strategy -> {teacher -> use, spent, cached}, as if it were the only strategy
@@ -94,20 +107,39 @@ def build_ledger(
         for kind, count in tokens.items():
             paid[kind] += count
             bought[name] = {**bought[name], kind: bought[name][kind] + count}
-    money = _money(bought, means, prompts.height, prices) if prices and prices.teachers else None
+    cheaper = {} if batched is None else _by_teacher(spent.join(batched, on=keys, how="semi"))
+    money = _money(bought, cheaper, means, prompts.height, prices) if prices and prices.teachers else None
     return {**ledger, "judge": judge, "money": money} | ({"lost": lost} if lost else {})
 
 
 def _money(
-    spent: Mapping[str, Mapping[str, int]], means: pl.DataFrame, num_prompts: int, prices: Prices
+    spent: Mapping[str, Mapping[str, int]],
+    batched: Mapping[str, Mapping[str, int]],
+    means: pl.DataFrame,
+    num_prompts: int,
+    prices: Prices,
 ) -> dict[str, Any]:
-    """The money spent, and the money for all teachers on all prompts, over the teachers that have a price."""
-    paid = [prices.money(name, use["prompt_tokens"], use["response_tokens"]) for name, use in spent.items()]
-    each = [prices.money(*row) for row in means.select("teacher", "num_prompt_tokens", "num_response_tokens").rows()]
+    """The money spent, and the money for all teachers on all prompts, over the teachers that have a price.
+
+    Args:
+        batched: the part of `spent` that came from batches. All prompts would be asked as these were.
+    """
+    tokens = "prompt_tokens", "response_tokens"
+    paid, factor = dict[str, float](), dict[str, float]()
+    for name, use in spent.items():
+        full = prices.money(name, *(use[of] for of in tokens))
+        if full:
+            saved = prices.money(name, *(batched[name][of] for of in tokens)) if name in batched else 0.0
+            paid[name] = full - (1 - prices.teachers[name].batch) * (saved or 0.0)
+            factor[name] = paid[name] / full
+    each = [
+        (prices.money(*row) or 0.0) * factor.get(row[0], 1.0)
+        for row in means.select("teacher", "num_prompt_tokens", "num_response_tokens").rows()
+    ]
     return {
         "currency": prices.currency,
-        "spent": sum(filter(None, paid)),
-        "generate_then_select": sum(filter(None, each)) * num_prompts,
+        "spent": sum(paid.values()),
+        "generate_then_select": sum(each) * num_prompts,
         "unpriced": sorted(set(spent) - set(prices.teachers)),
     }
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from persyn.errors import InputError
 from persyn.generation import BackendSpeed, Teacher, load_backend
+from persyn.generation.batch_notes import FOLDER, open_notes
 from persyn.generation.budget import Budget
 from persyn.generation.precomputed import read_precomputed
 from persyn.generation.requests import (
@@ -127,6 +128,8 @@ def generate_responses(
             raise
         finally:
             bar.close()
+    else:
+        _collect_old(teacher, store, speed)
     stored = [read_row(stored_response(store, request, sampling) or failed[request.key]) for request in requests]
     _check_errors(name, prompts, stored, max_error_share)
     _tell_thoughts(name, stored)
@@ -177,6 +180,23 @@ def _ask(
             yield from generate_rows(left, backend, sampling, store, budget)
         finally:
             backend.close()
+
+
+def _collect_old(teacher: Teacher, store: Store, speed: BackendSpeed) -> None:
+    """Store what has come of batches whose requests are not made any more. Nothing depends on it, so a failure is only
+    told.
+    """
+    if speed.ray is not None or not open_notes(store.folder / FOLDER):
+        return
+    try:
+        backend = load_backend(teacher, speed)
+        try:
+            for _ in generate_rows([], backend, teacher.sampling, store):
+                pass
+        finally:
+            backend.close()
+    except InputError as error:
+        logger.warning("batches of %s are not collected: %s", teacher.model, error)
 
 
 def _check_errors(name: str, prompts: pl.DataFrame, rows: list[dict[str, Any]], max_error_share: float) -> None:

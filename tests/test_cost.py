@@ -40,6 +40,10 @@ def test_money_by_hand() -> None:
     assert "money: USD 100.00 spent, generate then select would take 120.00; no price given for b" in ledger_text(
         ledger
     )
+    batched = responses.select("prompt_id", "teacher")  # of a: 2 calls, 20 prompt tokens and 4 response tokens
+    assert build_ledger(prompts, responses, routed, prices, batched=batched)["money"]["spent"] == 100 - 60 / 2
+    half = prices.in_batches(["a", "c"])
+    assert half.money("a", 1, 1) == 5.5
     unpriced = build_ledger(prompts, responses, routed, Prices(gpu_hour=3.0))
     assert unpriced == build_ledger(prompts, responses, routed)
     title, header, _, *rows, money = ledger_text(unpriced).splitlines()

@@ -41,7 +41,7 @@ def plan(
     files = {name: data / "routes" / f"{name}.parquet" for name in read.strategies}
     made = {name: read_table(file, ROUTES) for name, file in files.items() if file.is_file()}
     routes = known_routes(prompts, list(teachers), read.strategies, made)
-    paying = folder, read.prices, read.budget, read.quality
+    paying = folder, read.prices.in_batches(read.in_batches), read.budget, read.quality
     found = build_plan(prompts, teachers, read.strategies, routes, *paying)
     found["prompts"]["from"], found["refused"] = origin, refused_teachers(teachers, read.licenses)
     found["precomputed"] = [name for name, teacher in teachers.items() if teacher.precomputed]
@@ -54,6 +54,7 @@ def ledger(data: Data = Path("data")) -> None:
 
     from persyn.cost import build_ledger
     from persyn.planning.text import ledger_text
+    from persyn.planning.usage import batched_pairs
     from persyn.project.params import read_params
     from persyn.quality import judge_ledger
     from persyn.responses import asked_of, count_lost
@@ -66,7 +67,9 @@ def ledger(data: Data = Path("data")) -> None:
     prompts = read_table(data / "prompts.parquet", PROMPTS)
     judge = judge_ledger(prompts, [parallel, *routed.values()], store_folder(), params.quality)
     lost = count_lost(asked_of([parallel, *routed.values()], prompts), params.teachers, store_folder())
-    typer.echo(ledger_text(build_ledger(prompts, parallel, routed, params.prices, judge, lost)))
+    batched = batched_pairs(prompts, params.teachers, store_folder())
+    ledger = build_ledger(prompts, parallel, routed, params.prices, judge, lost=lost, batched=batched)
+    typer.echo(ledger_text(ledger))
 
 
 def _prompts(data: Path, params: "Params") -> tuple["pl.DataFrame", str]:
@@ -105,5 +108,8 @@ def _probe(prompts: "pl.DataFrame", params: "Params", folder: Path, count: int) 
     }
     check_asking(wanted, params.teachers, params.licenses, folder)
     for name, teacher in params.teachers.items():
-        paying = folder, params.speed_of(name), params.budget
+        speed = params.speed_of(name)
+        if getattr(speed, "batch", None):
+            speed = speed.changed(batch=None)  # a probe is small, and a batch may take a day
+        paying = folder, speed, params.budget
         generate_responses(wanted[name], name, teacher, *paying, max_error_share=allowed)

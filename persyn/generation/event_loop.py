@@ -62,6 +62,10 @@ class Calls:
         if refused:
             raise refused
 
+    def listen(self) -> "_Stop":
+        """A context in which SIGINT and SIGTERM only raise a flag; they are passed on at its end."""
+        return _Stop(self.runner.get_loop())
+
     def close(self, *closing: Coroutine[Any, Any, Any]) -> None:
         """Run the coroutines that close the engine's connections, then close the loop."""
         for coroutine in closing:

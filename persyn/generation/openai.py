@@ -5,19 +5,21 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from persyn.chat import without_control_text
 from persyn.errors import InputError
 from persyn.generation import NAMED, BackendSpeed, Generation, Sampling, Teacher
 from persyn.generation.addresses import Networks, Variables, check_url, headers_from
 from persyn.generation.attempts import Attempt, Lost, broken, hinted_seconds, pause, read_answer
+from persyn.generation.batches import Batches, BatchSpeed, Server
 from persyn.generation.completions import read_completion
 from persyn.generation.event_loop import Calls
 from persyn.generation.servers import CONNECTION, EMPTY, FEW_REFUSALS, LIMITS, MALFORMED, TIMEOUT, Action
 from persyn.messages import Message
+from persyn.settings import Misfit
 
 __all__ = ["OpenAIBackend", "OpenAISpeed", "check_url", "read_completion"]
 ALONE = 2.0
@@ -46,6 +48,20 @@ class OpenAISpeed(BackendSpeed):
     """Seconds a call may take."""
     max_outage: Annotated[float, Field(ge=0)] = 300.0
     """Seconds to wait for a server that is down or asks clients to wait."""
+    batch: BatchSpeed | None = None
+    """Ask in batches: about half the price, within a day (`{}` takes the defaults). null: one call for each prompt."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.batch and self.ray:
+            raise Misfit(
+                "batch", "is given beside ray, whose actors would each make batches of their own; leave one out"
+            )
+        if self.batch and len(self.base_urls) > 1:
+            raise Misfit(
+                "batch", "is given beside several addresses of base_url; a batch lives at one of them: name that one"
+            )
+        return self
 
     @property
     def base_urls(self) -> list[str]:
@@ -97,6 +113,11 @@ class OpenAIBackend:
             # A redirect could carry the key to another host: it is an error instead.
             http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, transport=self.gate),
         )
+        waiting = speed.max_outage, lambda: self.gate.trouble
+        server = Server(self.client, self.calls, teacher.model, self._body, self._rename, self.secrets, *waiting)
+        self._told = False
+        self.batches = Batches(server, speed.batch)
+        """The way to ask in batches, and to collect those of earlier runs."""
 
     def generate(
         self, conversations: Sequence[Sequence[Message]], keys: Sequence[str], sampling: Sampling
@@ -107,11 +128,7 @@ class OpenAIBackend:
         asked = [self._guarded(conversation) for conversation in conversations]
         altered = sum(sent != list(given) for sent, given in zip(asked, conversations, strict=True))
         if altered:
-            logger.warning(
-                "%s: %d of %d conversations spell control text of chat templates; it is sent with an invisible "
-                "character inside, because the server's tokenizer is not known here",
-                *(self.teacher.model, altered, len(asked)),
-            )
+            self._tell_altered(f"{altered} of {len(asked)}")
         return self.calls.run(
             len(asked),
             lambda position: self._respond(asked[position], keys[position], sampling),
@@ -122,6 +139,25 @@ class OpenAIBackend:
     def close(self) -> None:
         """Close the connections."""
         self.calls.close(self.client.close())
+
+    def _body(self, conversation: Sequence[Message], key: str, sampling: Sampling) -> dict[str, Any]:
+        """The body of a request in a batch."""
+        sent = self._guarded(conversation)
+        if sent != list(conversation) and not self._told:
+            self._told = True
+            self._tell_altered("some")
+        return self._named(request_body(self.teacher, sent, key, sampling))
+
+    def _named(self, body: dict[str, Any]) -> dict[str, Any]:
+        """The body with the token limit under the name that the server takes."""
+        return {self.limit_name if name == LIMITS[0] else name: value for name, value in body.items()}
+
+    def _tell_altered(self, which: str) -> None:
+        logger.warning(
+            "%s: %s conversations spell control text of chat templates; it is sent with an invisible character inside, "
+            "because the server's tokenizer is not known here",
+            *(self.teacher.model, which),
+        )
 
     def _guarded(self, conversation: Sequence[Message]) -> list[Message]:
         """The conversation without control text, except in what the teacher's own entry says."""
@@ -164,8 +200,7 @@ class OpenAIBackend:
         import httpx2
         import openai
 
-        body = request_body(self.teacher, conversation, key, sampling)
-        body[self.limit_name] = body.pop("max_tokens")
+        body = self._named(request_body(self.teacher, conversation, key, sampling))
         self.since = self.since or time.monotonic()
         try:
             answer = await self.client.post(

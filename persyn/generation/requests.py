@@ -9,6 +9,8 @@ from typing import Any
 import polars as pl
 
 from persyn.generation import Backend, Generation, Sampling, Teacher
+from persyn.generation.batch_notes import FOLDER, open_notes
+from persyn.generation.batches import Batches, Job
 from persyn.generation.budget import Budget, paid_tokens
 from persyn.generation.precomputed import precomputed_suffix
 from persyn.messages import Message
@@ -68,6 +70,11 @@ def open_store(folder: Path, teacher: Teacher) -> Store:
     return Store(folder / slug(teacher_identity(teacher)))
 
 
+def notes_folder(folder: Path, teacher: Teacher) -> Path:
+    """The folder of the teacher's notes of batches, which is there once it was asked in batches."""
+    return folder / slug(teacher_identity(teacher)) / FOLDER
+
+
 def stored_response(store: Store, request: Request, sampling: Sampling) -> dict[str, Any] | None:
     """The stored row for `request` under `sampling`, or None. Generated responses win over precomputed ones."""
     for whole in (store.get(request.key), store.get(request.precomputed)):
@@ -100,12 +107,53 @@ def generate_rows(
     Raises:
         InputError: the next response could exceed the budget.
     """
+    batches = getattr(backend, "batches", None)
+    if batches and (batches.makes or open_notes(store.folder / FOLDER)):
+        yield from _from_batches(requests, batches, sampling, store, budget or Budget())
+        requests = [] if batches.makes else still_open(requests, store, sampling)
     for wave in (budget or Budget()).waves(store.folder.parent, requests, sampling.max_tokens):
         conversations, keys = [request.conversation for request in wave], [request.key for request in wave]
         for batch in backend.generate(conversations, keys, sampling):
             rows = {keys[index]: _row(generation) for index, generation in batch.items()}
             store.put({_stored_under(store, key, row, sampling): row for key, row in rows.items()})
             yield rows
+
+
+def _from_batches(
+    requests: Sequence[Request], batches: Batches, sampling: Sampling, store: Store, budget: Budget
+) -> Iterator[dict[str, dict[str, Any]]]:
+    """As generate_rows, through batches. Results of requests that are no longer made are stored, and not yielded."""
+    asked = {request.key: request for request in requests}
+
+    def unanswered() -> list[str]:
+        store.refresh()
+        return [request.key for request in still_open(list(asked.values()), store, sampling)]
+
+    def wave(keys: list[str]) -> list[str]:
+        waves = budget.waves(store.folder.parent, [asked[key] for key in keys], sampling.max_tokens)
+        return [request.key for request in next(waves)]
+
+    conversations = {key: request.conversation for key, request in asked.items()}
+    job = Job(store.folder, conversations, sampling, unanswered, wave, unlimited=budget.max_tokens is None)
+    for found in batches.generate(job):
+        limit = sampling.changed(max_tokens=found.max_tokens)
+        rows = {key: _row(generation) | {"batch": found.batch} for key, generation in found.generations.items()}
+        new = {key: row for key, row in rows.items() if not _has(store, key, row, found.max_tokens)}
+        store.put({_stored_under(store, key, row, limit): row for key, row in new.items()})
+        yield {
+            key: row
+            for key, row in rows.items()
+            if key in asked and (row["finish_reason"] == "error" or stored_response(store, asked[key], sampling))
+        }
+
+
+def _has(store: Store, key: str, row: Mapping[str, Any], max_tokens: int) -> bool:
+    """Whether a run that was killed before it noted so has stored this row of a batch already."""
+    kept, number = [store.get(key), store.get(f"{key}:{max_tokens}")], 1
+    while failure := store.get(error_key(key, number)):
+        kept.append(failure)
+        number += 1
+    return any(one is not None and one.get("batch") == row["batch"] for one in kept)
 
 
 def _row(generation: Generation) -> dict[str, Any]:

@@ -13,7 +13,13 @@ import polars as pl
 from persyn.cost import Prices
 from persyn.generation import Teacher
 from persyn.generation.budget import MESSAGE_TOKENS
-from persyn.generation.requests import open_store, prepare_requests, stored_response, teacher_identity
+from persyn.generation.requests import (
+    notes_folder,
+    open_store,
+    prepare_requests,
+    stored_response,
+    teacher_identity,
+)
 from persyn.messages import Message, as_messages
 from persyn.planning.intervals import (
     Interval,
@@ -137,6 +143,23 @@ def look_into_store(
         identities = [identity for identity, _ in found]
         stored.append(pl.DataFrame({"prompt_id": identities, "teacher": [name] * len(found)}, schema=schema))
     return forecasts, pl.concat(stored)
+
+
+def batched_pairs(prompts: pl.DataFrame, teachers: Mapping[str, Teacher], folder: Path) -> pl.DataFrame:
+    """prompt_id and teacher of the stored responses that came from a batch.
+
+    Args:
+        prompts: PROMPTS.
+        folder: the response store.
+    """
+    pairs = list[tuple[str, str]]()
+    for name, teacher in teachers.items():
+        store = open_store(folder, teacher) if notes_folder(folder, teacher).is_dir() else None
+        if store is not None:  # no other teacher was ever asked in batches
+            for identity, request in zip(prompts["prompt_id"], prepare_requests(prompts, teacher), strict=True):
+                if (stored_response(store, request, teacher.sampling) or {}).get("batch"):
+                    pairs.append((identity, name))
+    return pl.DataFrame(pairs, schema={"prompt_id": pl.String, "teacher": pl.String}, orient="row")
 
 
 def _find_responses(

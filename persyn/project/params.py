@@ -103,6 +103,11 @@ class Params(Settings):
         """The knobs of a teacher's (or the judge's) backend: those of the backend's section, overridden by its own."""
         return _knobs(self.speed, "openai" if name == JUDGE else self.teachers[name].backend, name)
 
+    @property
+    def in_batches(self) -> list[str]:
+        """The teachers, and the judge, that are asked in batches."""
+        return [name for name in (*self.teachers, JUDGE) if getattr(self.speed_of(name), "batch", None)]
+
     def named(self, section: Literal["teachers", "strategies"], name: str) -> Any:
         """A teacher or a strategy.
 
