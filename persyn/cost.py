@@ -8,6 +8,7 @@ from pydantic import Field
 
 from persyn.settings import Settings
 
+Uses = Mapping[str, Mapping[str, int]]
 JUDGE = "judge"
 """The judge's name below speed.teachers and prices.teachers."""
 
@@ -60,8 +61,9 @@ def build_ledger(
         beside the parallel set. total: {spent, cached} over everything. generate_then_select: all teachers on all
         prompts, tokens by their mean lengths on the parallel set. saved: strategy -> how many times fewer calls and
         response tokens than that. judge: as given; it is in no other count, but in money.spent. money: None, or
-        where a teacher has a price {currency, spent, generate_then_select, unpriced: teachers without a price, left out
-        of the sums}. A use is {calls, prompt_tokens, response_tokens}.
+        where a teacher has a price {currency, spent, judge: its part of it, strategies: strategy -> for the parallel
+        set and what it adds, generate_then_select, unpriced: teachers without a price, left out of the sums}. A use is
+        {calls, prompt_tokens, response_tokens}.
     """
     teachers = responses["teacher"].unique().sort().to_list()
     keys = ["prompt_id", "teacher"]
@@ -86,23 +88,29 @@ def build_ledger(
     used, paid = _use(everything), _use(spent)
     ledger["total"] = {"spent": paid, "cached": {name: used[name] - paid[name] for name in used}}
     ledger["generate_then_select"] = select
-    bought = _by_teacher(spent) | ({JUDGE: judge} if judge is not None else {})
-    money = _money(bought, means, prompts.height, prices) if prices and prices.teachers else None
+    judged: Uses = {JUDGE: judge} if judge is not None else {}
+    money = None
+    if prices and prices.teachers:
+        each = [
+            prices.money(*row) for row in means.select("teacher", "num_prompt_tokens", "num_response_tokens").rows()
+        ]
+        alone = {name: pl.concat([responses, table]).unique(keys) for name, table in routed.items()}
+        money = {
+            "currency": prices.currency,
+            "spent": _money({**_by_teacher(spent), **judged}, prices),
+            "judge": _money(judged, prices),
+            "strategies": {name: _money(_by_teacher(table), prices) for name, table in alone.items()},
+            "generate_then_select": sum(filter(None, each)) * prompts.height,
+            "unpriced": sorted({*spent["teacher"], *judged} - set(prices.teachers)),
+        }
     return {**ledger, "judge": judge, "money": money}
 
 
-def _money(
-    spent: Mapping[str, Mapping[str, int]], means: pl.DataFrame, num_prompts: int, prices: Prices
-) -> dict[str, Any]:
-    """The money spent, and the money for all teachers on all prompts, over the teachers that have a price."""
-    paid = [prices.money(name, use["prompt_tokens"], use["response_tokens"]) for name, use in spent.items()]
-    each = [prices.money(*row) for row in means.select("teacher", "num_prompt_tokens", "num_response_tokens").rows()]
-    return {
-        "currency": prices.currency,
-        "spent": sum(filter(None, paid)),
-        "generate_then_select": sum(filter(None, each)) * num_prompts,
-        "unpriced": sorted(set(spent) - set(prices.teachers)),
-    }
+def _money(uses: Uses, prices: Prices) -> float:
+    """The money for these uses, over the teachers that have a price."""
+    return sum(
+        filter(None, (prices.money(name, use["prompt_tokens"], use["response_tokens"]) for name, use in uses.items()))
+    )
 
 
 def _use(table: pl.DataFrame) -> dict[str, int]:

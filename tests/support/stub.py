@@ -38,6 +38,8 @@ class StubServer(ThreadingHTTPServer):
         self.lock, self.random, self.counts = threading.Lock(), random.Random(seed), Counter[str]()
         self.capacity, self.retry_after = 10**6, "0"
         """With more calls at once it responds 429, and the header sent with it."""
+        self.completion_tokens: int | None = None
+        """What it counts for every response, if not its words."""
         self.in_flight, self.headers_seen, self.bodies_seen = 0, list[dict[str, str]](), list[Any]()
 
     @property
@@ -103,6 +105,8 @@ class Handler(BaseHTTPRequestHandler):
             sent = completion(asked, self.server.seed, fault)
             if self.server.say:
                 sent["choices"][0]["message"]["content"] = self.server.say(asked["messages"][-1]["content"])
+            if self.server.completion_tokens is not None:
+                sent["usage"]["completion_tokens"] = self.server.completion_tokens
             if self.server.choice:
                 sent["choices"][0] = {"index": 0, "finish_reason": "stop", **self.server.choice}
             self._send(200, sent, cut=fault == "cut")
