@@ -8,6 +8,7 @@ from pydantic import Field
 
 from persyn.settings import Settings
 
+Uses = Mapping[str, Mapping[str, int]]
 JUDGE = "judge"
 """The judge's name below speed.teachers and prices.teachers."""
 
@@ -75,9 +76,10 @@ def build_ledger(
         beside the parallel set. total: {spent, cached} over everything. generate_then_select: all teachers on all
         prompts, tokens by their mean lengths on the parallel set. saved: strategy -> how many times fewer calls and
         response tokens than that. judge: as given; it is in no other count, but in money.spent. money: None, or
-        where a teacher has a price {currency, spent, generate_then_select, unpriced: teachers without a price, left out
-        of the sums}. A use is {calls, prompt_tokens, response_tokens}. lost: as given, if there are any; those
-        tokens are in total.spent and money.spent too.
+        where a teacher has a price {currency, spent, judge: its part of it, strategies: strategy -> for the parallel
+        set and what it adds, generate_then_select, unpriced: teachers without a price, left out of the sums}. A use is
+        {calls, prompt_tokens, response_tokens}. lost: as given, if there are any; those tokens are in total.spent and
+        money.spent too.
     """
     teachers = responses["teacher"].unique().sort().to_list()
     keys = ["prompt_id", "teacher"]
@@ -102,46 +104,64 @@ def build_ledger(
     used, paid = _use(everything), _use(spent)
     ledger["total"] = {"spent": paid, "cached": {name: used[name] - paid[name] for name in used}}
     ledger["generate_then_select"] = select
-    bought = _by_teacher(spent) | ({JUDGE: judge} if judge is not None else {})
+    judged: Uses = {JUDGE: judge} if judge is not None else {}
+    bought: Uses = {**_by_teacher(spent), **judged}
     for name, tokens in (lost or {}).items():
         for kind, count in tokens.items():
             paid[kind] += count
             bought[name] = {**bought[name], kind: bought[name][kind] + count}
-    cheaper = {} if batched is None else _by_teacher(spent.join(batched, on=keys, how="semi"))
-    money = _money(bought, cheaper, means, prompts.height, prices) if prices and prices.teachers else None
+    money = None
+    if prices and prices.teachers:
+        batched = spent[:0] if batched is None else spent.join(batched, on=keys, how="semi")
+        alone = {name: pl.concat([responses, table]).unique(keys) for name, table in routed.items()}
+        money = {
+            "currency": prices.currency,
+            "spent": _money(bought, batched, prices),
+            "judge": _money(judged, batched[:0], prices),
+            "strategies": {
+                name: _money(_by_teacher(table), table.join(batched, on=keys, how="semi"), prices)
+                for name, table in alone.items()
+            },
+            "generate_then_select": _money_for_all(means, prompts.height, spent, batched, prices),
+            "unpriced": sorted({*spent["teacher"], *judged} - set(prices.teachers)),
+        }
     return {**ledger, "judge": judge, "money": money} | ({"lost": lost} if lost else {})
 
 
-def _money(
-    spent: Mapping[str, Mapping[str, int]],
-    batched: Mapping[str, Mapping[str, int]],
-    means: pl.DataFrame,
-    num_prompts: int,
-    prices: Prices,
-) -> dict[str, Any]:
-    """The money spent, and the money for all teachers on all prompts, over the teachers that have a price.
+def _money(uses: Uses, batched: pl.DataFrame, prices: Prices) -> float:
+    """The money for these uses, over the teachers that have a price.
 
     Args:
-        batched: the part of `spent` that came from batches. All prompts would be asked as these were.
+        batched: RESPONSES, the part of them that came from batches.
     """
-    tokens = "prompt_tokens", "response_tokens"
-    paid, factor = dict[str, float](), dict[str, float]()
-    for name, use in spent.items():
-        full = prices.money(name, *(use[of] for of in tokens))
-        if full:
-            saved = prices.money(name, *(batched[name][of] for of in tokens)) if name in batched else 0.0
-            paid[name] = full - (1 - prices.teachers[name].batch) * (saved or 0.0)
-            factor[name] = paid[name] / full
-    each = [
-        (prices.money(*row) or 0.0) * factor.get(row[0], 1.0)
-        for row in means.select("teacher", "num_prompt_tokens", "num_response_tokens").rows()
-    ]
-    return {
-        "currency": prices.currency,
-        "spent": sum(paid.values()),
-        "generate_then_select": sum(each) * num_prompts,
-        "unpriced": sorted(set(spent) - set(prices.teachers)),
-    }
+
+    def full(table: Uses, name: str) -> float:
+        return prices.money(name, *(table[name][tokens] for tokens in ("prompt_tokens", "response_tokens"))) or 0.0
+
+    cheaper = _by_teacher(batched)
+    saved = sum((1 - prices.teachers[name].batch) * full(cheaper, name) for name in cheaper if name in prices.teachers)
+    return sum(full(uses, name) for name in uses) - saved
+
+
+def _money_for_all(
+    means: pl.DataFrame, num_prompts: int, spent: pl.DataFrame, batched: pl.DataFrame, prices: Prices
+) -> float:
+    """The money for all teachers on all prompts, each asked in batches as far as it was.
+
+    Args:
+        means: teacher and the mean tokens of its prompts and responses.
+        spent: RESPONSES, those that were paid for.
+        batched: of them, those that came from batches.
+    """
+    total = 0.0
+    for name, prompt_tokens, response_tokens in means.select(
+        "teacher", "num_prompt_tokens", "num_response_tokens"
+    ).iter_rows():
+        own, cheaper = (table.filter(teacher=name) for table in (spent, batched))
+        full = _money(_by_teacher(own), batched[:0], prices)
+        share = _money(_by_teacher(own), cheaper, prices) / full if full else 1.0
+        total += num_prompts * share * (prices.money(name, prompt_tokens, response_tokens) or 0.0)
+    return total
 
 
 def _use(table: pl.DataFrame) -> dict[str, int]:

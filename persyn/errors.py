@@ -28,7 +28,8 @@ def ending_in_one_line() -> Iterator[None]:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _stop)
     try:
-        yield
+        with stopping_in_one_line():
+            yield
     except InputError as error:
         if os.environ.get("PERSYN_TRACEBACK"):
             raise
@@ -37,6 +38,13 @@ def ending_in_one_line() -> Iterator[None]:
         if os.environ.get("PERSYN_TRACEBACK"):
             raise
         sys.exit(f"error: {printable(str(error))}; what was stored before is kept")
+
+
+@contextmanager
+def stopping_in_one_line() -> Iterator[None]:
+    """End with the status of the signal that told the process to stop, if one did."""
+    try:
+        yield
     except Stopped as stopped:
         number = stopped.args[0]
         name = signal.Signals(number).name

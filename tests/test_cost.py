@@ -36,7 +36,14 @@ def test_money_by_hand() -> None:
     prices = Prices(teachers={"a": TokenPrice(input=1e6, output=10e6)})
     ledger = build_ledger(prompts, responses, routed, prices)
     # a: 4 calls of 10 prompt tokens, 6 response tokens. All four by a: 40 and, at a mean of 2, 8.
-    assert ledger["money"] == {"currency": "USD", "spent": 100, "generate_then_select": 120, "unpriced": ["b"]}
+    money = {"currency": "USD", "spent": 100, "judge": 0, "strategies": {"strong": 100}, "generate_then_select": 120}
+    assert ledger["money"] == {**money, "unpriced": ["b"]}
+    judge = {"calls": 3, "prompt_tokens": 7, "response_tokens": 2}
+    of_judge = Prices(teachers={"judge": TokenPrice(input=1e6, output=3e6)})
+    graded = build_ledger(prompts, responses, routed, of_judge, judge)
+    money = {"spent": 13, "judge": 13, "strategies": {"strong": 0}, "generate_then_select": 0, "unpriced": ["a", "b"]}
+    assert graded["money"] == {"currency": "USD", **money}
+    assert "USD 13.00 spent (13.00 of it on the judge), generate" in ledger_text(graded)
     assert "money: USD 100.00 spent, generate then select would take 120.00; no price given for b" in ledger_text(
         ledger
     )

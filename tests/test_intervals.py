@@ -56,6 +56,13 @@ def test_what_was_never_asked_is_up_to_max_tokens() -> None:
     assert response_tokens(np.array([64.0] * 4), 10, 64)[0] < 500, "four cut answers do not prove that all will be"
 
 
+def test_a_server_that_counts_more_than_max_tokens_is_believed() -> None:
+    """A thinking model that was asked for 64 tokens took 800 each time: 100 more take some 80,000, not 6,400."""
+    low, high = response_tokens(np.full(8, 800.0), 100, 64)
+    assert 6_400 < low <= 80_000 <= high
+    assert response_tokens(np.array([800.0]), 100, 64)[1] >= 80_000
+
+
 def test_gpu_hours_hold_the_published_numbers() -> None:
     """Tokens a second of one H100: 405B on eight 700 to 3,100; 8B 5,409 to 12,500; 1.7B 9,200, half in practice."""
     for size, published in ((405, (700 / 8, 3100 / 8)), (8, (5409, 12500)), (1.7, (4600, 9200))):

@@ -25,7 +25,7 @@ from persyn.project import params as project_params
 from persyn.project.params import check_params, read_params
 from persyn.prompts import Source, anchor_prompts
 from persyn.quality import QualitySettings, judge_ledger, score_quality
-from persyn.quality.judge import JudgeSettings
+from persyn.quality.judge import JudgeSettings, question
 from persyn.responses import generate_responses
 from persyn.routed import build_routed
 from persyn.routes import Car, Persyn, Random, Rule, Strong
@@ -244,6 +244,41 @@ def test_the_demos_truth_lies_within_its_plan(tmp_path: Path, probe: int) -> Non
         calls = left.unique(["prompt_id", "teacher"]).height
         assert found["total"]["all"]["calls"] == [calls, calls]
         assert sum(use["calls"][0] for use in found["responses"].values()) == 72
+
+
+def test_tokens_above_max_tokens_are_foreseen_once_seen(tmp_path: Path) -> None:
+    """A server that counts a thought that it does not limit."""
+    teacher = {"a": TEACHERS["a"].changed(sampling=Sampling(max_tokens=2))}
+    with stub_teacher() as server:
+        server.completion_tokens = 70
+        before = generate_responses(TABLE[:4], "a", teacher["a"], tmp_path, server.speed())
+        found = plan(tmp_path, {"strong": STRATEGIES["strong"]}, teachers=teacher)
+        table = generate_responses(TABLE.filter("parallel"), "a", teacher["a"], tmp_path, server.speed())
+    new = build_ledger(TABLE, table.join(before, on="prompt_id", how="anti"), {})["parallel"]["a"]
+    assert new == {"calls": 6, "prompt_tokens": new["prompt_tokens"], "response_tokens": 6 * 70}
+    assert holds(found["responses"]["a"], new)
+    assert found["above_limit"] == ["a"]
+    notes: dict[str, Any] = {"refused": [], "precomputed": [], "prompts": found["prompts"] | {"from": "a file"}}
+    assert "Above sampling.max_tokens: responses of a took more tokens" in plan_text(found | notes)
+
+
+def test_a_second_verdict_that_is_due_is_in_the_plan(tmp_path: Path) -> None:
+    """The first calls could not be read, and the run ended before the second ones."""
+    judge = JudgeSettings(model="judge", max_tokens=30, max_error_share=1.0)
+    quality = QualitySettings(methods={"instruction": "judge"}, judge=judge)
+    teacher = {"a": TEACHERS["a"]}
+    parallel, changes = TABLE.filter("parallel"), {"teachers": teacher, "quality": quality}
+    with stub_teacher(say=lambda asked: "Hm.") as server:
+        responses = generate_responses(parallel, "a", TEACHERS["a"], tmp_path, server.speed())
+        asked = responses.join(parallel, on="prompt_id", validate="1:1")
+        first = pl.DataFrame({"prompt": [question(row) for row in asked.iter_rows(named=True)]})
+        first = first.with_columns(prompt_id=pl.col("prompt"))
+        generate_responses(first, "the judge", judge.asked_as, tmp_path, server.speed())
+        due = plan(tmp_path, {"strong": STRATEGIES["strong"]}, **changes)
+        before = server.counts["ok"]
+        score_quality(parallel, responses, tmp_path, quality, server.speed())
+        assert due["judge"]["judge"]["calls"] == [server.counts["ok"] - before] * 2 == [10, 10]
+    assert plan(tmp_path, {"strong": STRATEGIES["strong"]}, **changes)["judge"]["judge"]["calls"] == [0, 0]
 
 
 def test_a_judge_is_in_the_plan_the_budget_and_the_ledger(tmp_path: Path) -> None:

@@ -83,6 +83,24 @@ def test_its_numbers_are_those_of_the_tables(run: Snapshot, page: str) -> None:
     assert f"{ratio:.2f} times fewer response tokens" in text
 
 
+def test_the_ledger_is_money_where_there_are_prices(run: Snapshot, page: str) -> None:
+    assert "No teacher has a price" in page
+    prices = {
+        "currency": "EUR",
+        "teachers": {"ann": {"input": 1e6, "output": 2e6}, "ben": {"input": 0.0, "output": 1e6}},
+    }
+    priced = build_report(run.replace(params={**run.params, "prices": prices}))
+    made = pl.concat([*run.responses.values(), *run.routed.values()]).unique(["prompt_id", "teacher"])
+    asked, said = pl.col("num_prompt_tokens"), pl.col("num_response_tokens")
+    paid = made.filter(teacher="ann").select((asked + 2 * said).sum()).item()
+    paid += made.filter(teacher="ben").select(said.sum()).item()
+    assert f"At the prices given: {paid:,.2f} EUR spent; generate-then-select would take " in priced
+    assert "Without a price, and left out: eve." in priced
+    [together] = [row for row in rows(priced) if row[0] == "all together, with the parallel set"]
+    assert together[-1] == f"{paid:,.2f}"
+    assert len([row for row in rows(priced) if row[0] == "persyn" and len(row) == len(together)]) == 1
+
+
 def test_the_verdict_says_no_more_than_the_numbers(run: Snapshot) -> None:
     cell = {"difference": 0.1, "interval": [-0.1, 0.3], "mde": 0.2, "n": 16, "p": 0.3, "p_holm": 0.3}
     within, differs = cell | {"verdict": "within noise"}, cell | {"verdict": "differs", "difference": -0.4}

@@ -1,6 +1,9 @@
 """The `persyn` command: what DVC cannot show. Each command imports what it needs, so that `--help` is quick."""
 
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from persyn.cli.diff import diff
 from persyn.cli.export import export
@@ -10,10 +13,23 @@ from persyn.cli.plan import ledger, plan
 from persyn.cli.report import report
 from persyn.cli.show import show
 from persyn.cli.store import store
-from persyn.errors import ending_in_one_line
+from persyn.errors import ending_in_one_line, stopping_in_one_line
+
+
+class Commands(TyperGroup):
+    """The commands. Typer alone would end silently, and with 130 after SIGTERM too."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        with stopping_in_one_line():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, help="PerSyn: what DVC cannot show. `dvc repro` runs all."
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="PerSyn: what DVC cannot show. `dvc repro` runs all.",
 )
 for command in (params, plan, generate, ledger, report, show, diff, export):
     app.command()(command)

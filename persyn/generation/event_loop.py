@@ -5,12 +5,29 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from contextvars import ContextVar
 from typing import Any
 
+from persyn.errors import Stopped
 from persyn.generation import Generation
 
 DRAIN_SECONDS = 30
 """Seconds that calls in flight may still take once the run is told to stop: they are paid for."""
+
+
+class Told:
+    """Whether loops were told to stop."""
+
+    def __init__(self) -> None:
+        self.signal, self.since = 0, 0.0
+
+    def stop(self, number: int) -> None:
+        """Tell them, by this signal."""
+        self.signal, self.since = number, self.since or time.monotonic()
+
+
+TOLD: ContextVar[Told] = ContextVar("TOLD")
+"""What a loop in a thread, which gets no signal, listens to instead: threads.py sets it."""
 
 
 class Calls:
@@ -82,29 +99,34 @@ async def _settle(calls: dict[asyncio.Task[Generation], int]) -> None:
 
 
 class _Stop:
-    """Turns SIGINT and SIGTERM into a flag while the loop runs calls; passes the signal on afterwards."""
+    """Turns SIGINT and SIGTERM into a flag while the loop runs calls; passes the signal on afterwards. In a thread, the
+    flag is that of TOLD, and Stopped is raised instead.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop, self.signal, self.since = loop, 0, 0.0
+        self.loop, self.told = loop, TOLD.get(Told())
         self.handlers: dict[int, Any] = {}
+        self.on_main_thread = threading.current_thread() is threading.main_thread()  # the only one that gets signals
+
+    @property
+    def signal(self) -> int:
+        return self.told.signal
 
     @property
     def expired(self) -> bool:
-        return bool(self.signal) and time.monotonic() - self.since > DRAIN_SECONDS
+        return bool(self.signal) and time.monotonic() - self.told.since > DRAIN_SECONDS
 
     def __enter__(self) -> "_Stop":
-        on_main_thread = threading.current_thread() is threading.main_thread()  # the only one that gets signals
-        for number in (signal.SIGINT, signal.SIGTERM) if on_main_thread else ():
+        for number in (signal.SIGINT, signal.SIGTERM) if self.on_main_thread else ():
             self.handlers[number] = signal.getsignal(number)
-            self.loop.add_signal_handler(number, self._stop, number)
+            self.loop.add_signal_handler(number, self.told.stop, number)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.handlers.items():
             self.loop.remove_signal_handler(number)
             signal.signal(number, handler)
+        if self.signal and not self.on_main_thread:
+            raise Stopped(self.signal)
         if self.signal:
             signal.raise_signal(self.signal)
-
-    def _stop(self, number: int) -> None:
-        self.signal, self.since = number, self.since or time.monotonic()

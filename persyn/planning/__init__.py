@@ -67,8 +67,9 @@ def build_plan(
 
     Returns:
         responses, routed: {teacher or strategy -> use, ...}; judge: {judge -> use} of the parallel set's verdicts,
-        empty without a judge; total; generate_then_select; scores; budget; notes. A use
-        is the fields of Use, each [low, high] or None, and `seen`, the number of responses it was estimated from.
+        empty without a judge; total; generate_then_select; scores; budget; notes (above_limit: teachers some of whose
+        responses took more than max_tokens). A use is the fields of Use, each [low, high] or None, and `seen`, the
+        number of responses it was estimated from.
     """
     sizes = [math.nan if prompt is None else size_of(prompt) for prompt in prompts["prompt"].to_list()]
     sized = prompts.select("prompt_id", size=pl.Series(sizes, dtype=pl.Float64))
@@ -88,6 +89,7 @@ def build_plan(
     return {
         "prompts": {"count": prompts.height, "parallel": int(prompts["parallel"].sum())},
         "seen": {name: len(one.lengths) for name, one in forecasts.items()},
+        "above_limit": [name for name, one in forecasts.items() if one.exceeds],
         "responses": _fields(_by_teacher(first, forecasts)),
         "routed": {name: _fields(_uses(one, forecasts)) for name, one in asked.items()},
         "judge": _fields(verdicts),

@@ -12,7 +12,7 @@ from persyn.generation.requests import open_store, prepare_requests, read_row, s
 from persyn.planning.intervals import Use, add, between
 from persyn.planning.usage import BYTES_A_TOKEN, Forecast
 from persyn.quality import QualitySettings
-from persyn.quality.judge import find_verdicts, question
+from persyn.quality.judge import find_verdicts, question, states_score
 from persyn.store import slug, verify
 
 
@@ -24,7 +24,8 @@ def judge_use(
     prices: Prices,
     quality: QualitySettings,
 ) -> Use:
-    """What the verdicts that the store lacks will take: each is asked for once, or twice where it cannot be read.
+    """What the verdicts that the store lacks will take: each is asked for once, or twice where it cannot be read. A
+    second one is sure to be asked for where the store has a first that cannot be read.
 
     Args:
         prompts: PROMPTS, or declared_prompts.
@@ -59,7 +60,13 @@ def judge_use(
             for end, more in zip(ends, (least, most), strict=True):
                 end.append(size + more if known is None else known)
     once, longest = (forecast.use(np.array(sizes)) for sizes in ends)
-    return between(once, add([longest, longest])) if once.calls[0] else Use()
+    new = between(once, add([longest, longest])) if once.calls[0] else Use()
+    reminded = {
+        texts[key]: len(texts[key].encode()) + len(settings.reminder.encode())
+        for key, rows in verdicts.items()
+        if len(rows) == 1 and not states_score(rows[0], settings)
+    }
+    return add([new, forecast.use(np.array(list(reminded.values())))]) if reminded else new
 
 
 def _response_bytes(forecast: Forecast) -> tuple[float, float]:

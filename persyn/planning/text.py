@@ -65,8 +65,9 @@ def ledger_text(ledger: Mapping[str, Any]) -> str:
     money, line = ledger["money"], "money: no price given (params.yaml, prices)"
     if money:
         line = (
-            f"money: {money['currency']} {money['spent']:,.2f} spent, generate then select would take "
-            f"{money['generate_then_select']:,.2f}"
+            f"money: {money['currency']} {money['spent']:,.2f} spent"
+            + (f" ({money['judge']:,.2f} of it on the judge)" if money["judge"] else "")
+            + f", generate then select would take {money['generate_then_select']:,.2f}"
             + (f"; no price given for {', '.join(money['unpriced'])}" if money["unpriced"] else "")
         )
     return plain(rows_table("ledger", ["", *names.values()], rows, names.values()), Text(line))
@@ -77,6 +78,11 @@ def _notes(plan: Mapping[str, Any]) -> list[str]:
     lines = []
     if unseen := [name for name, count in plan["seen"].items() if count < 2]:
         lines.append(f"No responses seen yet of {_names(unseen, plan)}: `persyn plan --probe 8` asks for some first.")
+    if plan["above_limit"]:
+        lines.append(
+            f"Above sampling.max_tokens: responses of {_names(plan['above_limit'], plan)} took more tokens, such as "
+            f"those of a thought; the intervals have it, but budget.max_tokens may be exceeded by as much."
+        )
     if plan["unsized"]:
         lines.append(f"No H100-hours for {_names(plan['unsized'], plan)}: give its size in prices.sizes.")
     if plan["unpriced"]:

@@ -75,6 +75,11 @@ class Forecast:
         return None if self.size is None else 2e9 * self.size
 
     @property
+    def exceeds(self) -> bool:
+        """Whether a response took more tokens than its max_tokens."""
+        return bool((self.lengths > self.teacher.sampling.max_tokens).any())
+
+    @property
     def load(self) -> Interval:
         """GPU-hours of loading it once: half a minute to five minutes, on as many GPUs as its weights need."""
         if not self.runs_here or self.size is None:

@@ -164,6 +164,11 @@ def find_verdicts(texts: Sequence[str], folder: Path, settings: JudgeSettings) -
     return found
 
 
+def states_score(row: Mapping[str, Any], settings: JudgeSettings) -> bool:
+    """Whether a stored verdict, or a row of RESPONSES, states a score."""
+    return not math.isnan(_score(row, settings))
+
+
 def count_verdicts(
     prompts: pl.DataFrame, responses: pl.DataFrame, folder: Path, settings: JudgeSettings
 ) -> dict[str, int]:
@@ -200,8 +205,7 @@ def _ask(
     table = generate_responses(prompts, "the judge", settings.asked_as, folder, speed, budget, max_error_share=1.0)
     unread = []
     for row in table.iter_rows(named=True):
-        cut = row["finish_reason"] == "length"
-        score = read_verdict(row["response"], settings.lowest, settings.highest, cut=cut)
+        score = _score(row, settings)
         found.scores[row["prompt_id"]] = score
         if math.isnan(score) and row["finish_reason"] != "error":
             unread.append(row["prompt_id"])
@@ -209,6 +213,11 @@ def _ask(
     found.prompt_tokens += int(table["num_prompt_tokens"].sum())
     found.response_tokens += int(table["num_response_tokens"].sum())
     return unread
+
+
+def _score(row: Mapping[str, Any], settings: JudgeSettings) -> float:
+    cut = row["finish_reason"] == "length"
+    return read_verdict(row["response"], settings.lowest, settings.highest, cut=cut)
 
 
 def _check_verdicts(found: Verdicts, settings: JudgeSettings) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import polars as pl
 
+from persyn.cost import Prices, build_ledger
 from persyn.plots import comparison_curve, ledger_curve
 from persyn.project.snapshot import Snapshot
 from persyn.report import bars, charts
@@ -95,8 +96,9 @@ def ledger_section(run: Snapshot) -> Section:
     )
     caption = "What each strategy must pay for: the parallel set and what its chosen teachers then write."
     chart = Chart(bars.bill("ledger", told, uses, PARTS), caption, PARTS)
-    tables = [_strategies(cost), _teachers(cost)]
-    return Section("ledger", title, lead, [chart], tables, _money(cost))
+    money = _money(run, cost)
+    tables = [_strategies(cost, money), _teachers(cost)]
+    return Section("ledger", title, lead, [chart], tables, [_in_words(money)])
 
 
 def _ordered(run: Snapshot, found: Any) -> list[str]:
@@ -120,7 +122,7 @@ def _compared(row: dict[str, Any], evaluation: Any, comparison: Any) -> list[str
     ]
 
 
-def _strategies(cost: Any) -> Table:
+def _strategies(cost: Any, money: Any) -> Table:
     rows = [
         [name, count(used["spent"]["calls"]), count(used["spent"]["response_tokens"]), count(used["cached"]["calls"])]
         + [f"{cost['saved'][name][of]:.2f} \u00d7" for of in ("calls", "response_tokens")]
@@ -130,6 +132,10 @@ def _strategies(cost: Any) -> Table:
     together = [count(number) for number in (spent["calls"], spent["response_tokens"], cached["calls"])]
     rows.append(["all together, with the parallel set", *together, "—", "—"])
     columns = ["strategy", "new calls", "new response tokens", "cached calls", "fewer calls", "fewer response tokens"]
+    if money:
+        columns.append(f"{money['currency']}, with the parallel set")
+        for row, paid in zip(rows, [*money["strategies"].values(), money["spent"] - money["judge"]], strict=True):
+            row.append(f"{paid:,.2f}")
     return Table(
         "Spent, cached, and how many times fewer than generate-then-select (with the parallel set)", columns, rows
     )
@@ -144,13 +150,22 @@ def _teachers(cost: Any) -> Table:
     return Table("The parallel set by teacher", columns, rows, folded=True)
 
 
-def _money(cost: Any) -> list[str]:
-    money = cost.get("money")
+def _money(run: Snapshot, cost: Any) -> Any:
+    """The money of the ledger at the run's prices; None without prices, or while a table that it needs is missing."""
+    prices = Prices.parse(run.section("prices"), "prices")
+    tables = run.responses, {name: run.routed[name] for name in cost["routed"] if name in run.routed}
+    if run.prompts is None or set(tables[0]) != set(run.teachers) or set(tables[1]) != set(cost["routed"]):
+        return None
+    return build_ledger(run.prompts, pl.concat(tables[0].values()), tables[1], prices, cost.get("judge"))["money"]
+
+
+def _in_words(money: Any) -> str:
     if not money:
-        return ["No prices are given (prices in params.yaml), so there is no sum of money here."]
-    note = f"At the prices given: {money['spent']:,.2f} {money['currency']} spent, "
-    note += f"{money['generate_then_select']:,.2f} for generate-then-select."
-    return [note + (f" No price: {', '.join(money['unpriced'])}." if money["unpriced"] else "")]
+        return "No teacher has a price (prices in params.yaml), so there is no sum of money here."
+    note = f"At the prices given: {money['spent']:,.2f} {money['currency']} spent"
+    note += f", {money['judge']:,.2f} of it on the judge" if money["judge"] else ""
+    note += f"; generate-then-select would take {money['generate_then_select']:,.2f}."
+    return note + (f" Without a price, and left out: {', '.join(money['unpriced'])}." if money["unpriced"] else "")
 
 
 def _mean(use: Any) -> str:

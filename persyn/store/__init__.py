@@ -12,7 +12,8 @@ import logging
 import os
 import re
 import shutil
-from collections import Counter
+import threading
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ from persyn.store.journal import FORMAT, append, encode, key_of, list_journals, 
 KEY_VERSION = 2
 """Raise it when the code changes what a model is shown: rows of older versions are then ignored."""
 NUM_POSITIONS = 16**12
+_TURNS: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)
+"""Folder -> whose turn it is among the threads of this process: a lock of the file holds only between processes."""
 logger = logging.getLogger(__name__)
 
 
@@ -141,9 +144,10 @@ class Store:
     @contextmanager
     def exclusive(self, low: int = 0, high: int = NUM_POSITIONS) -> Iterator[None]:
         """Lock the keys at positions `low` to `high` - 1: a second process waits here and then finds the responses of
-        the first. Processes with other keys are not blocked. A process may hold one range.
+        the first. Processes with other keys are not blocked. A process may hold one range: its threads take turns.
         """
-        with (self.folder / "lock").open("ab") as file:  # lockf locks bytes; the file itself stays empty
+        # lockf locks bytes; the file itself stays empty
+        with _TURNS[self.folder.resolve()], (self.folder / "lock").open("ab") as file:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, high - low, low)
             except (BlockingIOError, PermissionError):

@@ -40,6 +40,8 @@ class StubServer(ThreadingHTTPServer):
         """With more calls at once it responds 429, and the header sent with it."""
         self.dialect: Callable[[Mapping[str, Any], dict[str, Any]], dict[str, Any]] = lambda asked, sent: sent
         """Changes a completion for what was asked, as a proxy before the server does."""
+        self.completion_tokens: int | None = None
+        """What it counts for every response, if not its words."""
         self.in_flight, self.headers_seen, self.bodies_seen = 0, list[dict[str, str]](), list[Any]()
 
     @property
@@ -105,6 +107,8 @@ class Handler(BaseHTTPRequestHandler):
             sent = completion(asked, self.server.seed, fault)
             if self.server.say:
                 sent["choices"][0]["message"]["content"] = self.server.say(asked["messages"][-1]["content"])
+            if self.server.completion_tokens is not None:
+                sent["usage"]["completion_tokens"] = self.server.completion_tokens
             if self.server.choice:
                 sent["choices"][0] = {"index": 0, "finish_reason": "stop", **self.server.choice}
             self._send(200, self.server.dialect(asked, sent), cut=fault == "cut")
