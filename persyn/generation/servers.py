@@ -69,7 +69,10 @@ PASSES = _either(
 )
 """A limit that passes by itself."""
 CHECK = "check that name, base_url, and the key in the variable named by api_key_env"
-SHORTER = "set prompts.max_characters, lower sampling.max_tokens, or give the model a longer context"
+SHORTER = (
+    "set prompts.max_characters, or lower sampling.max_tokens; once the model has a longer context, another "
+    "sampling.max_tokens (one more) asks again"
+)
 
 CASES: Sequence[Case] = (
     Case(
@@ -433,6 +436,7 @@ def read_verdict(
     limit = next((name for name in LIMITS if name in sent), "")
     parameter = named_parameter(said, sent)
     case = next(case for case in CASES if _fits(case, said, limit, parameter))
+    parameter = limit if case.needs == "limit" else parameter
     shown = replace(said, words=visible_words(said.words, prompt, secrets))
     return Verdict(_of_everyone(case, said, sent.get(limit)), shown, parameter)
 
