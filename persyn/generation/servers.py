@@ -60,8 +60,8 @@ class Case:
 BAD = frozenset({200, 400, 404, 422})
 UNKNOWN = (
     r"unsupported|not supported|not permitted|not allowed|unrecogni[sz]ed|unknown|unexpected|extra_forbidden|"
-    r"deprecated|does not (?:accept|take|support|allow)|doesn't support|cannot (?:both )?be|only (?:the )?default|"
-    r"instead"
+    r"deprecated|does not (?:accept|take|support|allow)|doesn't support|only (?:the )?default|instead|"
+    r"cannot (?:both be|be (?:set|used|specified|given))"
 )
 PASSES = _either(
     r"per.?(?:min|sec|hour)|\b[RT]P[MS]\b|(?:try|retry|wait)\w* (?:again )?(?:in|after|for) |retrydelay|"
@@ -76,6 +76,16 @@ SHORTER = (
 
 CASES: Sequence[Case] = (
     Case(
+        "thought until the limit",
+        "400 with words such as `could not finish the message because max_tokens ... was reached`",
+        "skip",
+        "raise sampling.max_tokens, or turn the model's thoughts off",
+        statuses=BAD,
+        words=_either(r"could not finish the message", r"(?:output|token)s? limit was reached"),
+        kind="empty",
+        paid="perhaps",
+    ),
+    Case(
         "token limit's name",
         "400: `max_tokens` is not supported, use `max_completion_tokens` (or the reverse)",
         "rename",
@@ -83,7 +93,10 @@ CASES: Sequence[Case] = (
         statuses=BAD,
         codes=_either(r"unsupported_parameter|unknown_parameter|extra_forbidden"),
         words=_either(UNKNOWN, r"use .?max_(?:completion_)?tokens"),
-        unless=_either(r"context (?:length|window|size)"),
+        unless=_either(
+            r"context (?:length|window|size)|max_model_len",
+            r"greater than|less than|at most|too (?:large|high|big)|fewer|exceed|maximum",
+        ),
         needs="limit",
     ),
     Case(
