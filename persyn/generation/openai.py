@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 from pydantic import Field
@@ -145,9 +145,8 @@ class OpenAIBackend:
         import httpx2
         import openai
 
-        template = {"chat_template_kwargs": self.teacher.template} if self.teacher.template else {}
-        body = {"model": self.teacher.model, "messages": conversation, **sampling.drawn_for(key)}
-        body |= {self.limit_name: sampling.max_tokens, **sampling.extra, **template}
+        body = request_body(self.teacher, conversation, key, sampling)
+        body = {self.limit_name if name == LIMITS[0] else name: value for name, value in body.items()}
         secrets = [self.client.api_key] if self.client.api_key != "none" else []
         self.since = self.since or time.monotonic()
         try:
@@ -229,6 +228,22 @@ class OpenAIBackend:
         waited = time.monotonic() - self.since if self.since else 0.0
         patient = waited > ALONE and not self.refusals and not self.gate.unreached
         return self.gate.limit if self.succeeded or self.shown or patient else 1
+
+
+def request_body(
+    teacher: Teacher, conversation: Sequence[Message], key: str, sampling: Sampling | None = None
+) -> dict[str, Any]:
+    """The body of the request for one response, the same whether it is sent alone or in a batch.
+
+    Args:
+        conversation: as it is sent, without control text.
+        key: the request's, of which its seed is made.
+        sampling: the teacher's own if None.
+    """
+    sampling = sampling or teacher.sampling
+    template = {"chat_template_kwargs": teacher.template} if teacher.template else {}
+    body = {"model": teacher.model, "messages": list(conversation), "max_tokens": sampling.max_tokens}
+    return {**body, **sampling.drawn_for(key), **sampling.extra, **template}
 
 
 def check_url(base_url: str) -> None:
