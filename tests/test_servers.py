@@ -20,7 +20,7 @@ from persyn.generation.budget import Budget
 from persyn.generation.completions import read_body, read_completion
 from persyn.generation.concurrency import read_retry_after
 from persyn.generation.openai import OpenAISpeed
-from persyn.generation.servers import BODILESS, CASES, FILTERED, read_verdict
+from persyn.generation.servers import BODILESS, CASES, FILTERED, LIMITS, read_verdict
 from persyn.generation.wording import HIDDEN, visible_words
 from persyn.responses import count_lost, generate_responses
 from persyn.store import shelves, verify
@@ -70,8 +70,12 @@ def test_a_refusal_of_the_limit_is_about_the_limit_whatever_else_it_names() -> N
 
 
 def test_a_server_that_takes_no_limit_at_all_is_asked_twice(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="max_completion_tokens"):
-        ask(lambda call: error(400, f"unknown field {[*call.asked][-1]}", "unknown_parameter"), tmp_path)
+    def refuse(call: Call) -> Reply:
+        [name] = [name for name in call.asked if name in LIMITS]
+        return error(400, f"unknown field {name}", "unknown_parameter")
+
+    with pytest.raises(InputError, match="neither as max_tokens nor as max_completion_tokens"):
+        ask(refuse, tmp_path)
 
 
 def test_words_are_shown_without_key_and_prompt() -> None:
