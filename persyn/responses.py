@@ -210,8 +210,9 @@ def _check_errors(name: str, prompts: pl.DataFrame, rows: list[dict[str, Any]], 
     never = {identity: row["error"] for identity, row in errors.items() if row.get("final")}
     if never:
         logger.warning(
-            "%s of %s (%.0f %%) can never be answered at this max_tokens (%s) and are not asked again; first %s: %s",
-            *(f"{len(never)} of {len(rows)} prompts", name, 100 * len(never) / len(rows), _kinds(never)),
+            "%d of %d prompts of %s (%.0f %%) can never be answered at this max_tokens (%s) and are not asked again; "
+            "first %s: %s",
+            *(len(never), len(rows), name, 100 * len(never) / len(rows), _kinds(never)),
             *next(iter(never.items())),
         )
     reasons = {identity: row["error"] for identity, row in errors.items() if identity not in never}

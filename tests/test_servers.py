@@ -13,13 +13,14 @@ from benchmarks.servers import run
 from persyn.cost import Prices, TokenPrice, build_ledger
 from persyn.dataset import drop_reason
 from persyn.defects import Policies, find_defects
+from persyn.errors import InputError
 from persyn.generation import Sampling, Teacher
 from persyn.generation.attempts import hinted_seconds
 from persyn.generation.budget import Budget
 from persyn.generation.completions import read_body, read_completion
 from persyn.generation.concurrency import read_retry_after
 from persyn.generation.openai import OpenAISpeed
-from persyn.generation.servers import BODILESS, CASES, FILTERED, read_verdict
+from persyn.generation.servers import BODILESS, CASES, FILTERED, LIMITS, read_verdict
 from persyn.generation.wording import HIDDEN, visible_words
 from persyn.responses import count_lost, generate_responses
 from persyn.store import shelves, verify
@@ -59,6 +60,22 @@ def test_bodies_as_servers_send_them(status: int, body: Any, action: str) -> Non
     assert read_verdict(status, body, SENT, PROMPT).case.action == action
     if not isinstance(body, str):
         assert read_verdict(status, json.dumps(body), SENT, PROMPT).case.action == action, "the same in text"
+
+
+def test_a_refusal_of_the_limit_is_about_the_limit_whatever_else_it_names() -> None:
+    sent = {"model": "m", "messages": [], "temperature": 0, "max_tokens": 4}
+    words = "temperature and max_tokens are not supported with this model, use max_completion_tokens instead"
+    verdict = read_verdict(400, {"error": {"message": words}}, sent)
+    assert (verdict.case.action, verdict.parameter) == ("rename", "max_tokens")
+
+
+def test_a_server_that_takes_no_limit_at_all_is_asked_twice(tmp_path: Path) -> None:
+    def refuse(call: Call) -> Reply:
+        [name] = [name for name in call.asked if name in LIMITS]
+        return error(400, f"unknown field {name}", "unknown_parameter")
+
+    with pytest.raises(InputError, match="neither as max_tokens nor as max_completion_tokens"):
+        ask(refuse, tmp_path)
 
 
 def test_words_are_shown_without_key_and_prompt() -> None:

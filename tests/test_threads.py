@@ -183,7 +183,7 @@ def test_teachers_of_one_model_take_turns_and_pay_once(servers: dict[str, StubSe
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_signal_drains_every_teacher(number: int, servers: dict[str, StubServer], project: Project) -> None:
     for server in servers.values():
-        server.delay = 2.0
+        server.delay = 3.0
     command = [sys.executable, "-m", "persyn.cli", "generate"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         while any(server.in_flight < 3 for server in servers.values()):  # the first call of each is alone

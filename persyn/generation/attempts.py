@@ -88,6 +88,8 @@ def read_answer(
         usage = (generation.num_prompt_tokens, generation.num_response_tokens) if not generation.estimated else (0, 0)
     prompt = [message["content"] for message in conversation]
     verdict = read_verdict(status, body, sent, prompt, secrets)
+    if verdict.case.paid == "perhaps":
+        usage = (None, limit)
     return Attempt(_record(verdict, status), verdict, usage, status)
 
 

@@ -264,11 +264,14 @@ class OpenAIBackend:
         verdict = attempt.verdict
         assert verdict is not None
         about = f"the parameter {verdict.parameter} is refused: " if verdict.case.needs and verdict.parameter else ""
+        cure = verdict.case.cure
+        if verdict.case.action == "rename":
+            cure = f"it takes a limit on tokens neither as {' nor as '.join(LIMITS)}"
         several = f" {self.refusals} times and to nothing else" if self.refusals > 1 else ""
         told = verdict.said.told()
         return InputError(
             f"{self.where} responds with status {attempt.status} to the model {self.teacher.model}{several}; "
-            f"{about}{verdict.case.cure}. {f'It says: {told}. ' if told else ''}All responses are kept"
+            f"{about}{cure}. {f'It says: {told}. ' if told else ''}All responses are kept"
         )
 
     def _allowed(self) -> int:

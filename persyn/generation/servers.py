@@ -60,8 +60,8 @@ class Case:
 BAD = frozenset({200, 400, 404, 422})
 UNKNOWN = (
     r"unsupported|not supported|not permitted|not allowed|unrecogni[sz]ed|unknown|unexpected|extra_forbidden|"
-    r"deprecated|does not (?:accept|take|support|allow)|doesn't support|cannot (?:both )?be|only (?:the )?default|"
-    r"instead"
+    r"deprecated|does not (?:accept|take|support|allow)|doesn't support|only (?:the )?default|instead|"
+    r"cannot (?:both be|be (?:set|used|specified|given))"
 )
 PASSES = _either(
     r"per.?(?:min|sec|hour)|\b[RT]P[MS]\b|(?:try|retry|wait)\w* (?:again )?(?:in|after|for) |retrydelay|"
@@ -69,9 +69,22 @@ PASSES = _either(
 )
 """A limit that passes by itself."""
 CHECK = "check that name, base_url, and the key in the variable named by api_key_env"
-SHORTER = "set prompts.max_characters, lower sampling.max_tokens, or give the model a longer context"
+SHORTER = (
+    "set prompts.max_characters, or lower sampling.max_tokens; once the model has a longer context, another "
+    "sampling.max_tokens (one more) asks again"
+)
 
 CASES: Sequence[Case] = (
+    Case(
+        "thought until the limit",
+        "400 with words such as `could not finish the message because max_tokens ... was reached`",
+        "skip",
+        "raise sampling.max_tokens, or turn the model's thoughts off",
+        statuses=BAD,
+        words=_either(r"could not finish the message", r"(?:output|token)s? limit was reached"),
+        kind="empty",
+        paid="perhaps",
+    ),
     Case(
         "token limit's name",
         "400: `max_tokens` is not supported, use `max_completion_tokens` (or the reverse)",
@@ -80,7 +93,10 @@ CASES: Sequence[Case] = (
         statuses=BAD,
         codes=_either(r"unsupported_parameter|unknown_parameter|extra_forbidden"),
         words=_either(UNKNOWN, r"use .?max_(?:completion_)?tokens"),
-        unless=_either(r"context (?:length|window|size)"),
+        unless=_either(
+            r"context (?:length|window|size)|max_model_len",
+            r"greater than|less than|at most|too (?:large|high|big)|fewer|exceed|maximum",
+        ),
         needs="limit",
     ),
     Case(
@@ -433,6 +449,7 @@ def read_verdict(
     limit = next((name for name in LIMITS if name in sent), "")
     parameter = named_parameter(said, sent)
     case = next(case for case in CASES if _fits(case, said, limit, parameter))
+    parameter = limit if case.needs == "limit" else parameter
     shown = replace(said, words=visible_words(said.words, prompt, secrets))
     return Verdict(_of_everyone(case, said, sent.get(limit)), shown, parameter)
 
