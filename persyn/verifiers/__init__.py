@@ -42,7 +42,7 @@ def is_right_answer(prompt: str, response: str, reference: str) -> float:
     golds = read_reference(reference)
     if not golds:
         raise InputError(f"reference {reference!r} of the prompt {prompt[:60]!r} is empty; give the final answer")
-    answers = read_response(response, any(gold.letter for gold in golds))
+    answers = read_response(response, any(gold.letter for gold in golds), any(gold.words for gold in golds))
     return float(any(same(gold, answer) for gold in golds for answer in answers))
 
 
