@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 NOUN = (
-    r"(?:answers?|solution|result|r\u00e9ponse|respuesta|antwort|risposta|resposta|jawaban\w*|\u043e\u0442\u0432\u0435\u0442"
+    r"(?:answers?|solutions?|results?|r\u00e9ponse|respuesta|antwort|risposta|resposta|jawaban\w*|\u043e\u0442\u0432\u0435\u0442"
     r"|\u7b54\u6848|\u7b54\u3048|\u56de\u7b54|\u89e3\u7b54|\uc815\ub2f5\uc740?|\ub2f5\uc740?)"
 )
 """`Answer` in the languages of most responses, with the particle that Korean adds."""
@@ -17,6 +17,7 @@ SAID = r"\\\[[\s\S]{1,300}?\\\][^\n]*|\$\$[\s\S]{1,300}?\$\$[^\n]*|\S[^\n]*"
 STATED = re.compile(rf"{NOUN}(?:\s+to\s+[^\n.:]{{1,60}}?)?{LINK}[*_\s]*(?P<said>{SAID})", re.IGNORECASE)
 """What a line, or the first one after it that is not empty, says after `the answer is`."""
 HEADING = re.compile(rf"^[#*_ ]*(?:the |final |correct )*{NOUN}[*_: ]*\n\s*(?P<said>{SAID})", re.I | re.MULTILINE)
+BOLD = re.compile(r"</?(?:b|strong|em|i|u)>", re.IGNORECASE)
 TAG = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL | re.IGNORECASE)
 DENIED = re.compile(r"(?:not|n't|cannot|unknown|unclear)\b", re.IGNORECASE)
 ENDS = (
@@ -39,7 +40,7 @@ CHOSEN_OTHERS = re.compile(
 )
 CALLED_RIGHT = re.compile(r"\b([A-J])\W{0,3}\s+is\s+(?:the\s+)?(?:correct|right)\b")
 LAST_LETTER = re.compile(
-    r"(?:^|\n)\W*([A-J])\W*$|(?:\b(?:so|hence|thus|therefore|be|it's|is)\b[,:]?\s+)\W*([B-HJ])\W*$", re.I
+    r"(?:^|\n)\W*([A-J])\W*$|(?:\b(?:so|hence|thus|therefore|be|it's|is|with|for)\b[,:]?\s+)\W*([B-HJ])\W*$", re.I
 )
 IN_BRACKETS = re.compile(r"\(([A-J])\)")
 
@@ -48,6 +49,7 @@ def statements(text: str) -> Iterator[str]:
     """What a response says its answer is, the last statement first; of each all of it, and then less and less of its
     end. What it says the answer is not is an empty text.
     """
+    text = BOLD.sub("", text)
     found = [*STATED.finditer(text), *HEADING.finditer(text)]
     for match in sorted(found, key=lambda match: match.start("said"), reverse=True):
         said = match["said"].strip()

@@ -346,6 +346,18 @@ CASES: dict[str, list[tuple[str, str, bool]]] = {
 }
 
 REPORTED: dict[str, list[tuple[str, str, bool]]] = {
+    "several": [
+        ("1,2", "The answers are 1 and 2.", True),
+        ("1", "The answers are 1 and 2.", False),
+        ("1,2", "The solutions are x=1 and x=2.", True),
+        ("2", "The solutions are x=1 and x=2.", False),
+        ("2", "x = 1 or x = 2", False),
+        ("5", "Answer: x = 5 and y = 3", False),
+        ("72", "The answer is <b>72</b>.", True),
+        ("B", "I'd go with B.", True),
+        ("[2,5]", "The answer is 2 \u2264 x \u2264 5.", True),
+        ("(2,5)", "The answer is [2, 5].", False),
+    ],
     "issues of math-verify": [
         (r"\frac{1}{2004!}", r"\boxed{\frac{1}{2006!}}", False),
         (r"\frac{1}{2^{99}}", r"\boxed{\frac{1}{2^{98}}}", False),
