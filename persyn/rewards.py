@@ -178,14 +178,24 @@ def mix_rewards(scores: pl.DataFrame, settings: RewardSettings) -> pl.DataFrame:
 
 def _cost(penalty: float) -> pl.Expr:
     """What a response's `mixed` reward loses: penalty, and from 1 on as much as puts all that are penalised below the
-    others of the prompt. It is one number a prompt for known teachers, so that their own order stays.
+    others of the prompt. It is one number a prompt for known teachers, so that their own order stays, and it is not
+    moved by anchored ones: of these, one that is sound is raised above the known that are penalised.
     """
-    known, penalised, mixed = ~pl.col("anchored"), pl.col("penalised"), pl.col("mixed")
-    others = pl.when(known & ~penalised).then(mixed).min().over("prompt_id")
-    highest = pl.when(known & penalised).then(mixed).max().over("prompt_id")
-    above = pl.when("anchored").then(mixed).otherwise(highest) - penalty - (others - LOST_BY)
-    more = above.clip(0.0).fill_null(0.0) if penalty >= 1 else pl.lit(0.0)
-    return pl.when(penalised).then(float(penalty) + more).otherwise(0.0)
+    known, sound, mixed = ~pl.col("anchored"), ~pl.col("penalised"), pl.col("mixed")
+    if penalty < 1:
+        return pl.when(sound).then(0.0).otherwise(float(penalty))
+    size = mixed.abs()
+    own, wide = (
+        pl.max_horizontal(pl.lit(LOST_BY), 10 * TIE * each.max().over("prompt_id"))
+        for each in (pl.when(known).then(size), size)
+    )
+    others = pl.when(known & sound).then(mixed).min().over("prompt_id")
+    highest = pl.when(known & ~sound).then(mixed).max().over("prompt_id")
+    cost = penalty + (highest - penalty - others + own).clip(0.0).fill_null(0.0)
+    raised = pl.when(known).then(mixed).otherwise(pl.max_horizontal(mixed, highest - cost + wide))
+    lowest = pl.when(sound).then(raised).min().over("prompt_id")
+    below = pl.max_horizontal(pl.lit(float(penalty)), mixed - lowest + wide)
+    return pl.when(sound).then(mixed - raised).when(known).then(cost).otherwise(below)
 
 
 def alpha_effect(rewards: pl.DataFrame, settings: RewardSettings) -> dict[str, Any]:
@@ -268,12 +278,16 @@ def _normalise(rows: pl.DataFrame, column: str, into: str, normalization: str) -
         rows = rows.with_columns(unit=counted.std(ddof=0).over(by))
     elif normalization == "shared":
         centred = pl.when("counted").then(pl.when("constant").then(0.0).otherwise(value - mean))
-        rows = rows.with_columns(unit=centred.pow(2).mean().sqrt().over("domain"))
+        sound = pl.when(~pl.col("clipped")).then(centred)  # prompts on which all are penalised set no unit of others
+        unit = pl.coalesce(square.mean().sqrt().over("domain") for square in (sound.pow(2), centred.pow(2)))
+        rows = rows.with_columns(unit=unit)
     elif normalization == "rank":
         rounded = unit_range.round(-math.floor(math.log10(TIE)))
         rows = rows.with_columns(some=pl.when("counted").then(rounded), all=rounded)
         unit_range = _place(by)
-    scaled = (value - mean) / unit if normalization in ("z_score", "shared") else unit_range
+    if normalization in ("z_score", "shared"):  # squares of the smallest numbers are 0
+        rows = rows.with_columns(constant=pl.col("constant") | (pl.col("unit") == 0))
+    scaled = (value - mean) / pl.col("unit") if normalization in ("z_score", "shared") else unit_range
     apart = ~pl.col("counted") & ~pl.col("clipped")
     beside = pl.when(apart).then((value - low).sign()).otherwise(0.0)  # an anchored score beside constant ones
     rows = rows.with_columns(pl.when("constant").then(beside).otherwise(scaled).alias(into))

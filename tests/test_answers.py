@@ -80,6 +80,9 @@ def test_bad_references_are_counted_and_the_first_ones_named() -> None:
     assert "\n" not in str(error.value)
     assert str(error.value).startswith("4 references cannot be used by quality.methods of math; first: reference ")
     assert str(error.value).count("reference '") == 3
+    assert "; and 1 parallel prompts of math have no reference, which math_verify needs; first: prompt " in str(
+        error.value
+    )
     check_references(prompts, {"math": "judge"})
     check_references(prompts, {})
 

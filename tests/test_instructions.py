@@ -14,6 +14,7 @@ def one(name: str, kwargs: object) -> str:
     return json.dumps([{"instruction_id": name, "kwargs": kwargs}])
 
 
+NTH = "length_constraints:nth_paragraph_first_word"
 WORDS = "length_constraints:number_words"
 
 
@@ -53,6 +54,8 @@ def test_every_instruction_of_ifeval_is_known() -> None:
         ),
         ("language:response_language", {"language": "English"}, "language of .* is 'English'; it must be one of ar, "),
         ("language:response_language", {"language": "la"}, "language of .* is 'la'"),
+        (WORDS, {"num_words": 10**400, "relation": "at least"}, "num_words of .* a whole number from 1 to 100,000"),
+        (WORDS, {"num_words": 1e308, "relation": "at least"}, "num_words of .* a whole number from 1 to 100,000"),
         ("startend:end_checker", {"end_phrase": ""}, "end_phrase of .* must be a text that is not empty"),
         (
             "length_constraints:nth_paragraph_first_word",
@@ -94,6 +97,15 @@ def test_an_argument_that_is_null_or_whole_though_a_float_is_as_in_the_data_sets
         ("keywords:forbidden_words", {"forbidden_words": ["$5"]}, "It costs 5.", "It costs $5."),
         ("keywords:forbidden_words", {"forbidden_words": ["3.5"]}, "It is 345 or 13.5.", "It is 3.5."),
         ("keywords:forbidden_words", {"forbidden_words": ["art"]}, "a party", "an Art."),
+        (
+            "keywords:forbidden_words",
+            {"forbidden_words": ["\u65e5\u672c"]},
+            "\u4e2d\u56fd\u4eba",
+            "\u79c1\u306f\u65e5\u672c\u4eba\u3067\u3059",
+        ),
+        (NTH, {"num_paragraphs": 2, "nth_paragraph": 2, "first_word": "Hi"}, "\n\na\n\n\n\nhi b", "hi a\n\n\n\nb"),
+        ("language:response_language", {"language": "en"}, "Hello", "\u041f\u0440\u0438\u0432\u0435\u0442"),
+        ("language:response_language", {"language": "ko"}, "\uc548\ub155", "OK"),
         ("keywords:letter_frequency", {"letter": "!", "let_frequency": 2, "let_relation": "at least"}, "a!!", "a!"),
         ("detectable_format:multiple_sections", {"section_spliter": "Part (", "num_sections": 1}, "Part (1", "Part 1"),
         ("detectable_content:postscript", {"postscript_marker": "P.S."}, "a\nP. S. b", "a\nPxS b"),
@@ -160,3 +172,10 @@ def test_other_languages_are_told_apart_in_any_case(language: str) -> None:
 def test_the_same_row_has_the_same_score_every_time() -> None:
     reference = one("keywords:frequency", {"keyword": "time", "frequency": 1, "relation": "at least"})
     assert {share_of_checks("p", "time flies", reference) for _ in range(9)} == {1.0}
+
+
+@pytest.mark.parametrize("reference", ["[" * 100_000, f'[{{"instruction_id": "x", "kwargs": {{"n": {"9" * 5000}}}}}]'])
+def test_a_reference_that_json_cannot_read_is_refused_in_one_line(reference: str) -> None:
+    with pytest.raises(InputError, match="is not a json list") as error:
+        read_checks(reference)
+    assert "\n" not in str(error.value)

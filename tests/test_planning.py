@@ -320,3 +320,18 @@ def test_a_judge_is_in_the_plan_the_budget_and_the_ledger(tmp_path: Path) -> Non
     assert "spent on the judge" in ledger_text(ledger)
     notes: dict[str, Any] = {"refused": [], "precomputed": [], "prompts": cold["prompts"] | {"from": "a file"}}
     assert "the judge's verdicts, at most two a response" in plan_text(cold | notes)
+
+
+def test_verdicts_on_prompts_that_go_to_two_teachers_are_in_the_plan(tmp_path: Path) -> None:
+    judge = JudgeSettings(model="judge", max_tokens=30)
+    quality = QualitySettings(methods={"instruction": "judge"}, judge=judge)
+    two: dict[str, Rule] = {"persyn": Persyn(rule="persyn", second_below=0.1)}
+    unknown = plan(tmp_path, two, quality=quality)["judge"]["judge"]
+    assert unknown["calls"] == [30, 60 + 2 * 2 * 20], "perhaps none, at most two a response of what is not parallel"
+    routes = known_routes(TABLE, list("abc"), {"strong": STRATEGIES["strong"]}, {})["strong"]
+    second = routes[:8].with_columns(teacher=pl.lit("b"))
+    made = {"persyn": pl.concat([routes, second.cast(dict(routes.schema))])}
+    known = plan(tmp_path, two, quality=quality, made=made)["judge"]["judge"]
+    outside = sum(not parallel for parallel in TABLE.join(second, on="prompt_id", how="semi")["parallel"])
+    assert known["calls"] == [30, 60 + 2 * 2 * outside]
+    assert plan(tmp_path, {"persyn": Persyn(rule="persyn")}, quality=quality)["judge"]["judge"]["calls"] == [30, 60]

@@ -276,6 +276,35 @@ def test_an_anchored_teacher_may_be_better_or_worse_than_all_others() -> None:
             assert rewards(table, "q")[2] < min(rewards(table, "q")[:2])
 
 
+@pytest.mark.parametrize("normalization", ["min_max", "rank", "z_score", "shared", "none"])
+@pytest.mark.parametrize("scale", [1.0, 1e-300, 1e30])
+def test_a_sound_anchored_response_beats_every_penalised_one_and_moves_none(normalization: Any, scale: float) -> None:
+    quality, learned, defects, names = made_up(30, 5, 1)
+    quality = quality.with_columns(pl.col("quality") * scale)
+    quality = quality.with_columns(quality=pl.when(teacher="t4").then(-10 * scale).otherwise("quality"))
+    settings, policies = RewardSettings(alpha=0.4, normalization=normalization), Policies()
+    table = build(quality, learned, defects, names, policies, settings, ["t4"])[0]
+    rows = table.join(defects, on=["prompt_id", "teacher"])
+    worst = pl.when(~pl.col("refusal")).then(pl.col("reward")).min().over("prompt_id")
+    refused = rows.with_columns(worst=worst).filter("refusal").drop_nulls("worst")
+    assert table["reward"].is_finite().all()
+    assert refused.height > 20
+    assert (refused["reward"] < refused["worst"]).all()
+    known = pl.col("teacher") != "t4"
+    alone = [each.filter(known) for each in (quality, learned, defects)]
+    assert table.filter(known).equals(build(*alone, names[:4], policies, settings)[0])
+
+
+def test_prompts_on_which_all_are_penalised_set_no_scale_of_the_others() -> None:
+    quality, learned, defects, names = made_up(10, 3, 2)
+    first = pl.col("prompt_id") == quality["prompt_id"].min()
+    defects = defects.with_columns(refusal=first)
+    settings, policies = RewardSettings(alpha=0.4, normalization="shared"), Policies()
+    wild = quality.with_columns(quality=pl.when(first).then(pl.col("quality") * 1000).otherwise("quality"))
+    mild, other = (build(each, learned, defects, names, policies, settings)[0] for each in (quality, wild))
+    assert mild.filter(~first).equals(other.filter(~first))
+
+
 def test_without_a_penalty_a_defect_changes_nothing() -> None:
     quality, learned, defects, names = made_up(10, 4, 0)
     settings = RewardSettings(alpha=0.4, penalty=0.0)

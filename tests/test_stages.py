@@ -182,3 +182,38 @@ def test_unknown_tasks_teachers_and_packages_are_named(project: Path) -> None:
     with pytest.raises(InputError, match="there is no packaged model 'gpt2'"):
         packaged_model("gpt2")
     assert not (project / "metrics").exists()
+
+
+def test_references_that_cannot_be_used_stop_the_prompts_all_at_once(project: Path) -> None:
+    """Before anything is generated: answers, instruction arguments and missing references, in one line."""
+    check = {"instruction_id": "length_constraints:number_words", "kwargs": {"num_words": "30", "relation": "at least"}}
+    rows = [
+        {"prompt": "Say hello to everyone.", "reference": json.dumps([check])},
+        {"prompt": "How many apples are left?", "reference": "see above"},
+        {"prompt": "How many pears are left?", "reference": "1,22"},
+    ]
+    for number, row in enumerate(rows):
+        (project / f"data/raw/{number}.jsonl").write_text(json.dumps(row))
+    (project / "data/raw/3.jsonl").write_text(json.dumps({"prompt": "Write a program that adds."}))
+    params = YAML(typ="safe").load(Path("params.yaml"))
+    domains = ("instruction", "math", "math", "code")
+    params["prompts"] |= {
+        "sources": [
+            {"path": f"{number}.jsonl", "domain": domain} | ({} if domain == "code" else {"reference": "reference"})
+            for number, domain in enumerate(domains)
+        ],
+        "decontaminate": [],
+        "num_parallel": None,
+    }
+    params["quality"]["methods"] = {"instruction": "checkers", "math": "math_verify", "code": "unit_tests"}
+    YAML().dump(params, Path("params.yaml"))
+    with pytest.raises(InputError) as error:
+        run_stage("prompts", "data/raw", PROMPTS, "metrics/prompts.json")
+    message = str(error.value)
+    assert message.startswith("3 references cannot be used by quality.methods of instruction, math; first: ")
+    assert "num_words of length_constraints:number_words is '30'; it must be a whole number" in message
+    assert "'see above' is not a mathematical answer (source 1.jsonl)" in message
+    assert "'1,22' can be read in two ways (source 2.jsonl)" in message
+    assert "1 parallel prompts of code have no reference, which unit_tests needs" in message
+    assert "\n" not in message
+    assert not Path(PROMPTS).exists()

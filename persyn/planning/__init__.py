@@ -66,10 +66,10 @@ def build_plan(
         quality: how the responses will be scored.
 
     Returns:
-        responses, routed: {teacher or strategy -> use, ...}; judge: {judge -> use} of the parallel set's verdicts,
-        empty without a judge; total; generate_then_select; scores; budget; notes (above_limit: teachers some of whose
-        responses took more than max_tokens). A use is the fields of Use, each [low, high] or None, and `seen`, the
-        number of responses it was estimated from.
+        responses, routed: {teacher or strategy -> use, ...}; judge: {judge -> use} of the verdicts on the parallel set,
+        and on prompts that may go to two teachers, empty without a judge; total; generate_then_select; scores; budget;
+        notes (above_limit: teachers some of whose responses took more than max_tokens). A use is the fields of Use,
+        each [low, high] or None, and `seen`, the number of responses it was estimated from.
     """
     sizes = [math.nan if prompt is None else size_of(prompt) for prompt in prompts["prompt"].to_list()]
     sized = prompts.select("prompt_id", size=pl.Series(sizes, dtype=pl.Float64))
@@ -83,7 +83,9 @@ def build_plan(
     total = _total(sized, first, asked, forecasts, have)
     verdicts = {}
     if "judge" in quality.methods.values():
-        verdicts = {JUDGE: judge_use(prompts, parallel, forecasts, folder, prices, quality)}
+        twice = _twice(sized, strategies, routes, parallel.filter(pl.len().over("prompt_id") == len(teachers)))
+        twice = twice.join(parallel, on=PAIR, how="anti")
+        verdicts = {JUDGE: judge_use(prompts, parallel, twice, forecasts, folder, prices, quality)}
         total = {**total, **verdicts, "all": add([total["all"], *verdicts.values()])}
     weights = {one.teacher.model: one.weights for one in forecasts.values()}
     return {
@@ -134,6 +136,27 @@ def _asked(
     if isinstance(strategy, Persyn) and strategy.second_below is not None:
         may = pl.concat([may, left.filter(pl.col("open") > 1)])
     return Asked(None, must.select(sized.columns), may.select(sized.columns), allowed)
+
+
+def _twice(
+    sized: pl.DataFrame, strategies: Strategies, routes: Mapping[str, pl.DataFrame], judged: pl.DataFrame
+) -> pl.DataFrame:
+    """Of the responses whose prompt goes, or may go, to two teachers by a strategy: prompt_id, teacher (null where the
+    routes are not known yet) and size.
+
+    Args:
+        judged: prompt_id of the prompts of which every teacher's response is judged anyway.
+    """
+    pairs = pl.DataFrame(schema={"prompt_id": pl.String, "teacher": pl.String})
+    for name, strategy in strategies.items():
+        if name in routes:
+            both = routes[name].select(PAIR).filter(pl.len().over("prompt_id") > 1)
+            pairs = pl.concat([pairs, both.join(pairs, on=PAIR, how="anti")])
+        elif isinstance(strategy, Persyn) and strategy.second_below is not None:
+            left = sized.join(judged, on="prompt_id", how="anti")
+            either_of = left.select("prompt_id", teacher=pl.lit(None, pl.String))
+            pairs = pl.concat([pairs, either_of, either_of])
+    return pairs.join(sized, on="prompt_id", how="left", validate="m:1")
 
 
 def _by_teacher(pairs: pl.DataFrame, forecasts: Mapping[str, Forecast], loads: Mapping[str, int] | None = None) -> Uses:

@@ -1,4 +1,6 @@
-"""Judged: what the verdicts of a judge will take, one for each response of the parallel set in its domains."""
+"""Judged: what the verdicts of a judge will take, one for each response in its domains of the parallel set, and of the
+prompts that go to two teachers, whose better response the dataset keeps.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +21,7 @@ from persyn.store import slug, verify
 def judge_use(
     prompts: pl.DataFrame,
     parallel: pl.DataFrame,
+    twice: pl.DataFrame,
     forecasts: Mapping[str, Forecast],
     folder: Path,
     prices: Prices,
@@ -30,13 +33,15 @@ def judge_use(
     Args:
         prompts: PROMPTS, or declared_prompts.
         parallel: prompt_id, teacher and size of the responses to judge.
+        twice: the same of those that may have to be judged, since their prompt may go to two teachers; the teacher is
+            null where it is not known yet.
         quality: how they will be scored: by a judge, in some domains.
     """
     settings = quality.judge
     assert settings is not None, "QualitySettings has a judge where methods name one"
     judged = [domain for domain, method in quality.methods.items() if method == "judge"]
     mine = prompts.filter(pl.col("domain").cast(pl.String).is_in(judged))
-    pairs = parallel.join(mine.select("prompt_id"), on="prompt_id", how="semi")
+    pairs, maybe = (table.join(mine.select("prompt_id"), on="prompt_id", how="semi") for table in (parallel, twice))
     texts = {key: text for name, one in forecasts.items() for key, text in _questions(mine, name, one.teacher, folder)}
     verdicts = dict(zip(texts, find_verdicts(list(texts.values()), folder, settings), strict=True))
     stored = {key: rows[0] for key, rows in verdicts.items() if rows}
@@ -48,19 +53,24 @@ def judge_use(
     ]
     shown, asked, said = np.array(numbers, float).reshape(-1, 3).T
     forecast = Forecast(JUDGE, judge, prices, shown, asked, said)
-    ends: tuple[list[float], list[float]] = ([], [])
     counted = {texts[key] for key in stored}  # equal responses to a prompt make one question
-    for prompt_id, teacher, size in pairs.select("prompt_id", "teacher", "size").iter_rows():
-        key = (prompt_id, teacher)
-        text = texts.get(key)
-        if text is None or text not in counted:
-            counted |= {text} if text else set()
-            known = len(text.encode()) if text else None
-            least, most = _response_bytes(forecasts[teacher])
-            for end, more in zip(ends, (least, most), strict=True):
-                end.append(size + more if known is None else known)
-    once, longest = (forecast.use(np.array(sizes)) for sizes in ends)
-    new = between(once, add([longest, longest])) if once.calls[0] else Use()
+
+    def sizes(table: pl.DataFrame) -> np.ndarray:
+        """(n, 2), the bytes of the questions that are not asked yet, at least and at most."""
+        ends = []
+        for prompt_id, teacher, size in table.select("prompt_id", "teacher", "size").iter_rows():
+            text = texts.get((prompt_id, teacher))
+            if text is None:
+                spans = [_response_bytes(forecasts[name]) for name in ([teacher] if teacher else forecasts)]
+                ends.append([size + min(low for low, _ in spans), size + max(high for _, high in spans)])
+            elif text not in counted:
+                counted.add(text)
+                ends.append([len(text.encode())] * 2)
+        return np.array(ends, float).reshape(-1, 2)
+
+    surely, perhaps = sizes(pairs), sizes(maybe)
+    once, longest, more = (forecast.use(part) for part in (surely[:, 0], surely[:, 1], perhaps[:, 1]))
+    new = between(once, add([longest, longest, more, more])) if len(surely) or len(perhaps) else Use()
     reminded = {
         texts[key]: len(texts[key].encode()) + len(settings.reminder.encode())
         for key, rows in verdicts.items()

@@ -65,7 +65,10 @@ class _Templates(ImmutableSandboxedEnvironment):
 WRITABLE = (str, int, float, Decimal, date, time, timedelta, Undefined)
 TEMPLATES = _Templates(undefined=StrictUndefined, finalize=_written)
 WHERE = TEMPLATES.overlay(finalize=_judged)
-TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
+TEMPLATE_ERRORS = (
+    *(TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError),
+    *(RecursionError, MemoryError),
+)
 FALSE = {"", "false", "none", "null", "[]", "{}", "()", '""'}
 
 
@@ -281,7 +284,7 @@ def is_template(text: str) -> bool:
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _file(folder: Path, source: Rows) -> Path:

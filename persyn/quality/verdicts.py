@@ -5,26 +5,38 @@ import math
 import re
 import unicodedata
 
-LABEL = r"(?:scores?|scored|rating|rated|grade|verdict|mark|points|overall)"
-NUMBER = r"([+-]?\d+(?:[.,]\d+)?)(?!\w|[.,]?\d|\s*%)"
-OUT_OF = r"(?:\s*(?:/|out\s+of|of)\s*(\d+(?:\.\d+)?)(?:\s*points?)?)?"
+OTHERS = (
+    r"puntuaci[o\u00f3]n|calificaci[o\u00f3]n|pontua[c\u00e7][a\u00e3]o|punteggio|voto|nota|bewertung|punktzahl|\u043e\u0446\u0435\u043d\u043a\u0430"
+    r"|\u0431\u0430\u043b\u043b|\u8bc4\u5206|\u8a55\u5206|\u5f97\u5206|\u5206\u6570|\u5206\u6578|\u70b9\u6570|\u8a55\u4fa1|\u30b9\u30b3\u30a2|\uc810\uc218|\ud3c9\uc810"
+)
+"""A score in other languages, where the word is not also one of English."""
+LABEL = rf"(?<![A-Za-z])(?:scores?|scored|rating|rated|grade|verdict|mark|points|overall|{OTHERS})"
+POINTS = r"(?:points?|pts|\u5206|\u70b9|\uc810)"
+NUMBER = rf"([+-]?\d+(?:[.,]\d+)?)(?!(?!{POINTS})\w|[.,]?\d|\s*%)"
+ABOUT = r"(?:(?:about|approximately|around|roughly)\s+)?"
+SUM = r"(?:[\d.\s+*/()\u2013-]{3,40}=\s*)?"
+"""`10 - 2 = 8`."""
+OUT_OF = rf"(?:\s*{POINTS})?" + r"(?:\s*(?:/|out\s+of|of)\s*(\d+(?:\.\d+)?)(?:\s*points?)?)?"
 SUPPOSED = (
     r"(?!\s*(?:would|could|might|may|means?|if|when|only|is\s+(?:for|only|perfect|reserved|useless|given|the)\b"
-    r"|[-\u2013]\s*\d))"
+    r"|[-\u2013]\s*\d|(?:to|or)\s+\d))"
 )
 STATED = re.compile(
-    rf"\b{LABEL}\b[^\d:=\n]{{0,24}}(?::|=|->|\u2192|\s[-\u2013\u2014](?=\s))+\s*{NUMBER}{OUT_OF}{SUPPOSED}", re.I
+    rf"{LABEL}\b[^\d:=\n]{{0,24}}(?::|=|->|\u2192|\s[-\u2013\u2014](?=\s))+\s*{SUM}{ABOUT}{NUMBER}{OUT_OF}{SUPPOSED}",
+    re.I,
 )
 """`score: 8`, `Final rating = 8/10`: a label, a sign and the number."""
 SAID = re.compile(
-    rf"\b(?:{LABEL}|rate|give|grade|award|assign)\b(?:\s+(?:it|this|that|the|a|an|of|is|as|to|at|be|answer|response|final))*"
+    rf"(?:{LABEL}|\brate|give|grade|award|assign)\b(?:\s+(?:it|this|that|the|a|an|of|is|as|to|at|be|should|answer|response|final))*"
     rf"\s+{NUMBER}{OUT_OF}{SUPPOSED}",
     re.I,
 )
 """`The score is 8`, `I rate this answer 8`."""
-SHARE = re.compile(rf"(?<![\d/.]){NUMBER}\s*(?:/|out\s+of)\s*(\d+(?:\.\d+)?)(?![\d/]){SUPPOSED}", re.I)
+SHARE = re.compile(
+    rf"(?<![\d/.\u2013-])(?<!\bor )(?<!\bto ){NUMBER}\s*(?:/|out\s+of)\s*(\d+(?:\.\d+)?)(?![\d/]){SUPPOSED}", re.I
+)
 """`8/10`, `8 out of 10`."""
-ALONE = re.compile(rf"\s*{NUMBER}{OUT_OF}\s*(?:points?)?[.!]?\s*", re.I)
+ALONE = re.compile(rf"[\s(\[]*{NUMBER}{OUT_OF}[\s)\]]*[.!]?\s*", re.I)
 DOUBLE = re.compile(r"\[\[\s*(?:(?:score|rating)\s*:\s*)?([^\[\]]{1,12}?)\s*\]\]", re.I)
 BOXED = re.compile(r"\\(?:boxed|text|mathbf|textbf)\s*\{([^{}]*)\}")
 ENCLOSED = re.compile(r"([:=]\s*)[(\[]\s*([+-]?\d[\d.,]*(?:\s*/\s*\d+)?)\s*[)\]]")
@@ -34,8 +46,10 @@ SCALE = re.compile(
     re.I,
 )
 TAG = re.compile(rf"<\s*({LABEL})\s*>\s*([^<>]{{1,12}}?)\s*<\s*/\s*{LABEL}\s*>", re.I)
-MARKUP = re.compile(r"[*_`#<>\"'{}$~]+")
-SPLIT_LABEL = re.compile(rf"(\b{LABEL}\b[ \t*_`#:\"'|=]*)\n\s*(?=[*_`\s]*[+-]?\d)", re.I)
+MARKUP = re.compile(r"[*_`#<>\"'{}$~\\]+")
+SUPPOSITION = re.compile(r"(?<=[.;]\s)(?:if|with|had)\b[^.\n]*", re.I)
+"""A sentence that is not the first one of its line."""
+SPLIT_LABEL = re.compile(rf"({LABEL}\b[ \t*_`#:\"'|=]*)\n\s*(?=[*_`\s]*[+-]?\d)", re.I)
 KEYS = ("score", "final_score", "overall_score", "rating", "overall_rating", "overall", "grade", "verdict", "mark")
 OBJECT = re.compile(r"\{[^{}]*\}")
 
@@ -69,7 +83,8 @@ def _in_object(text: str) -> tuple[float, None] | None:
         named = {str(key).lower(): value for key, value in found.items()} if isinstance(found, dict) else {}
         for value in (named[key] for key in KEYS if key in named):
             try:
-                return float(value), None
+                if not isinstance(value, bool):
+                    return float(value), None
             except (TypeError, ValueError):
                 continue
     return None
@@ -83,7 +98,7 @@ def _in_lines(text: str) -> tuple[float, float | None] | None:
             for pattern in patterns:
                 if found := list(pattern.finditer(line)):
                     return _number(found[-1])
-    alone = ALONE.fullmatch(lines[-1]) if lines else None
+    alone = ALONE.fullmatch(lines[-1]) or ALONE.fullmatch(text) if lines else None
     return _number(alone) if alone else None
 
 
@@ -91,6 +106,7 @@ def _plain(line: str) -> str:
     """A line without markup, remarks in brackets, and the scale that a label names."""
     line = BOXED.sub(r"\1", TAG.sub(r"\1: \2", DOUBLE.sub(r"score: \1", line)))
     line = ENCLOSED.sub(r"\1\2", MARKUP.sub(" ", line.replace("|", ":")))
+    line = SUPPOSITION.sub(" ", line)
     while (shorter := REMARK.sub(" ", line)) != line:
         line = shorter
     return SCALE.sub(" ", line)

@@ -110,7 +110,7 @@ def fit_router(
         pairs: PAIRS of the parallel set.
         teachers: the order of the strengths.
         anchored: teachers that join the trained router by the prompts on which they have rewards; the router is
-            measured without them.
+            measured without them. It is not trained again if that of the same inputs without them is kept.
         device_batch_size: prompts in one forward pass of the training at most; None takes the whole batch.
         live: receives the curves of the router's training, not of its controls', while it runs.
 
@@ -124,48 +124,73 @@ def fit_router(
     Raises:
         InputError: a parameter is wrong, or no pair belongs to a prompt.
     """
-    from persyn.router.features import embed, encoder_of
-    from persyn.router.metrics import reward_matrix
+    from persyn.router.kept import Kept
     from persyn.router.placement import PlacedRouter, place_teacher
     from persyn.training.trainer import checkpoints, leave_to_main
 
     known = [teacher for teacher in teachers if teacher not in anchored]
     pairs = pairs.filter(pl.col("winner").is_in(known) & pl.col("loser").is_in(known))
+    inputs = [table.write_json() for table in (prompts, rewards.filter(pl.col("teacher").is_in(known)), pairs)]
+    decides = [*inputs, known, settings.model_dump(mode="json"), model_identity(settings.model, settings.revision)]
+    kept = Kept(*decides)
+    measured = kept.measured() if anchored else None
+    if measured:
+        leave_to_main()
+        logger.info("no router is trained: the one of the same inputs without %s is kept", ", ".join(anchored))
+        beside: dict[str, Router] = {method: load_router(kept.router, known, method) for method in settings.beside}
+        router, (card, bins) = Routers(load_router(kept.router, known), beside), measured
+    else:
+        with checkpoints(*decides) as folder:
+            session = Session(folder / "router", device_batch_size, live=live)
+            router, card, bins = _train_measured(prompts, rewards, pairs, known, settings, session)
+            kept.keep(router, card, bins)
+    if not anchored:
+        return router, card | {"placed": {}}, bins
+    blends = {
+        method: {name: place_teacher(each, name, prompts, rewards) for name in anchored}
+        for method, each in [(None, router.router), *router.beside.items()]
+    }
+    whole = Routers(
+        PlacedRouter(router.router, blends[None], teachers),
+        {method: PlacedRouter(each, blends[method], teachers) for method, each in router.beside.items()},
+    )
+    return whole, card | {"placed": blends[None]}, bins
+
+
+def _train_measured(
+    prompts: pl.DataFrame,
+    rewards: pl.DataFrame,
+    pairs: pl.DataFrame,
+    known: list[str],
+    settings: RouterSettings,
+    session: Session,
+) -> tuple["Routers", dict[str, Any], pl.DataFrame]:
+    """As fit_router, of teachers without anchors."""
+    from persyn.router.features import embed, encoder_of
+    from persyn.router.metrics import reward_matrix
+    from persyn.training.trainer import leave_to_main
+
+    assert session.scratch is not None
+    folder = session.scratch.parent
     train, checked, held_out = router_split(prompts, rewards, settings)
     texts = [prompt_texts(part) for part in (train, held_out)]
-    inputs = [table.write_json() for table in (prompts, rewards.filter(pl.col("teacher").is_in(known)), pairs)]
-    with checkpoints(
-        *inputs, known, settings.model_dump(), model_identity(settings.model, settings.revision)
-    ) as folder:
-        features = embed([*texts[0], *texts[1]], **encoder_of(settings))
-        lesson = read_lesson(train, rewards, pairs, known, features[: train.height], checked)
-        asked = texts[1], held_out["source"].to_list(), features[train.height :]
-        session = Session(folder / "router", device_batch_size)
-        router, trust = fit_trusted(lesson, settings, replace(session, live=live))
-        shuffled = train_router(lesson.shuffled(settings.seed), settings, replace(session, scratch=folder / "shuffled"))
-        beside = {
-            name: fit_trusted(lesson, settings.for_method(name), replace(session, scratch=folder / name))[0]
-            for name in settings.beside
-        }
-        leave_to_main()
-        unseen = reward_matrix(rewards, held_out["prompt_id"].to_list(), known)
-        controls = {"shuffled": shuffled} | ({"unshrunk": router.router} if trust else {}) | beside
-        card, bins = measure(lesson, settings, router, trust, asked, unseen, controls)
-        placed = {name: place_teacher(router, name, prompts, rewards) for name in anchored}
-
-        def complete(each: Router, blends: Mapping[str, Any]) -> Router:
-            return PlacedRouter(each, blends, teachers) if anchored else each
-
-        whole = Routers(
-            complete(router, placed),
-            {
-                method: complete(each, {name: place_teacher(each, name, prompts, rewards) for name in anchored})
-                for method, each in beside.items()
-            },
-        )
-        num_validation = checked.height if checked is not None else 0
-        counts = {"num_train": train.height, "num_validation": num_validation, "num_held_out": held_out.height}
-    return whole, card | counts | {"placed": placed}, bins
+    features = embed([*texts[0], *texts[1]], **encoder_of(settings))
+    lesson = read_lesson(train, rewards, pairs, known, features[: train.height], checked)
+    asked = texts[1], held_out["source"].to_list(), features[train.height :]
+    router, trust = fit_trusted(lesson, settings, session)
+    session = replace(session, live=None)
+    shuffled = train_router(lesson.shuffled(settings.seed), settings, replace(session, scratch=folder / "shuffled"))
+    beside: dict[str, Router] = {
+        name: fit_trusted(lesson, settings.for_method(name), replace(session, scratch=folder / name))[0]
+        for name in settings.beside
+    }
+    leave_to_main()
+    unseen = reward_matrix(rewards, held_out["prompt_id"].to_list(), known)
+    controls = {"shuffled": shuffled} | ({"unshrunk": router.router} if trust else {}) | beside
+    card, bins = measure(lesson, settings, router, trust, asked, unseen, controls)
+    num_validation = checked.height if checked is not None else 0
+    counts = {"num_train": train.height, "num_validation": num_validation, "num_held_out": held_out.height}
+    return Routers(router, beside), card | counts, bins
 
 
 class Routers:

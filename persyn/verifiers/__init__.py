@@ -42,30 +42,44 @@ def is_right_answer(prompt: str, response: str, reference: str) -> float:
     golds = read_reference(reference)
     if not golds:
         raise InputError(f"reference {reference!r} of the prompt {prompt[:60]!r} is empty; give the final answer")
-    answers = read_response(response, any(gold.letter for gold in golds))
+    answers = read_response(response, any(gold.letter for gold in golds), any(gold.words for gold in golds))
     return float(any(same(gold, answer) for gold in golds for answer in answers))
 
 
 def check_references(prompts: pl.DataFrame, methods: Mapping[Any, str]) -> None:
-    """Refuse references with which no response could be compared.
+    """Refuse references with which no response could be compared, and parallel prompts without one that is needed.
 
     Args:
         prompts: PROMPTS.
         methods: domain -> quality method. Those that read no reference, or any, refuse none.
 
     Raises:
-        InputError: some cannot be read, or can be read in two ways; says how many and which are the first.
+        InputError: some are missing, cannot be read, or can be read in two ways; says how many of all domains and
+            which are the first.
     """
-    faults = []
+    faults, domains = [], set()
     for domain, origin, reference in prompts.select("domain", "source", "reference").drop_nulls().rows():
         why = REFERENCE_FAULTS[methods[domain]](reference) if methods.get(domain) in REFERENCE_FAULTS else ""
         if why:
-            faults.append((domain, f"{why} (source {origin})"))
+            faults.append(f"{why} (source {origin})")
+            domains.add(domain)
+    wrong = []
     if faults:
-        domains = sorted({domain for domain, _ in faults})
+        wrong.append(
+            f"{len(faults)} references cannot be used by quality.methods of {', '.join(sorted(domains))}; first: "
+            f"{'; '.join(faults[:3])}"
+        )
+    without = prompts.filter("parallel", pl.col("reference").is_null())
+    for (domain,), rows in without.group_by("domain", maintain_order=True):
+        if methods.get(domain) in COMPARING:
+            wrong.append(
+                f"{rows.height} parallel prompts of {domain} have no reference, which {methods[domain]} needs; first: "
+                f"prompt {rows['prompt_id'][0]} (source {rows['source'][0]})"
+            )
+    if wrong:
         raise InputError(
-            f"{len(faults)} references cannot be used by quality.methods of {', '.join(domains)}; first: "
-            f"{'; '.join(why for _, why in faults[:3])}; correct them, or choose another method"
+            f"{'; and '.join(wrong)}; correct them (`reference` in prompts.sources names their column), or choose "
+            f"another method, such as reward_model or judge"
         )
 
 
@@ -84,6 +98,8 @@ def _fault_of_checks(reference: str) -> str:
 
 REFERENCE_FAULTS = {"checkers": _fault_of_checks, "math_verify": _fault_of_answer}
 """Quality method -> why it cannot use a reference; empty if it can."""
+COMPARING = ("checkers", "math_verify", "unit_tests")
+"""Quality methods that need a reference."""
 
 
 def prepare_ifeval() -> None:

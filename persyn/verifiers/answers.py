@@ -3,6 +3,7 @@ r"""Answers: what the final answer of a text means, before math-verify compares 
 docs/answers.md states the meaning of every kind of writing; a text with two meanings has two readings.
 """
 
+import contextlib
 import functools
 import re
 from dataclasses import dataclass, replace
@@ -11,34 +12,34 @@ from typing import Any
 
 from persyn.verifiers.boxes import boxed
 from persyn.verifiers.signs import LONGEST, PERCENT, PERCENTS, as_latex, readable, stripped, unwrapped, without_percents
+from persyn.verifiers.stated import chosen_letter, last_letter, statements, tagged
 
 DIGITS = 6
 """Decimal places in which a decimal number must agree."""
 
 LATER = re.compile(r"final answer\b[^\n.]{0,100}?\bis\b:?", re.IGNORECASE)
-STATED = re.compile(r"answer(?:\s+is|\s*:)\s*:?\s*(\S[^\n]*)", re.IGNORECASE)
 EMPTY_BOX = re.compile(r"\\+boxed\s*\{\s*\}")
 HASHES = re.compile(r"^[ \t]*####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 LEAD = re.compile(r"(?:the\s+)?(?:final\s+)?answer\s*(?:is\s*:?|:)\s*(?=\S)", re.IGNORECASE)
+YES = re.compile(r"[\W_]*(yes|no|true|false)\b", re.IGNORECASE)
+LABEL = re.compile(r"(?:[A-Za-z]{2,}\s+){0,4}[A-Za-z]{2,}\s*:\s*(?=\S)")
+"""`Total: `, before a number."""
+UNEQUAL = re.compile(r"\\n(?:e|eq|ot)\b|!=|\u2260")
+TIME = re.compile(r"(\d{1,2})(:[0-5]\d)?(?::00)?(?:\s*([ap])\.?\s*m\b\.?)?", re.IGNORECASE)
+DOTS = re.compile(r"\\[lc]?dots[bcmio]?\b|\.\.\.+|\u2026")
+IN_BASE = re.compile(r"([+-]?\d+)\s*_\s*\{?\s*(\d{1,2})\s*\}?")
 LETTER = re.compile(r"(?:(?i:option|choice)\s+)?\(?\s*([A-Za-z])\s*\)?\s*[.:]?|\\\(\s*([A-Za-z])\s*\\\)")
-LABELLED = re.compile(r"(?:\(([A-J])\)[.:]?\s*|([A-J])[).:]\s+)(\S.*)", re.DOTALL)
+LABELLED = re.compile(r"(?:(?i:option|choice)\s+)?(?:\(([A-J])\)[.:]?\s*|([A-J])[).:]\s+)(\S.*)", re.DOTALL)
 AND_FRACTION = re.compile(r"([+-]?\d+)\s+and\s+(\d+\s*/\s*\d+)")
-STATED_LETTER = re.compile(
-    r"(?:answer|option|choice)(?:\s+is)?\s*:?\s*[*_$\s]*(?:(?:option|choice)\s+)?"
-    r"(?:\(|\\text\w*\{\(?|\\mathrm\{\(?)?([A-J])(?![\w'])(?!\s+(?:[a-z]{2,}|[a-z]\s))",
-    re.IGNORECASE,
+CURRENCY = (
+    r"(?:(?:US|AU?|CA?|HK|NZ|NT|MX|S|R)?\\?\$|[\u00a2\u00a3\u00a5\u20a0-\u20bf\u0e3f]|z\u0142|(?:USD|EUR|GBP|JPY|CNY|RMB|INR"
+    r"|KRW|RUB|CAD|AUD|NZD|CHF|SEK|NOK|DKK|PLN|BRL|MXN|SGD|HKD|Rs\.?|[Kk]r\.?)(?=[\s\d]))"
 )
-STATED_OTHERS = re.compile(
-    r"(?i:answer|option|choice|choose|select|pick)(?i:\s+is)?\s*:?\s*[*_$\s]*\(?([B-HJ])\b(?!['.]\w)"
-)
-CALLED_RIGHT = re.compile(r"\b([A-J])\W{0,3}\s+is\s+(?:the\s+)?(?:correct|right)\b")
-IN_BRACKETS = re.compile(r"\(([A-J])\)")
-CURRENCY = r"(?:(?:US|A|C)?\\?\$|[\u00a2\u00a3\u00a5\u20a0-\u20bf\u0e3f]|(?:USD|EUR|GBP|Rs\.?)(?=[\s\d]))"
 GROUPS = r"\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d{1,3}(?:'\d{3})+|\d{1,2}(?:,\d{2})+,\d{3}|\d+"
 DECIMAL = rf"(?:{GROUPS})(?:\.\d*)?|\.\d+"
 NUMBER = re.compile(
     rf"(?:\\approx|\u2248)?\s*(?P<sign>[+-]?)\s*{CURRENCY}?\s*(?P<inner>[+-]?)\s*(?:"
-    rf"(?P<european>\d{{1,3}}(?:\.\d{{3}})+,\d+|0,\d+)|"
+    rf"(?P<european>\d{{1,3}}(?:\.\d{{3}})+,\d+|\d{{1,3}}(?: \d{{3}})+,\d+|\d{{1,3}}(?:\.\d{{3}}){{2,}}|0,\d+)|"
     rf"\\frac\{{\s*(?P<up>[+-]?(?:{DECIMAL}))\s*\}}\{{\s*(?P<down>[+-]?(?:{DECIMAL}))\s*\}}|"
     rf"(?P<top>{DECIMAL})(?:\s*/\s*(?P<bottom>{DECIMAL}))?)"
     rf"(?P<rest>(?![\d/]).*)",
@@ -48,9 +49,11 @@ DECIMAL_COMMA = re.compile(r"([+-]?)\s*(\d+),(\d{1,2}|\d{4,})")
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 UNITS = (
     "mm cm dm km mg kg lb lbs oz ft yd mi ml cl dl kl gal hr hrs min mins sec secs ms yr yrs mph kmh kph kmph rs hz "
-    "khz mhz ghz kw mw kwh kj pa kpa mol rad deg kb mb gb tb am pm sq cu in pcs of"
+    "khz mhz ghz kw mw kwh kj pa kpa mol rad deg kb mb gb tb am pm sq cu in pcs of kr st nd rd th"
 )
 """Short units, in any case; any other word of three letters or more after a space is a unit too."""
+FOREIGN = 0x400
+"""Letters from here on, such as Cyrillic and Chinese ones, name no unknown, so they are a unit."""
 LETTER_UNITS = "m g s h l L t N J W V A K C F"
 MATHS = (
     "and mod exp log ln lim sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh max min gcd lcm sqrt inf infty "
@@ -60,7 +63,7 @@ MATHS = (
 NOT_UNITS = (
     "or choose to plus minus times over divided by if when where for with else otherwise is are not the then thus but"
 )
-MISSING = "n/a na nan null none proof unknown"
+MISSING = "n/a na nan null none proof unknown todo tbd qed"
 """What data sets write where there is no answer."""
 
 
@@ -104,6 +107,9 @@ def readings(text: str) -> tuple[Reading, ...]:
     letter = LETTER.fullmatch(bare)
     if letter:
         return (Reading(bare, letter=(letter[1] or letter[2]).upper()),)
+    known = _known_form(plain, bare)
+    if known:
+        return (known,)
     labelled = LABELLED.fullmatch(bare)
     if labelled and len(bare) <= 2 * LONGEST:
         return (Reading(bare, letter=labelled[1] or labelled[2]), *readings(labelled[3]))
@@ -112,6 +118,9 @@ def readings(text: str) -> tuple[Reading, ...]:
         decimal = Reading(bare, number=Fraction(f"{comma[1]}{comma[2]}.{comma[3]}"), is_decimal=True)
         return (decimal, Reading(plain))
     found = _number(bare, is_wrapped=bare != plain)
+    label = LABEL.match(bare)
+    if label and not found:
+        found = _number(stripped(bare[label.end() :]))
     if found:
         return found
     name, _, value = bare.partition("=")
@@ -127,27 +136,49 @@ def readings(text: str) -> tuple[Reading, ...]:
     return (Reading(plain, is_percent=bool(PERCENTS.search(plain))),)
 
 
+def _known_form(plain: str, bare: str) -> Reading | None:
+    """What is not equal to a number, goes on and on, is a time of day or a number in a base; None if none of these."""
+    if UNEQUAL.match(bare):
+        return Reading(f"x {plain}")
+    if DOTS.search(bare):
+        return Reading(plain, words=re.sub(r"\s|\\[,;:! ]", "", DOTS.sub("...", bare)))
+    time = TIME.fullmatch(bare)
+    if time and (time[2] or time[3]):
+        hour = time[1].lstrip("0") or "0"
+        number = None if time[2] else Fraction(hour)
+        return Reading(bare, words=hour + (time[2] or ":00"), number=number, name=(time[3] or "").lower())
+    based = IN_BASE.fullmatch(bare)
+    return Reading(plain, number=Fraction(based[1]), name=f"base {based[2]}") if based else None
+
+
 def read_reference(text: str) -> tuple[Reading, ...]:
     """The meanings of a reference: of its last box, of what follows #### or `the answer is`, or of all of it."""
-    return readings(boxed(text) or _hashed(text) or _stated(text) or EMPTY_BOX.sub("", text))
+    return readings(boxed(text) or _hashed(text) or _stated(text, True) or EMPTY_BOX.sub("", text))
 
 
-def read_response(text: str, wants_letter: bool) -> tuple[Reading, ...]:
+def read_response(text: str, wants_letter: bool, wants_words: bool = False) -> tuple[Reading, ...]:
     """The meanings of a response's final answer: its last box (or what `final answer is` says after it), else what
-    follows ####, else what math-verify finds.
+    <answer> holds or follows ####, else what it says its answer is, else what math-verify finds. A thought before
+    </think> is no part of it.
     """
+    text = text.rpartition("</think>")[2]
     after = LATER.search(text, text.rfind("\\boxed") + 1) if "\\boxed" in text else None
     later = read_response(text[after.end() :], wants_letter) if after else ()
-    final = boxed(text) or _hashed(text)
+    final = boxed(text) or (tagged(text) if _is_definite(tagged(text), True) else "") or _hashed(text)
     if later or final:
         return later or readings(final)
     if wants_letter:
-        letter = _stated_letter(text)
+        whole = next((reading.letter for reading in readings(text)), "") if len(text) <= 2 * LONGEST else ""
+        letter = chosen_letter(text) or whole or last_letter(text)
         return (Reading(letter, letter=letter),) if letter else ()
-    if len(text) < 100 and "\n" not in text.strip():
-        whole = readings(text)
-        if any(reading.number is not None for reading in whole):
-            return whole
+    said = _stated(text, wants_words)
+    if said is None and len(text) < LONGEST and "\n" not in text.strip() and _is_definite(text, wants_words):
+        said = text
+    answered = YES.match(text) if wants_words and said is None else None
+    if answered:
+        said = answered[1]
+    if said is not None:
+        return readings(said)
     plain = readable(text).replace("\u00b0", "")
     written = _parse_response(without_percents(plain, False))
     has_percent = bool(PERCENTS.search(plain))
@@ -160,20 +191,18 @@ def same(reference: Reading, answer: Reading, **settings: Any) -> bool:
 
     A percent equals its number and that many hundredths, but two percents are compared as such.
     """
-    from math_verify.grader import verify
-
     if reference.letter and answer.letter:
         return reference.letter == answer.letter
+    if reference.name and answer.name and reference.name != answer.name:
+        return False
     if reference.words and answer.words:
         return reference.words == answer.words
     scales = [(True, True)]
     if reference.is_percent != answer.is_percent:
         scales.append((False, False))
     if reference.number is not None and answer.number is not None:
-        if reference.name and answer.name and reference.name != answer.name:
-            return False
         return any(_equal(reference, answer, *scale) for scale in scales)
-    return any(verify(reference.forms(gold), answer.forms(given), **settings) for gold, given in scales)
+    return any(_verified(reference.forms(gold), answer.forms(given), **settings) for gold, given in scales)
 
 
 def fault(reference: str) -> str:
@@ -187,14 +216,63 @@ def fault(reference: str) -> str:
         return "can be read in two ways"
     [reading] = found
     text = reading.text
-    if reading.letter or reading.number is not None or (reading.words and reading.words not in MISSING.split()):
+    if (
+        reading.letter
+        or reading.number is not None
+        or (reading.words and (text.startswith("\\") or reading.words not in MISSING.split()))
+    ):
         return ""
-    if re.search(r"\d\s+\d", text):
+    if re.search(r"(?<![\d_^.])\d+\s+\d", text):
         return "can be read in two ways"
     form = next(iter(reading.forms(True)), "")
     is_sound = not isinstance(form, str) and not form.has(sympy.zoo, sympy.nan) and not re.search(r"\d\.\d+\.\d", text)
     is_answer = is_sound and not reading.words and text.lower() not in MISSING.split() and not _has_words(text)
     return "" if is_answer and same(reading, reading) else "is not a mathematical answer"
+
+
+def _verified(gold: list[Any], given: list[Any], **settings: Any) -> bool:
+    """What math-verify says, but two constants must agree in three significant digits too: 2^{-99} is not 2^{-98}. A
+    set may be given as an inequality that is solved, so that the question itself is no answer.
+    """
+    import sympy
+    from math_verify.grader import verify
+
+    sets, given_sets = _as_sets(gold), _as_sets(given)
+    if settings.get("allow_set_relation_comp", True) and not (sets and given_sets):
+        gold, given = gold + sets, given + given_sets
+    if not verify(gold, given, **settings):
+        return False
+    one, two = (next(iter(forms), None) for forms in (gold, given))
+    if not (isinstance(one, sympy.Expr) and isinstance(two, sympy.Expr) and one.is_number and two.is_number):
+        return True
+    with contextlib.suppress(TypeError, ValueError, ArithmeticError):
+        return one == two or bool(abs(sympy.N(one - two, 15)) <= abs(sympy.N(one, 15)) / 1000)
+    return True
+
+
+def _as_sets(forms: list[Any]) -> list[Any]:
+    """The sets of numbers that those forms describe that are inequalities and solved, such as x < 2 or x > 3."""
+    import sympy
+
+    found = []
+    for form in forms:
+        parts = form.args if isinstance(form, sympy.FiniteSet) else (form,)
+        if all(map(_is_solved, parts)):
+            with contextlib.suppress(NotImplementedError, TypeError, ValueError):
+                found.append(sympy.Union(*(part.as_set() for part in parts)))
+    return found
+
+
+def _is_solved(form: Any) -> bool:
+    """Whether a form is an inequality, or several, of an unknown and numbers."""
+    import sympy
+
+    if isinstance(form, sympy.And):
+        return all(map(_is_solved, form.args))
+    is_inequality = isinstance(
+        form, sympy.StrictLessThan | sympy.StrictGreaterThan | sympy.LessThan | sympy.GreaterThan
+    )
+    return is_inequality and all(side.is_Symbol or side.is_number for side in form.args)
 
 
 def _equal(reference: Reading, answer: Reading, gold: bool, given: bool) -> bool:
@@ -213,7 +291,7 @@ def _number(text: str, is_wrapped: bool = False) -> tuple[Reading, ...]:
     if not match or (match["sign"] and match["inner"]):
         return ()
     if match["european"]:
-        value = Fraction(match["european"].replace(".", "").replace(",", "."))
+        value = Fraction(match["european"].replace(".", "").replace(" ", "").replace(",", "."))
     else:
         bottom = _value(match["down"] or match["bottom"] or "1")
         if not bottom:
@@ -231,7 +309,7 @@ def _number(text: str, is_wrapped: bool = False) -> tuple[Reading, ...]:
     if not _is_unit(rest, is_wrapped):
         return ()
     number = Reading(text, number=value, is_decimal=is_decimal, is_percent=bool(percent))
-    is_letter = len(rest.strip()) == 1 and rest.strip().isalpha()
+    is_letter = len(rest.strip()) == 1 and rest.strip().isalpha() and ord(rest.strip()) < FOREIGN
     return (number, Reading(text)) if is_letter and not is_wrapped else (number,)
 
 
@@ -242,6 +320,7 @@ def _value(text: str) -> Fraction:
 def _is_unit(text: str, is_wrapped: bool) -> bool:
     """Whether what follows a number only says of what it is so many; nothing is so too."""
     degree = "\u00b0"
+    text = re.sub(r"\^\{?\s*(?:st|nd|rd|th)\s*\}?", "", text)
     text = re.sub(r"\^?\{?\s*\\circ\s*\}?|\\degree|[\u00b0\u2032\u2033]", f" {degree} ", text)
     if re.fullmatch(rf"\s*{CURRENCY}?\s*", text):
         return True
@@ -253,7 +332,10 @@ def _is_unit(text: str, is_wrapped: bool) -> bool:
         return False
     first = found[0]
     is_apart = is_wrapped or text.startswith((" ", "-", "("))
-    is_known = first.lower() in UNITS.split() or first in LETTER_UNITS.split() or (is_apart and len(first) > 2)
+    is_foreign = all(ord(letter) >= FOREIGN for letter in first)
+    is_known = (
+        is_foreign or first.lower() in UNITS.split() or first in LETTER_UNITS.split() or (is_apart and len(first) > 2)
+    )
     is_maths = first.lower() in (*MATHS.split(), *NOT_UNITS.split()) and first.lower() not in UNITS.split()
     others = all(is_wrapped or len(word) > 1 or word in ("a", *LETTER_UNITS.split()) for word in found[1:])
     return is_known and not is_maths and others
@@ -282,22 +364,36 @@ def _hashed(text: str) -> str:
     return ""
 
 
-def _stated(text: str) -> str:
-    """What the last `answer is` of a reference is followed by, if that is a number or a letter."""
-    content = (STATED.findall(text) or [""])[-1]
-    found = readings(content)
-    return str(content) if any(reading.letter or reading.number is not None for reading in found) else ""
+def _stated(text: str, wants_words: bool = False) -> str | None:
+    """What a text says its answer is, if that is a number, a letter, an expression or, where wanted, words; empty if
+    it says what it is not, and None if it says nothing.
+    """
+    for said in statements(text):
+        if not said:
+            return ""
+        if _is_definite(said, wants_words):
+            return said
+    return None
 
 
-def _stated_letter(text: str) -> str:
-    """The letter that a response without a box chooses; empty if none."""
-    found = [*STATED_LETTER.finditer(text), *STATED_OTHERS.finditer(text), *CALLED_RIGHT.finditer(text)]
-    if found:
-        return max(found, key=lambda match: match.end())[1].upper()
-    whole = readings(text)
-    if whole and whole[0].letter:
-        return whole[0].letter
-    return (IN_BRACKETS.findall(text) or [""])[-1]
+def _is_definite(text: str, wants_words: bool = False) -> bool:
+    """Whether a text is an answer and nothing else."""
+    found = readings(text) if len(text) <= 2 * LONGEST else ()
+    return bool(found) and all(
+        reading.letter or reading.number is not None or (wants_words if reading.words else _is_expression(reading.text))
+        for reading in found
+    )
+
+
+def _is_expression(text: str) -> bool:
+    """Whether a text has an operator or a command of LaTeX, and no words of prose."""
+    rest = re.sub(r"\\text\w*\s*\{[^{}]*\}|\\[A-Za-z]+", " ", text)
+    words = set(re.findall(r"[^\W\d_]{2,}", rest.lower())) - {"or", "and", *MATHS.split()}
+    return (
+        not words
+        and bool(re.search(r"\w|[^\x00-\x7f]", text))
+        and bool(re.search(r"\\|[-+*/^=<>(\[{,:]|\d|[^\x00-\x7f]", text))
+    )
 
 
 def _has_words(text: str) -> bool:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 from persyn.verifiers.signs import PERCENT, closing
 
-BOX = re.compile(r"\\+(?:boxed|fbox)\s*")
+BOX = re.compile(r"(?:\\+boxed|\x08oxed|(?<![\w\\])boxed(?=\s*\{)|\\+f(?:rame)?box)\s*")
+"""Also without its backslash, or with one that was read as the sign \\b."""
 JOINT = re.compile(r"(?:[\s,;+&$]|\\[()\[\],;: ]|\\q?quad)*")
 """What stands between boxes of one answer, without a word; a line of its own is another answer."""
 CONJUNCTION = re.compile(r"[^\n.?!]{0,70}\b(?:and|or)\b[^\n.?!]{0,70}")

@@ -2,9 +2,11 @@
 
 What counts as the code of a response:
 
-1. Its fenced blocks (``` or ~~~, also in a list, with attributes, or without an end) whose language is Python (python,
-   python3, py, in any case) or not given. Blocks of another language are no code. A response without a fence is one
-   block.
+1. Its fenced blocks (``` or ~~~, also in a list or a quotation, with attributes, or without an end) whose language is
+   Python (python, python3, py, ipython, in any case) or not given; a block of Markdown counts as the blocks in it.
+   Blocks of another language are no code. A response without a fence is one block, or what stands in its <code> or is
+   indented as Markdown indents code. Prompts of an interpreter (>>>) are taken off. What stands before </think> is no
+   code.
 2. Of a block that is no Python, the runs of lines that are: each begins with a definition or an import and is as long
    as it can be. So the prose around code that has no fence, or the end of a response that was cut, is left out.
 3. All blocks run in order in one namespace, so imports and helper functions may have blocks of their own, and of two
@@ -20,6 +22,7 @@ docs/security.md says what they hold and what they do not.
 import atexit
 import contextlib
 import functools
+import html
 import marshal
 import os
 import re
@@ -39,7 +42,7 @@ from typing import IO, Any, cast
 from persyn.errors import InputError
 from persyn.verifiers import guard
 from persyn.verifiers.confinement import Job
-from persyn.verifiers.runner import STARTED, Work
+from persyn.verifiers.runner import BEGINNINGS, STARTED, Work
 
 SECONDS = 10
 STARTING = 60
@@ -54,9 +57,20 @@ FILE = 1 << 20
 """Largest size of a file in bytes."""
 FOLDER = 16 << 20
 """Size of the folder in bytes."""
-FENCE = re.compile(r"^([ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)?)(`{3,}|~{3,})[ \t]*([^\n]*?)[ \t]*$", re.MULTILINE)
+FENCE = re.compile(
+    r"^((?:[ \t]*>)*[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+)?|[^\n`]*[^\n`\w](?=```py))(`{3,}|~{3,})[ \t]*([^\n]*?)[ \t]*$",
+    re.MULTILINE | re.IGNORECASE,
+)
+"""What stands before it (a quotation, the item of a list, or a few words, if the language is Python), itself, and its
+language and attributes."""
 LANGUAGE = re.compile(r"[{.\s]*([^\s,:{}]*)")
-PYTHON = re.compile(r"(?:(?:python|py)[\d.]*)?", re.IGNORECASE)
+PYTHON = re.compile(r"(?:i?python[\d.]*|py[\d.]*|pycon|python-?repl|jupyter|sage|code|none)?", re.IGNORECASE)
+MARKDOWN = re.compile(r"markdown|md", re.IGNORECASE)
+PROMPT = re.compile(r"^(?:>>>|\.\.\.)(?: |$)")
+CODE_TAG = re.compile(r"<code\b[^>]*>(.*?)(?:</code>|\Z)", re.DOTALL | re.IGNORECASE)
+CODE_MARK = re.compile(r"^[ \t]*\[/?[A-Z]+\][ \t]*$", re.MULTILINE)
+"""A line such as [PYTHON] or [DONE]."""
+INDENTED = re.compile(r"(?:^|(?<=\n)[ \t]*\n)((?:(?: {4}|\t)[^\n]*(?:\n|\Z)|[ \t]*\n)+)")
 HERE = Path(__file__).parent
 NO_SANDBOX = (
     "the method unit_tests needs Linux 5.14 or later with unprivileged user namespaces in which it may mount, to run "
@@ -76,10 +90,27 @@ def passes_tests(prompt: str, response: str, reference: str) -> float:
 
 def code_blocks(response: str) -> list[str]:
     """The blocks of code in a response, by rule 1 of this module; a block's common indentation is taken off."""
-    response = response.replace("\r\n", "\n")
-    fenced = list(_fenced(response))
-    blocks = [text for language, text in fenced if PYTHON.fullmatch(language)] if fenced else [response]
-    return [textwrap.dedent(block) for block in blocks if block.strip()]
+    text = response.rpartition("</think>")[2].replace("\r\n", "\n").lstrip("\ufeff")
+    fenced = list(_fenced(text))
+    blocks = [block for language, block in fenced if PYTHON.fullmatch(language)]
+    if not fenced and (tagged := [html.unescape(code) for code in CODE_TAG.findall(text) if "\n" in code]):
+        blocks = tagged
+    elif not fenced:
+        text = CODE_MARK.sub("", text)
+        indented = (
+            [] if re.search(r"^(?:>>>|def|class|async|import|from|@)", text, re.MULTILINE) else INDENTED.findall(text)
+        )
+        blocks = indented or [text.strip().strip("`") if "\n" not in text.strip() else text]
+    return [_without_prompts(textwrap.dedent(block)) for block in blocks if block.strip()]
+
+
+def _without_prompts(block: str) -> str:
+    """What was entered after the prompts of an interpreter, if the block begins with one or has nothing else."""
+    lines = block.strip("\n").split("\n")
+    begin = next((number for number, line in enumerate(lines) if line.startswith(">>>")), None)
+    if begin is None or any(line.startswith(BEGINNINGS) for line in lines):
+        return block
+    return "\n".join(line[4:] for line in lines if PROMPT.match(line))
 
 
 def _fenced(response: str) -> Iterator[tuple[str, str]]:
@@ -90,12 +121,22 @@ def _fenced(response: str) -> Iterator[tuple[str, str]]:
         position = opening.end()
         if "`" in info and fence[0] == "`":
             continue  # a span of code in a line
-        end = re.compile(rf"^[ \t]*{fence[0]}{{{len(fence)},}}[ \t]*$", re.MULTILINE)
+        depth = len(before.expandtabs(4)) + 3 if not before.strip() else 80
+        end = re.compile(rf"^(?:[ \t]*>)*[ \t]{{0,{depth}}}{fence[0]}{{{len(fence)},}}[ \t]*$", re.MULTILINE)
         closing = end.search(response, position)
+        closing = closing or re.compile(rf"{fence[0]}{{{len(fence)},}}[ \t]*$", re.MULTILINE).search(response, position)
         text = response[position + 1 : closing.start() if closing else len(response)]
         position = closing.end() if closing else len(response)
-        word = "".join(LANGUAGE.findall(info)[:1])
-        yield "" if "=" in word else word, re.sub(rf"^[ \t]{{,{len(before)}}}", "", text, flags=re.MULTILINE)
+        language = "".join(LANGUAGE.findall(info)[:1])
+        language = "" if "=" in language else language
+        if ">" in before:
+            text = re.sub(r"^[ \t]*(?:>[ \t]?)+", "", text, flags=re.MULTILINE)
+        elif re.match(rf"[ \t]{{{len(before)}}}", text.lstrip("\n")):
+            text = re.sub(rf"^[ \t]{{,{len(before)}}}", "", text, flags=re.MULTILINE)
+        if MARKDOWN.fullmatch(language):
+            yield from _fenced(text)
+        else:
+            yield language, text
 
 
 def passes(blocks: str | Sequence[str], tests: str) -> float:

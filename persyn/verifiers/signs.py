@@ -1,6 +1,7 @@
 """Signs: texts with the characters, mixed numbers, powers of ten and percents that math-verify reads as meant."""
 
 import re
+import string
 import unicodedata
 from fractions import Fraction
 
@@ -9,7 +10,8 @@ LONGEST = 100
 MINUS = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe63\uff0d"
 SPACES = "\u00a0\u2002\u2003\u2007\u2008\u2009\u200a\u202f\u3000"
 OTHERS = {0x2044: "/", 0x2215: "/", 0xFE6A: "%", 0x200B: "", 0xFEFF: "", 0x2062: "", 0x00BA: "\u00b0", 0x02DA: "\u00b0"}
-FULL_WIDTH = {0xFEE0 + ord(sign): sign for sign in "0123456789%+.,=$()/"}
+OTHERS |= {0x201C: '"', 0x201D: '"', 0x2018: "'", 0x2019: "'", 0x3002: ".", 0x2205: r"\emptyset "}
+FULL_WIDTH = {0xFEE0 + ord(sign): sign for sign in f"{string.digits}{string.ascii_letters}%+.,:=$()/"}
 FRACTIONS = {
     code: f"\0{Fraction(unicodedata.numeric(chr(code))).limit_denominator(10)}\0"
     for code in [*range(0xBC, 0xBF), *range(0x2150, 0x215F)]
@@ -17,36 +19,56 @@ FRACTIONS = {
 """A fraction of one character between two NULs, which show that it belongs to the whole number before it."""
 SIGNS = str.maketrans(dict.fromkeys(MINUS, "-") | dict.fromkeys(SPACES, " ")) | OTHERS | FULL_WIDTH | FRACTIONS
 RAISED = {"\u2070": "0", "\u00b9": "1", "\u00b2": "2", "\u00b3": "3", "\u207b": "-", "\u207a": "+"}
-RAISED |= {chr(0x2070 + digit): str(digit) for digit in range(4, 10)}
+RAISED |= {chr(0x2070 + digit): str(digit) for digit in range(4, 10)} | {"\u207f": "n"}
+LOWERED = {chr(0x2080 + digit): str(digit) for digit in range(10)}
+INDEX = re.compile(f"[{''.join(LOWERED)}]+")
 EXPONENT = re.compile(f"[{''.join(RAISED)}]+")
 COMMANDS = {0xD7: r"\times ", 0xB7: r"\cdot ", 0x22C5: r"\cdot ", 0x2219: r"\cdot ", 0xF7: "/", 0x3C0: r"\pi "}
 COMMANDS |= {0x221E: r"\infty ", 0x221A: r"\sqrt ", 0x2264: r"\le ", 0x2265: r"\ge ", 0x2260: r"\ne "}
 COMMANDS |= {0x222A: r"\cup ", 0x2229: r"\cap ", 0x2208: r"\in ", 0xB1: r"\pm ", 0xB0: ""}
-SHORT_FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
+SHORT_FRACTION = re.compile(
+    r"\\(?:[dtcs]|nice)?frac\s*(?:\{([^{}]*)\}|(\d|(?<=[\s}])[A-Za-z]))\s*(?:\{([^{}]*)\}|(\d|[A-Za-z](?![A-Za-z])))"
+)
+REPEATING = re.compile(r"(?<![\d.,])(\d{0,20})\.(\d{0,20})\\(?:overline|bar|overbar)\s*(?:\{\s*(\d{1,20})\s*\}|(\d))")
 MIXED = re.compile(r"(?<![\d.,/^_{\\])(\d+)(?:\s+|\s*\0)(\d+)\s*/\s*(\d+)(?![\d/^.]*\d)")
 MIXED_LATEX = re.compile(r"(?<![\d.,/^_}])(\d+)\s*\\frac\{(\d+)\}\{(\d+)\}")
 POWER_OF_TEN = r"\s*(?:\\times|\\cdot|[\u00d7\u00b7\u22c5]|\*|[xX])\s*10\s*(?:\^|\*\*)\s*\{?\s*([+-]?\d{1,3})\s*\}?"
-SCIENTIFIC = re.compile(rf"(?<![\w.,^])(\d+(?:\.\d+)?|\.\d+)(?:[eE]([+-]?\d{{1,3}})(?![\w.]*\w)|{POWER_OF_TEN})")
+SCIENTIFIC = re.compile(
+    rf"(?<![\w.,^])(\d{{1,3}}(?:,\d{{3}})+(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?:[eE]([+-]?\d{{1,3}})(?![\w.]*\w)|{POWER_OF_TEN})"
+)
 PERCENT = r"(?:\\?%|(?:per\s?cent(?:age)?(?:\s+points?)?|pct)(?![a-z]))"
 PERCENTS = re.compile(rf"(\d[\d,]*(?:\.\d+)?|\.\d+)(\}}?)(\s*\$?\s*){PERCENT}", re.IGNORECASE)
 """A number, a brace that may close its box, and what says that it is a percent."""
-WRAPPED = re.compile(r"\\(?:(?:text|math)(?:bf|rm|it|tt|sf|normal)?|mbox)\s*\{([^{}]*)\}|\\(?:bf|rm|it)\b\s*")
+WRAPPED = re.compile(
+    r"\\(?:(?:text|math)(?:bf|rm|it|tt|sf|normal)?|mbox|hbox|underline|textcolor\s*\{\w+\})\s*\{([^{}]*)\}"
+    r"|\\(?:bf|rm|it|tiny|small|large|Large|LARGE|huge|Huge)\b\s*|\\color\s*\{\w+\}"
+    r"|\\(?:begin|end)\{(?:aligned|align|gathered|split|equation)\*?\}"
+)
 MARKDOWN = re.compile(r"(\*\*\*|\*\*|__|[*_`])(.+)\1\Z", re.DOTALL)
-GAPS = re.compile(r"(?<!\\)\\(?:[,;:> ]|q?quad\b)|~")
+GAPS = re.compile(r"(?<!\\)\\(?:[,;:> ]|q?quad\b|(?:thin|med|thick)space\b)|~")
 
 
 def readable(text: str) -> str:
     """Signs of Unicode, mixed numbers and powers of ten in the form that math-verify reads."""
     text = text.translate(SIGNS)
     text = EXPONENT.sub(lambda match: f"^{{{''.join(RAISED[sign] for sign in match[0])}}}", text)
+    text = INDEX.sub(lambda match: f"_{{{''.join(LOWERED[sign] for sign in match[0])}}}", text)
+    text = REPEATING.sub(repeated, text.replace(r"\varnothing", r"\emptyset"))
     text = text.replace("{,}", ",").replace(r"\%", "%").replace("%", r"\%")
     text = re.sub(r"(?<!\\)\\!\s*", "", text)
-    text = re.sub(r"(?<=\d)(?:\\[,;: ]|~)(?=\d{3}(?!\d))", " ", text)
+    text = re.sub(r"(?<=\d)(?:\\[,;: ]|\\thinspace\s*|~)(?=\d{3}(?!\d))", " ", text)
     text = re.sub(r"\\math(?:rm|bf|it)\s*\{([ei])\}", r"\1", text)
     text = SHORT_FRACTION.sub(lambda m: f"\\frac{{{m[1] or m[2] or ''}}}{{{m[3] or m[4] or ''}}}", text)
     text = MIXED.sub(improper, text)
     text = MIXED_LATEX.sub(lambda match: improper(match, r"\frac{{{}}}{{{}}}"), text).replace("\0", "")
     return SCIENTIFIC.sub(written_out, text)
+
+
+def repeated(match: re.Match[str]) -> str:
+    """A decimal that repeats as a fraction."""
+    whole, fixed, cycle = match[1] or "0", match[2], match[3] or match[4]
+    value = Fraction(int(whole + fixed + cycle) - int(whole + fixed), (10 ** len(cycle) - 1) * 10 ** len(fixed))
+    return f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
 
 
 def improper(match: re.Match[str], form: str = "{}/{}") -> str:
@@ -62,7 +84,7 @@ def written_out(match: re.Match[str]) -> str:
     power = int(match[2] or match[3])
     if len(match[0]) > LONGEST or abs(power) > LONGEST:
         return match[0]
-    return decimal(Fraction(match[1]) * Fraction(10) ** power)
+    return decimal(Fraction(match[1].replace(",", "")) * Fraction(10) ** power)
 
 
 def decimal(value: Fraction) -> str:
@@ -83,7 +105,11 @@ def stripped(text: str) -> str:
         inline = re.fullmatch(r"\$\$?([^$]+)(?<!\\)\$?\$|\\\((.+)\\\)|\\\[(.+)\\\]", text, re.DOTALL)
         if inline:
             text = next(filter(None, inline.groups()))
+        united = re.fullmatch(r"\$([^$]+)(?<!\\)\$(\s[^$]*)", text)
+        text = united[1] + united[2] if united else text
         text = MARKDOWN.sub(r"\2", text) if MARKDOWN.match(text) else text
+        quoted = re.fullmatch(r"(['\"])([^'\"]+)\1", text)
+        text = quoted[2] if quoted else text
         if text.startswith("{") and closing(text, 0) == len(text) - 1:
             inner = text[1:-1]
             text = inner if "," not in inner else text
@@ -100,8 +126,8 @@ def unwrapped(text: str) -> str:
 
 def as_latex(text: str) -> str:
     """Signs that LaTeX writes by commands."""
-    text = re.sub("\u221a" + r"\s*(\d+|[a-z])", r"\\sqrt{\1}", text)
-    text = re.sub("\u221a" + r"\s*\(([^()]*)\)", r"\\sqrt{\1}", text)
+    for sign, root in (("\u221a", r"\\sqrt"), ("\u221b", r"\\sqrt[3]")):
+        text = re.sub(sign + r"\s*(?:(\d+|[a-z])|\(([^()]*)\))", root + r"{\1\2}", text)
     return re.sub(r"(?<![\\A-Za-z])pi(?![A-Za-z])", r"\\pi ", text.translate(COMMANDS))
 
 

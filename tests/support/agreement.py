@@ -42,7 +42,7 @@ def agrees(case: dict[str, Any], with_settings: bool) -> bool:
     """Whether we say of a case what it expects."""
     settings = {SETTINGS[name]: case[name] for name in SETTINGS if with_settings and name in case}
     golds = read_reference(case["gold"])
-    answers = read_response(case["pred"], any(gold.letter for gold in golds))
+    answers = read_response(case["pred"], any(gold.letter for gold in golds), any(gold.words for gold in golds))
     right = any(same(gold, answer, **settings) for gold in golds for answer in answers)
     return right == bool(case.get("expected", case.get("result")))
 
