@@ -1,15 +1,18 @@
 """Store: what it costs to never pay twice, beside SQLite in the same run, and as a share of the demo's generation.
 
-    python -m benchmarks.store             about a minute; the demo's teachers must be installed
-    python -m benchmarks.store --no-demo   without them
+    python -m benchmarks.store                       about a minute; the demo's teachers must be installed
+    python -m benchmarks.store --no-demo             without them
+    python -m benchmarks.store --capacity 10000000   only: memory and time to open a store of so many rows of 4 KB
 
 SQLite commits each batch with synchronous=FULL, the same promise as the store's fsync a batch.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import time
@@ -33,8 +36,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--no-demo", action="store_true")
+    parser.add_argument("--capacity", type=int, default=0)
+    parser.add_argument("--folder", type=Path, help="where the files go; default: the temporary folder")
     asked = parser.parse_args()
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory(dir=asked.folder) as scratch:
+        if asked.capacity:
+            capacity(Path(scratch) / "store", asked.capacity)
+            return
         throughput(Path(scratch), asked.rows)
         if not asked.no_demo:
             overhead(Path(scratch))
@@ -62,6 +70,48 @@ def throughput(folder: Path, count: int) -> None:
     print("|        | rows written a second | CPU-s | all keys looked up, s | CPU-s |")  # noqa: T201
     for name, ((wrote, wrote_cpu), (read, read_cpu)) in measured.items():
         print(f"| {name:<6} | {count / wrote:>21,.0f} | {wrote_cpu:5.1f} | {read:>21.2f} | {read_cpu:5.1f} |")  # noqa: T201
+
+
+OPENED = """
+import resource, sys, time
+from pathlib import Path
+from persyn.store import Store
+from benchmarks.store import capacity_key
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+wall, cpu = time.perf_counter(), time.process_time()
+store = Store(Path(sys.argv[1]))
+opened, opened_cpu = time.perf_counter() - wall, time.process_time() - cpu
+count = int(sys.argv[2])
+wall = time.perf_counter()
+asked = range(0, count, max(1, count // 20_000))
+assert all(store.get(capacity_key(number))["response"].startswith(f"{number} ") for number in asked)
+assert store.get("absent") is None
+each = (time.perf_counter() - wall) / len(asked)
+most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+grown = 1024 * (most - before) // count
+print(f"| {opened:.1f} | {opened_cpu:.1f} | {1e6 * each:.0f} | {most / 1024:,.0f} | {grown} |")
+"""
+
+
+def capacity(folder: Path, count: int) -> None:
+    """A store of `count` rows, opened by two new processes: the first reads the journals, the second their indexes."""
+    text = "x" * 3800
+    for start in range(0, count, 1_000_000):  # a journal each
+        store = Store(folder)
+        for begin in range(start, min(start + 1_000_000, count), 5000):
+            numbers = range(begin, min(begin + 5000, start + 1_000_000, count))
+            store.put({capacity_key(n): {"response": f"{n} {text}", "finish_reason": "stop"} for n in numbers})
+        del store
+    size = sum(journal.stat().st_size for journal in folder.iterdir())
+    print(f"{count:,} rows, {size / 1e9:.1f} GB")  # noqa: T201
+    print("| opened in s | CPU-s | a look-up, us | most memory, MiB | of it, bytes a row |", flush=True)  # noqa: T201
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", OPENED, str(folder), str(count)], check=True, cwd=ROOT)
+
+
+def capacity_key(number: int) -> str:
+    """A key as response_key makes them, quickly."""
+    return hashlib.sha256(str(number).encode()).hexdigest()
 
 
 def clock(work: Callable[[], None]) -> tuple[float, float]:

@@ -15,7 +15,8 @@ import pytest
 
 from persyn import store as module
 from persyn.errors import InputError
-from persyn.store import Store, compact, response_key, shelves, slug, verify
+from persyn.store import Store, compact, index, response_key, shelves, slug, verify
+from persyn.store.index import index_of
 
 HOSTILE = ["../../etc/x", "a/b", "a/c", "con", "x" * 300, "x" * 301, "ａ", "а", "a", "-rf", "", "a\x00b", ".", "\ud800"]  # noqa: RUF001
 
@@ -74,6 +75,96 @@ def test_a_flipped_bit_costs_the_row_it_hit_and_is_never_served(
         damaged[bit // 8] ^= 1 << bit % 8
         journal.write_bytes(damaged)
         assert kept(tmp_path) == [number != bit // 8 // size for number in range(5)], bit
+
+
+@pytest.fixture
+def indexed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A journal of five rows with a saved index."""
+    monkeypatch.setattr(index, "SAVED_FROM", 5)
+    journal = filled(tmp_path)
+    assert kept(tmp_path) == [True] * 5
+    assert index_of(journal).is_file()
+    return journal
+
+
+def test_a_saved_index_spares_reading_the_journal(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unread(*_: Any) -> Any:
+        raise AssertionError("the journal is read")
+
+    monkeypatch.setattr(index, "scan", unread)
+    assert kept(indexed.parent) == [True] * 5
+    second = Store(indexed.parent)
+    second.put({"k0": {"response": "later"}, "k5": row(5)})
+    assert (second.get("k0"), second.get("k5")) == (row(0), row(5))
+
+
+def test_no_index_is_saved_while_its_journal_may_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index, "SAVED_FROM", 1)
+    writer = Store(tmp_path)
+    writer.put({"k0": row(0)})
+    reader = Store(tmp_path)
+    assert not list(tmp_path.glob("*.idx"))
+    writer.put({"k1": row(1)})
+    reader.refresh()
+    assert reader.get("k1") == row(1)
+
+
+def test_a_bit_flipped_after_the_index_was_saved(indexed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data, saved = indexed.read_bytes(), index_of(indexed).read_bytes()
+    size = len(data) // 5
+    caplog.set_level(logging.CRITICAL)
+    for bit in range(0, len(data) * 8, 7):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        indexed.write_bytes(damaged)
+        index_of(indexed).write_bytes(saved)
+        assert kept(indexed.parent) == [number != bit // 8 // size for number in range(5)], bit
+    index_of(indexed).write_bytes(saved)
+    assert len(verify(indexed.parent)[0].damaged) == 1, "verify reads the journal, whatever an index says"
+    Store(indexed.parent).put({f"k{number}": row(number) for number in range(5)})
+    assert kept(indexed.parent) == [True] * 5
+
+
+def test_a_damaged_index_is_not_used(indexed: Path) -> None:
+    saved = index_of(indexed).read_bytes()
+    for bit in range(0, len(saved) * 8, 5):
+        damaged = bytearray(saved)
+        damaged[bit // 8] ^= 1 << bit % 8
+        index_of(indexed).write_bytes(damaged)
+        assert kept(indexed.parent) == [True] * 5, bit
+    for length in range(0, len(saved), 9):
+        index_of(indexed).write_bytes(saved[:length])
+        assert kept(indexed.parent) == [True] * 5, length
+
+
+def test_a_journal_that_was_cut_or_moved_is_read_anew(indexed: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data, saved = indexed.read_bytes(), index_of(indexed).read_bytes()
+    size = len(data) // 5
+    caplog.set_level(logging.CRITICAL)
+    for changed, rows in (
+        (data[: 3 * size + 7], [True] * 3 + [False] * 2),
+        (data[size:], [False] + [True] * 4),
+        (data[: size + 3] + data[size + 5 :] + b"xx", [True, False, True, True, True]),  # of the same length
+    ):
+        indexed.write_bytes(changed)
+        index_of(indexed).write_bytes(saved)
+        assert kept(indexed.parent) == rows
+
+
+def test_compaction_leaves_no_index_of_a_journal_that_is_gone(indexed: Path) -> None:
+    filled(indexed.parent, 7)
+    compact(indexed.parent)
+    assert kept(indexed.parent, 7) == [True] * 7
+    [journal] = indexed.parent.glob("j*-*.log")
+    assert list(indexed.parent.glob("*.idx")) == [index_of(journal)]
+
+
+def test_a_reader_goes_on_after_compaction(tmp_path: Path) -> None:
+    filled(tmp_path)
+    filled(tmp_path, 7)
+    reader = Store(tmp_path)
+    compact(tmp_path)
+    assert [reader.get(f"k{number}") for number in range(7)] == [row(number) for number in range(7)]
 
 
 def test_a_hole_of_zeros_costs_what_it_covers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

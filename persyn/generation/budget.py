@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 from persyn.errors import InputError
 from persyn.messages import Message
 from persyn.settings import Settings
-from persyn.store import shelves, verify
+from persyn.store import Rows, shelves
 
 MESSAGE_TOKENS = 16
 """A chat template adds at most this many tokens to a message."""
@@ -54,7 +54,7 @@ class Budget(Settings):
         """Prompt and response tokens of all generated responses in the response store at `folder`, and of the attempts
         and failures that brought none.
         """
-        rows = (json.loads(payload)["row"] for shelf in shelves(folder) for payload in verify(shelf)[1].values())
+        rows = (json.loads(payload)["row"] for shelf in shelves(folder) for payload in Rows(shelf).values())
         counted = (row for row in rows if "origin" not in row and row.get("created", "") >= self.since)
         return sum(sum(paid_tokens(row)) for row in counted)
 

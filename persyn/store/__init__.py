@@ -16,14 +16,15 @@ import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from io import FileIO
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from persyn.errors import InputError
 from persyn.files import cache_folder
-from persyn.store.journal import FORMAT, append, encode, key_of, list_journals, new_journal, read_records, sync_folder
+from persyn.store.index import Report, Rows, index_of
+from persyn.store.journal import FORMAT, HEADER, append, encode, list_journals, new_journal, sync_folder
 
 KEY_VERSION = 2
 """Raise it when the code changes what a model is shown: rows of older versions are then ignored."""
@@ -66,20 +67,6 @@ def key_range(part: int, num_parts: int) -> tuple[int, int]:
     return part * NUM_POSITIONS // num_parts, (part + 1) * NUM_POSITIONS // num_parts
 
 
-@dataclass
-class Report:
-    """The findings of `verify` and `compact` in one folder."""
-
-    journals: int = 0
-    records: int = 0
-    rows: int = 0
-    """Different keys."""
-    conflicts: int = 0
-    """Keys with two different rows; the first is used."""
-    damaged: list[str] = field(default_factory=list)
-    """Journal, byte range."""
-
-
 class Store:
     """Rows by key: in memory once opened, on disk in the append-only journals of `folder`.
 
@@ -89,16 +76,17 @@ class Store:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._payloads: dict[str, bytes] = {}
-        self._read_to: dict[Path, int] = {}
         self._journal: FileIO | None = None
         with _clear(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        self.refresh()
+            self._rows = Rows(folder)
+        self._tell_damage()
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The row stored under `key`, or None."""
-        payload = self._payloads.get(key)
+        with _clear(self.folder):
+            payload = self._rows.get(key)
+        self._tell_damage()
         return None if payload is None else json.loads(payload)["row"]
 
     def put(self, rows: dict[str, dict[str, Any]]) -> None:
@@ -107,39 +95,30 @@ class Store:
         Raises:
             InputError: the disk is full or not writable. Rows of earlier calls are safe.
         """
-        new = {key: encode(key, row) for key, row in rows.items() if key not in self._payloads}
-        if not new:
-            return
         with _clear(self.folder):
+            new = {key: encode(key, row) for key, row in rows.items() if key not in self._rows}
+            if not new:
+                return
             if self._journal is None:
                 self._journal = new_journal(self.folder)
+            begin = self._journal.seek(0, os.SEEK_END)
             append(self._journal, new.values())
-        self._payloads |= new
+        for key, payload in new.items():
+            self._rows.add(Path(str(self._journal.name)), key, begin, len(payload))
+            begin += HEADER.size + len(payload)
 
     def refresh(self) -> None:
         """Read the rows that other processes have added since the store was opened."""
         with _clear(self.folder):
-            for journal in list_journals(self.folder):
-                try:
-                    self._refresh(journal)
-                except FileNotFoundError:  # just compacted: its rows are in a journal that the next listing has
-                    return self.refresh()
-        return None
+            self._rows.refresh()
+        self._tell_damage()
 
-    def _refresh(self, journal: Path) -> None:
-        with journal.open("rb") as file:
-            start = file.seek(self._read_to.get(journal, 0))
-            data = file.read()
-        for begin, end, payload in read_records(data):
-            if payload:
-                self._payloads.setdefault(key_of(payload), payload)
-                self._read_to[journal] = start + end
-            else:
-                logger.warning(
-                    "%s: bytes %d to %d are damaged or unfinished; those rows are generated again, `persyn store gc` "
-                    "cleans up",
-                    *(journal, start + begin, start + end),
-                )
+    def _tell_damage(self) -> None:
+        while self._rows.untold:
+            logger.warning(
+                "%s are damaged or unfinished; those rows are generated again, `persyn store gc` cleans up",
+                self._rows.untold.pop(0),
+            )
 
     @contextmanager
     def exclusive(self, low: int = 0, high: int = NUM_POSITIONS) -> Iterator[None]:
@@ -171,45 +150,35 @@ def shelves(folder: Path) -> list[Path]:
     return sorted({journal.parent for journal in folder.glob("*/j*-*.log")})
 
 
-def verify(folder: Path) -> tuple[Report, dict[str, bytes]]:
+def verify(folder: Path) -> tuple[Report, Rows]:
     """Check every record of one model's folder.
 
     Returns:
         The report, and the json of every row by key.
     """
-    report = Report()
-    rows: dict[str, bytes] = {}
-    for journal in list_journals(folder):
-        report.journals += 1
-        for begin, end, payload in read_records(journal.read_bytes()):
-            if not payload:
-                report.damaged.append(f"{journal} bytes {begin} to {end}")
-                continue
-            report.records += 1
-            first = rows.setdefault(key_of(payload), payload)
-            report.conflicts += _said(first) != _said(payload)
-    report.rows = len(rows)
-    return report, rows
-
-
-def _said(payload: bytes) -> dict[str, Any]:
-    row = json.loads(payload)["row"]
-    return {name: row.get(name) for name in ("response", "finish_reason", "quality")}
+    rows = Rows(folder, saved=False)
+    return rows.report(), rows
 
 
 def count_rows(folder: Path) -> dict[str, int]:
     """Counts for one model's folder: whole and cut responses, failed calls, scores, tokens, and rows not paid for."""
-    stored = [json.loads(payload)["row"] for payload in verify(folder)[1].values()]
-    rows = [row for row in stored if "origin" not in row]
-    by_reason = Counter(row.get("finish_reason", "score") for row in rows)
+    counts = Counter[str]()
+    for payload in Rows(folder).values():
+        row = json.loads(payload)["row"]
+        if "origin" in row:
+            counts["elsewhere"] += 1
+            continue
+        counts[row.get("finish_reason", "score")] += 1
+        for end in ("prompt", "response"):
+            counts[f"{end} tokens"] += row.get(f"num_{end}_tokens", 0) + row.get(f"lost_{end}_tokens", 0)
     return {
-        "answers": by_reason["stop"],
-        "cut at max_tokens": by_reason["length"],
-        "failed": by_reason["error"],
-        "scores": by_reason["score"],
-        "taken from elsewhere": len(stored) - len(rows),
-        "prompt tokens": sum(row.get("num_prompt_tokens", 0) + row.get("lost_prompt_tokens", 0) for row in rows),
-        "response tokens": sum(row.get("num_response_tokens", 0) + row.get("lost_response_tokens", 0) for row in rows),
+        "answers": counts["stop"],
+        "cut at max_tokens": counts["length"],
+        "failed": counts["error"],
+        "scores": counts["score"],
+        "taken from elsewhere": counts["elsewhere"],
+        "prompt tokens": counts["prompt tokens"],
+        "response tokens": counts["response tokens"],
     }
 
 
@@ -230,14 +199,19 @@ def compact(folder: Path) -> Report:
                 raise InputError(f"{folder}: a running process is writing there; try again when it has ended") from None
         report, rows = verify(folder)
         if len(journals) > 1 or report.damaged or report.records > report.rows:
-            digest = hashlib.sha256(b"".join(rows.values())).hexdigest()
-            merged = folder / f"j{FORMAT}-{digest[:32]}.log"
-            partial = folder / f"{merged.name}.partial"
+            digest = hashlib.sha256()
+            partial = folder / f"j{FORMAT}-merged.partial"
             with FileIO(partial, "wb") as file:
-                append(file, rows.values())
+                payloads = iter(rows.values())
+                while batch := list(islice(payloads, 1000)):
+                    append(file, batch)
+                    digest.update(b"".join(batch))
+            merged = folder / f"j{FORMAT}-{digest.hexdigest()[:32]}.log"
             partial.replace(merged)
             sync_folder(folder)
             for journal in set(journals) - {merged}:
+                if index_of(journal).exists():
+                    index_of(journal).unlink()
                 journal.unlink()
     return report
 

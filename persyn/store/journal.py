@@ -13,6 +13,7 @@ import uuid
 import zlib
 from collections.abc import Iterable, Iterator
 from io import FileIO
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,12 @@ def key_of(payload: bytes) -> str:
     return payload[len(MARK) : payload.index(b'"', len(MARK))].decode()
 
 
-def read_records(data: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """(begin, end, json) of every record; the json is empty if these bytes hold no whole, undamaged record."""
-    begin = 0
+def read_records(data: bytes | mmap, begin: int = 0) -> Iterator[tuple[int, int, bytes]]:
+    """(begin, end, json) of every record from byte `begin` on; the json is empty if these bytes hold no whole,
+    undamaged record.
+    """
     while begin < len(data):
-        payload = _whole_record(data, begin)
+        payload = whole_record(data, begin)
         end = begin + HEADER.size + len(payload) if payload else _next_record(data, begin)
         yield begin, end, payload
         begin = end
@@ -87,14 +89,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _next_record(data: bytes, begin: int) -> int:
+def _next_record(data: bytes | mmap, begin: int) -> int:
     mark = data.find(MARK, begin + 1 + HEADER.size)
-    while mark >= 0 and not _whole_record(data, mark - HEADER.size):
+    while mark >= 0 and not whole_record(data, mark - HEADER.size):
         mark = data.find(MARK, mark + 1)
     return mark - HEADER.size if mark >= 0 else len(data)
 
 
-def _whole_record(data: bytes, begin: int) -> bytes:
+def whole_record(data: bytes | mmap, begin: int) -> bytes:
+    """The json of the record that begins here; empty if there is no whole, undamaged one."""
     if begin + HEADER.size > len(data):
         return b""
     length, crc = HEADER.unpack_from(data, begin)
