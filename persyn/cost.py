@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import polars as pl
 from pydantic import Field
 
+from persyn.schemas import alike, row_key
 from persyn.settings import Settings
 
 Uses = Mapping[str, Mapping[str, int]]
@@ -47,7 +48,7 @@ def build_ledger(
     prices: Prices | None = None,
     judge: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Count every teacher response once as spent; each further use of it is cached.
+    """Count every teacher response (every sample of it) once as spent; each further use of it is cached.
 
     Args:
         prompts: PROMPTS.
@@ -65,14 +66,17 @@ def build_ledger(
         set and what it adds, generate_then_select, unpriced: teachers without a price, left out of the sums}. A use is
         {calls, prompt_tokens, response_tokens}.
     """
-    teachers = responses["teacher"].unique().sort().to_list()
     keys = ["prompt_id", "teacher"]
     parallel = _use(responses)
-    everything = pl.concat([responses, *routed.values()])
-    spent = everything.unique(keys, keep="first", maintain_order=True)
-    means = responses.group_by("teacher").agg(pl.col("num_prompt_tokens", "num_response_tokens").mean())
+    responses, *tables = alike([responses, *routed.values()])
+    routed = dict(zip(routed, tables, strict=True))
+    everything = pl.concat([responses, *tables])
+    spent = everything.unique(row_key(everything), keep="first", maintain_order=True)
+    tokens = pl.col("num_prompt_tokens", "num_response_tokens")
+    of_prompts = responses.group_by("teacher", "prompt_id").agg(tokens.sum(), calls=pl.len())
+    means = of_prompts.group_by("teacher").agg(tokens.mean(), pl.col("calls").mean())
     select = {
-        "calls": len(teachers) * prompts.height,
+        "calls": round(means["calls"].sum() * prompts.height),
         "prompt_tokens": round(means["num_prompt_tokens"].sum() * prompts.height),
         "response_tokens": round(means["num_response_tokens"].sum() * prompts.height),
     }
@@ -94,7 +98,7 @@ def build_ledger(
         each = [
             prices.money(*row) for row in means.select("teacher", "num_prompt_tokens", "num_response_tokens").rows()
         ]
-        alone = {name: pl.concat([responses, table]).unique(keys) for name, table in routed.items()}
+        alone = {name: pl.concat([responses, table]).unique(row_key(table)) for name, table in routed.items()}
         money = {
             "currency": prices.currency,
             "spent": _money({**_by_teacher(spent), **judged}, prices),

@@ -5,14 +5,14 @@ import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, Protocol
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from persyn.errors import InputError, did_you_mean
 from persyn.messages import Message, as_messages, assistant_message, user_message
 from persyn.prompts.sources import Rows
-from persyn.settings import DATE, Commit, Day, Seed, Settings, shown
+from persyn.settings import DATE, Commit, Day, Misfit, Seed, Settings, shown
 
 Training = Literal["allowed", "conditional", "forbidden", "unknown"]
 
@@ -152,6 +152,17 @@ class Teacher(Settings):
     """How many parallel prompts it responds to: they place it beside the trained router. null: all of them."""
     precomputed: Precomputed | None = None
     """A data set of responses that it has already given, used instead of asking it."""
+    samples: Annotated[int, Field(ge=1)] = 1
+    """How often it is asked each prompt. Of several samples, those without a defect that `defects` drops come first,
+    then those of higher quality, then earlier ones; the first of this order is its response, on the parallel set and in
+    the dataset. All are scored, and paid for. It needs a temperature above 0."""
+
+    @model_validator(mode="after")
+    def _samples_can_differ(self) -> Self:
+        if self.samples > 1 and (self.sampling.temperature == 0 or self.precomputed):
+            cause = "it has precomputed responses" if self.precomputed else "temperature 0 makes all samples alike"
+            raise Misfit("samples", f"is {self.samples}, but {cause}; it must be 1")
+        return self
 
     def messages(self, prompt: str | Sequence[Message]) -> list[Message]:
         """The conversation that the teacher gets for `prompt`: one system message at most, the examples, the turns."""

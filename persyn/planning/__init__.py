@@ -16,6 +16,7 @@ import polars as pl
 from persyn.cost import JUDGE, Prices
 from persyn.generation import Teacher
 from persyn.generation.budget import Budget
+from persyn.generation.requests import each_sample
 from persyn.planning.intervals import Interval, Use, add, between, either, lower
 from persyn.planning.judged import judge_use
 from persyn.planning.known import Strategies
@@ -42,9 +43,16 @@ class Asked:
     allowed: list[str]
     """The teachers that may be chosen."""
 
-    @property
-    def calls(self) -> tuple[int, int]:
-        return (self.must.height, self.may.height) if self.pairs is None else (self.pairs.height,) * 2
+    def calls(self, samples: Mapping[str, int]) -> tuple[int, int]:
+        """At least and at most.
+
+        Args:
+            samples: teacher -> calls for one response.
+        """
+        if self.pairs is not None:
+            return (sum(samples[name] for name in self.pairs["teacher"]),) * 2
+        each = [samples[name] for name in self.allowed]
+        return self.must.height * min(each), self.may.height * max(each)
 
 
 def build_plan(
@@ -96,7 +104,7 @@ def build_plan(
         "total": _fields(total),
         "weights": sum(filter(None, weights.values())),
         "generate_then_select": _against(sized, strategies, routes, parallel, forecasts),
-        "scores": _scores(prompts, parallel, quality.methods),
+        "scores": _scores(prompts, parallel, teachers, quality.methods),
         "budget": _verdict(total["all"], folder, budget),
         "currency": prices.currency,
         "unpriced": [
@@ -205,14 +213,19 @@ def _against(
     """
     use = add([one.use(sized["size"].to_numpy()) for one in forecasts.values()])
     fewer = {}
+    samples = {name: one.teacher.samples for name, one in forecasts.items()}
+    first = sum(samples[name] for name in parallel["teacher"])
     for name, strategy in strategies.items():
-        calls = _asked(sized, list(forecasts), strategy, routes.get(name), parallel.select(PAIR)).calls
-        fewer[name] = [use.calls[0] / (parallel.height + more) for more in reversed(calls)]
+        calls = _asked(sized, list(forecasts), strategy, routes.get(name), parallel.select(PAIR)).calls(samples)
+        fewer[name] = [use.calls[0] / (first + more) for more in reversed(calls)]
     return {**_fields({"all": use})["all"], "times_fewer_calls": fewer}
 
 
-def _scores(prompts: pl.DataFrame, parallel: pl.DataFrame, methods: Mapping[Any, str]) -> dict[str, Any]:
+def _scores(
+    prompts: pl.DataFrame, parallel: pl.DataFrame, teachers: Mapping[str, Teacher], methods: Mapping[Any, str]
+) -> dict[str, Any]:
     """Numbers of responses scored by each method of quality, and for learnability; the sums do not include them."""
+    parallel = pl.concat(each_sample(parallel.filter(teacher=name), one).select(PAIR) for name, one in teachers.items())
     domains = parallel.join(prompts.select("prompt_id", "domain"), on="prompt_id", validate="m:1")["domain"]
     counts = Counter(methods.get(domain, "no method") for domain in domains.cast(pl.String))
     return {"quality": dict(sorted(counts.items())), "learnability": parallel.height}

@@ -8,7 +8,7 @@ import polars as pl
 
 from persyn.cost import JUDGE, Prices
 from persyn.generation import Teacher
-from persyn.generation.requests import open_store, prepare_requests, read_row, stored_response
+from persyn.generation.requests import each_sample, open_store, prepare_requests, read_row, stored_response
 from persyn.models import model_identity
 from persyn.planning.intervals import Use, add, between
 from persyn.planning.usage import BYTES_A_TOKEN, Forecast
@@ -51,8 +51,8 @@ def judge_use(
     forecast = Forecast(JUDGE, judge, prices, shown, asked, said)
     ends: tuple[list[float], list[float]] = ([], [])
     counted = {texts[key] for key in stored}  # equal responses to a prompt make one question
-    for prompt_id, teacher, size in pairs.select("prompt_id", "teacher", "size").iter_rows():
-        key = (prompt_id, teacher)
+    for prompt_id, teacher, size, sample in _each(pairs, forecasts):
+        key = (prompt_id, teacher, sample)
         text = texts.get(key)
         if text is None or text not in counted:
             counted |= {text} if text else set()
@@ -70,6 +70,13 @@ def judge_use(
     return add([new, forecast.use(np.array(list(reminded.values())))]) if reminded else new
 
 
+def _each(pairs: pl.DataFrame, forecasts: Mapping[str, Forecast]) -> Iterator[tuple[str, str, float, int]]:
+    """prompt_id, teacher, size and sample of every response to judge."""
+    for prompt_id, teacher, size in pairs.select("prompt_id", "teacher", "size").iter_rows():
+        for sample in range(forecasts[teacher].teacher.samples):
+            yield prompt_id, teacher, size, sample
+
+
 def _response_bytes(forecast: Forecast) -> tuple[float, float]:
     """How long a response that is not made yet may be."""
     seen = forecast.lengths.mean() if len(forecast.lengths) else None
@@ -79,14 +86,15 @@ def _response_bytes(forecast: Forecast) -> tuple[float, float]:
 
 def _questions(
     prompts: pl.DataFrame, name: str, teacher: Teacher, folder: Path
-) -> Iterator[tuple[tuple[str, str], str]]:
-    """(prompt_id, teacher) and the judge's question, of the responses in the store."""
+) -> Iterator[tuple[tuple[str, str, int], str]]:
+    """(prompt_id, teacher, sample) and the judge's question, of the responses in the store."""
     shelf = folder / slug(model_identity(teacher.model, teacher.revision))
     if not prompts.height or prompts["prompt"].null_count() or not verify(shelf)[0].rows:
         return
     store = open_store(folder, teacher)
+    prompts = each_sample(prompts, teacher)
     asked = prompts.iter_rows(named=True), prepare_requests(prompts, teacher)
     for row, request in zip(*asked, strict=True):
         response = stored_response(store, request, teacher.sampling)
         if response:
-            yield (row["prompt_id"], name), question({**row, **read_row(response)})
+            yield (row["prompt_id"], name, row.get("sample", 0)), question({**row, **read_row(response)})

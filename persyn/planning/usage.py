@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ import polars as pl
 from persyn.cost import Prices
 from persyn.generation import Teacher
 from persyn.generation.budget import MESSAGE_TOKENS
-from persyn.generation.requests import open_store, prepare_requests, stored_response
+from persyn.generation.requests import each_sample, open_store, prepare_requests, stored_response
 from persyn.messages import Message, as_messages
 from persyn.models import model_identity
 from persyn.planning.intervals import (
@@ -83,7 +84,8 @@ class Forecast:
         return gpus * LOAD_HOURS[0], gpus * LOAD_HOURS[1]
 
     def use(self, sizes: np.ndarray, loads: int = 1) -> Use:
-        """What responses to prompts of these bytes (NaN: unknown) take, in `loads` stages."""
+        """What responses (all samples) to prompts of these bytes (NaN: unknown) take, in `loads` stages."""
+        sizes = np.repeat(sizes, self.teacher.samples)
         count = len(sizes)
         if not count:
             return Use()
@@ -125,7 +127,8 @@ class Forecast:
 def look_into_store(
     prompts: pl.DataFrame, teachers: Mapping[str, Teacher], folder: Path, prices: Prices
 ) -> tuple[dict[str, Forecast], pl.DataFrame]:
-    """A Forecast for each teacher, from its own responses to these prompts; and the stored pairs: prompt_id, teacher.
+    """A Forecast for each teacher, from its own responses to these prompts; and the stored pairs (of which no sample is
+    missing): prompt_id, teacher.
 
     Args:
         prompts: PROMPTS. If they are null, no stored pair is known.
@@ -139,8 +142,8 @@ def look_into_store(
         row_bytes = float(numbers[:, 3].mean()) if found else None
         shown, asked, lengths = numbers[:, 0], numbers[:, 1], numbers[:, 2]
         forecasts[name] = Forecast(name, teacher, prices, shown, asked, lengths, row_bytes)
-        identities = [identity for identity, _ in found]
-        stored.append(pl.DataFrame({"prompt_id": identities, "teacher": [name] * len(found)}, schema=schema))
+        whole = [one for one, count in Counter(one for one, _ in found).items() if count >= teacher.samples]
+        stored.append(pl.DataFrame({"prompt_id": whole, "teacher": [name] * len(whole)}, schema=schema))
     return forecasts, pl.concat(stored)
 
 
@@ -156,7 +159,8 @@ def _find_responses(
     if not num_rows:  # opening a store would create it
         return found
     store, own = open_store(folder, teacher), _shown(teacher.messages(""))
-    for part in (prompts.filter("parallel"), prompts.filter(~pl.col("parallel"))):
+    parallel, others = (prompts.filter(part) for part in (pl.col("parallel"), ~pl.col("parallel")))
+    for part in (each_sample(parallel, teacher), each_sample(others, teacher)):
         if len(found) == num_rows:
             break
         asked = part["prompt_id"].to_list(), part["prompt"].to_list(), prepare_requests(part, teacher)
