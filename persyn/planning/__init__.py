@@ -74,10 +74,10 @@ def build_plan(
         quality: how the responses will be scored.
 
     Returns:
-        responses, routed: {teacher or strategy -> use, ...}; judge: {judge -> use} of the parallel set's verdicts,
-        empty without a judge; total; generate_then_select; scores; budget; notes (above_limit: teachers some of whose
-        responses took more than max_tokens). A use is the fields of Use, each [low, high] or None, and `seen`, the
-        number of responses it was estimated from.
+        responses, routed: {teacher or strategy -> use, ...}; judge: {judge -> use} of its verdicts, empty without one;
+        total; generate_then_select; scores; budget; notes (above_limit: teachers some of whose responses took more than
+        max_tokens). A use is the fields of Use, each [low, high] or None, and `seen`, the number of responses it was
+        estimated from.
     """
     sizes = [math.nan if prompt is None else size_of(prompt) for prompt in prompts["prompt"].to_list()]
     sized = prompts.select("prompt_id", size=pl.Series(sizes, dtype=pl.Float64))
@@ -91,7 +91,8 @@ def build_plan(
     total = _total(sized, first, asked, forecasts, have)
     verdicts = {}
     if "judge" in quality.methods.values():
-        verdicts = {JUDGE: judge_use(prompts, parallel, forecasts, folder, prices, quality)}
+        compared = _compared(sized, parallel, strategies, routes, teachers)
+        verdicts = {JUDGE: judge_use(prompts, parallel, compared, forecasts, folder, prices, quality)}
         total = {**total, **verdicts, "all": add([total["all"], *verdicts.values()])}
     weights = {one.teacher.model: one.weights for one in forecasts.values()}
     return {
@@ -142,6 +143,31 @@ def _asked(
     if isinstance(strategy, Persyn) and strategy.second_below is not None:
         may = pl.concat([may, left.filter(pl.col("open") > 1)])
     return Asked(None, must.select(sized.columns), may.select(sized.columns), allowed)
+
+
+def _compared(
+    sized: pl.DataFrame,
+    parallel: pl.DataFrame,
+    strategies: Strategies,
+    routes: Mapping[str, pl.DataFrame],
+    teachers: Mapping[str, Teacher],
+) -> pl.DataFrame:
+    """prompt_id, teacher (null: unknown) and size of routed responses to other than parallel prompts of which the best
+    is sought: a prompt has two teachers, or its teacher several samples.
+    """
+    rest = sized.join(parallel, on="prompt_id", how="anti")
+    known, unknown = [parallel[:0].select(PAIR)], [parallel[:0].select(PAIR)]
+    repeated = [name for name, teacher in teachers.items() if teacher.samples > 1]
+    for name, strategy in strategies.items():
+        second = isinstance(strategy, Persyn) and strategy.second_below is not None
+        if name in routes:
+            several = pl.col("prompt_id").is_duplicated() | pl.col("teacher").is_in(repeated)
+            known.append(routes[name].filter(several).select(PAIR))
+        elif second or repeated:
+            one = rest.select("prompt_id", teacher=pl.lit(None, pl.String))
+            unknown += [one, one] if second else [one]
+    pairs = pl.concat([pl.concat(known).unique(), *unknown])
+    return pairs.join(rest, on="prompt_id", how="inner", validate="m:1", maintain_order="left")
 
 
 def _by_teacher(pairs: pl.DataFrame, forecasts: Mapping[str, Forecast], loads: Mapping[str, int] | None = None) -> Uses:

@@ -1,7 +1,10 @@
-"""Judged: what the verdicts of a judge will take, one for each response of the parallel set in its domains."""
+"""Judged: what the verdicts of a judge will take, one for each response of the parallel set in its domains, and for
+each routed one that has to be compared with another.
+"""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -20,6 +23,7 @@ from persyn.store import slug, verify
 def judge_use(
     prompts: pl.DataFrame,
     parallel: pl.DataFrame,
+    compared: pl.DataFrame,
     forecasts: Mapping[str, Forecast],
     folder: Path,
     prices: Prices,
@@ -31,13 +35,15 @@ def judge_use(
     Args:
         prompts: PROMPTS, or declared_prompts.
         parallel: prompt_id, teacher and size of the responses to judge.
+        compared: likewise, of those that the stage dataset may have to compare with another of the prompt; teacher is
+            null where it is not known yet. None is judged if a defect decides, so none is sure to be.
         quality: how they will be scored: by a judge, in some domains.
     """
     settings = quality.judge
     assert settings is not None, "QualitySettings has a judge where methods name one"
     judged = [domain for domain, method in quality.methods.items() if method == "judge"]
     mine = prompts.filter(pl.col("domain").cast(pl.String).is_in(judged))
-    pairs = parallel.join(mine.select("prompt_id"), on="prompt_id", how="semi")
+    pairs, compared = (one.join(mine.select("prompt_id"), on="prompt_id", how="semi") for one in (parallel, compared))
     texts = {key: text for name, one in forecasts.items() for key, text in _questions(mine, name, one.teacher, folder)}
     verdicts = dict(zip(texts, find_verdicts(list(texts.values()), folder, settings), strict=True))
     stored = {key: rows[0] for key, rows in verdicts.items() if rows}
@@ -49,19 +55,11 @@ def judge_use(
     ]
     shown, asked, said = np.array(numbers, float).reshape(-1, 3).T
     forecast = Forecast(JUDGE, judge, prices, shown, asked, said)
-    ends: tuple[list[float], list[float]] = ([], [])
     counted = {texts[key] for key in stored}  # equal responses to a prompt make one question
-    for prompt_id, teacher, size, sample in _each(pairs, forecasts):
-        key = (prompt_id, teacher, sample)
-        text = texts.get(key)
-        if text is None or text not in counted:
-            counted |= {text} if text else set()
-            known = len(text.encode()) if text else None
-            least, most = _response_bytes(forecasts[teacher])
-            for end, more in zip(ends, (least, most), strict=True):
-                end.append(size + more if known is None else known)
-    once, longest = (forecast.use(np.array(sizes)) for sizes in ends)
-    new = between(once, add([longest, longest])) if once.calls[0] else Use()
+    once, longest = (forecast.use(sizes) for sizes in _unjudged(pairs, forecasts, texts, counted))
+    maybe = forecast.use(_unjudged(compared, forecasts, texts, counted)[1])
+    most = add([longest, longest, maybe, maybe])
+    new = between(once, most) if most.calls[1] else Use()
     reminded = {
         texts[key]: len(texts[key].encode()) + len(settings.reminder.encode())
         for key, rows in verdicts.items()
@@ -70,11 +68,28 @@ def judge_use(
     return add([new, forecast.use(np.array(list(reminded.values())))]) if reminded else new
 
 
-def _each(pairs: pl.DataFrame, forecasts: Mapping[str, Forecast]) -> Iterator[tuple[str, str, float, int]]:
-    """prompt_id, teacher, size and sample of every response to judge."""
+def _unjudged(
+    pairs: pl.DataFrame, forecasts: Mapping[str, Forecast], texts: Mapping[Any, str], counted: set[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes of the questions about the responses of `pairs` that are not in `counted`, to which they are added: at
+    least and at most.
+    """
+    ends: tuple[list[float], list[float]] = ([], [])
     for prompt_id, teacher, size in pairs.select("prompt_id", "teacher", "size").iter_rows():
-        for sample in range(forecasts[teacher].teacher.samples):
-            yield prompt_id, teacher, size, sample
+        known = [forecasts[teacher]] if teacher else list(forecasts.values())
+        least, most = zip(*map(_response_bytes, known), strict=True)
+        for sample in range(max(one.teacher.samples for one in known)):
+            text = texts.get((prompt_id, teacher, sample))
+            if text is not None and text not in counted:
+                counted.add(text)
+                given = len(text.encode()), len(text.encode())
+            elif text is None:
+                given = size + min(least), size + max(most)
+            else:
+                continue
+            for end, length in zip(ends, given, strict=True):
+                end.append(length)
+    return np.array(ends[0]), np.array(ends[1])
 
 
 def _response_bytes(forecast: Forecast) -> tuple[float, float]:
