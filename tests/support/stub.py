@@ -1,4 +1,4 @@
-"""A stub teacher: an OpenAI-compatible server on loopback whose responses depend only on prompt and seed, with faults."""
+"""A stub teacher: an OpenAI-compatible server on loopback that responds by prompt and seed alone, with faults."""
 
 import hashlib
 import json
