@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import polars as pl
 from pydantic import Field
 
+from persyn.schemas import alike, row_key
 from persyn.settings import Settings
 
 Uses = Mapping[str, Mapping[str, int]]
@@ -60,7 +61,7 @@ def build_ledger(
     lost: Mapping[str, Mapping[str, int]] | None = None,
     batched: pl.DataFrame | None = None,
 ) -> dict[str, Any]:
-    """Count every teacher response once as spent; each further use of it is cached.
+    """Count every teacher response (every sample of it) once as spent; each further use of it is cached.
 
     Args:
         prompts: PROMPTS.
@@ -81,14 +82,17 @@ def build_ledger(
         {calls, prompt_tokens, response_tokens}. lost: as given, if there are any; those tokens are in total.spent and
         money.spent too.
     """
-    teachers = responses["teacher"].unique().sort().to_list()
     keys = ["prompt_id", "teacher"]
     parallel = _use(responses)
-    everything = pl.concat([responses, *routed.values()])
-    spent = everything.unique(keys, keep="first", maintain_order=True)
-    means = responses.group_by("teacher").agg(pl.col("num_prompt_tokens", "num_response_tokens").mean())
+    responses, *tables = alike([responses, *routed.values()])
+    routed = dict(zip(routed, tables, strict=True))
+    everything = pl.concat([responses, *tables])
+    spent = everything.unique(row_key(everything), keep="first", maintain_order=True)
+    tokens = pl.col("num_prompt_tokens", "num_response_tokens")
+    of_prompts = responses.group_by("teacher", "prompt_id").agg(tokens.sum(), calls=pl.len())
+    means = of_prompts.group_by("teacher").agg(tokens.mean(), pl.col("calls").mean())
     select = {
-        "calls": len(teachers) * prompts.height,
+        "calls": round(means["calls"].sum() * prompts.height),
         "prompt_tokens": round(means["num_prompt_tokens"].sum() * prompts.height),
         "response_tokens": round(means["num_response_tokens"].sum() * prompts.height),
     }
@@ -105,15 +109,15 @@ def build_ledger(
     ledger["total"] = {"spent": paid, "cached": {name: used[name] - paid[name] for name in used}}
     ledger["generate_then_select"] = select
     judged: Uses = {JUDGE: judge} if judge is not None else {}
-    bought: Uses = {**_by_teacher(spent), **judged}
-    for name, tokens in (lost or {}).items():
-        for kind, count in tokens.items():
+    bought = {**_by_teacher(spent), **judged}
+    for name, more in (lost or {}).items():
+        bought[name] = {kind: count + more.get(kind, 0) for kind, count in bought[name].items()}
+        for kind, count in more.items():
             paid[kind] += count
-            bought[name] = {**bought[name], kind: bought[name][kind] + count}
     money = None
     if prices and prices.teachers:
         batched = spent[:0] if batched is None else spent.join(batched, on=keys, how="semi")
-        alone = {name: pl.concat([responses, table]).unique(keys) for name, table in routed.items()}
+        alone = {name: pl.concat([responses, table]).unique(row_key(table)) for name, table in routed.items()}
         money = {
             "currency": prices.currency,
             "spent": _money(bought, batched, prices),

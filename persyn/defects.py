@@ -10,7 +10,7 @@ import polars as pl
 from tqdm import tqdm
 
 from persyn.messages import Message, as_messages
-from persyn.schemas import DEFECTS
+from persyn.schemas import DEFECTS, row_key
 from persyn.settings import Settings
 from persyn.thinking import never_closed
 
@@ -39,15 +39,16 @@ def find_defects(prompts: pl.DataFrame, responses: pl.DataFrame) -> pl.DataFrame
         responses: RESPONSES, each prompt_id in `prompts`.
 
     Returns:
-        DEFECTS, sorted by prompt_id and teacher.
+        DEFECTS, sorted by prompt_id and teacher (and sample).
     """
-    rows = responses.join(prompts, on="prompt_id", how="left", validate="m:1").sort("prompt_id", "teacher")
+    key = row_key(responses)
+    rows = responses.join(prompts, on="prompt_id", how="left", validate="m:1").sort(key)
     written = rows.filter(pl.col("finish_reason") != "error")
     found = [
-        {"prompt_id": row["prompt_id"], "teacher": row["teacher"], **detect_defects(row["prompt"], row)}
+        {name: row[name] for name in key} | detect_defects(row["prompt"], row)
         for row in tqdm(written.iter_rows(named=True), total=written.height, desc="defects", unit="response")
     ]
-    return pl.DataFrame(found, schema=DEFECTS)
+    return pl.DataFrame(found, schema=DEFECTS if "sample" not in key else {**DEFECTS, "sample": pl.Int64})
 
 
 def detect_defects(prompt: str | Sequence[Message], row: Mapping[str, Any]) -> dict[str, bool]:
@@ -77,6 +78,24 @@ def count_defects(defects: pl.DataFrame, responses: pl.DataFrame) -> dict[str, d
             **kinds,
         }
     return counts
+
+
+def best_samples(rows: pl.DataFrame) -> pl.DataFrame:
+    """Of a teacher's samples for a prompt the best: one that is fit to train on, then that of the highest quality, then
+    the first. This is the one place that decides.
+
+    Args:
+        rows: as they are, unless they have a column `sample`; then prompt_id, teacher, unfit (bool), quality (nullable)
+            and others.
+
+    Returns:
+        `rows` without the others and without those columns that only the choice needs, `sample` and `unfit`.
+    """
+    if "sample" not in rows.columns:
+        return rows
+    order = ["prompt_id", "teacher", "unfit", "quality", "sample"]
+    ranked = rows.sort(order, descending=[False, False, False, True, False], nulls_last=True)
+    return ranked.unique(order[:2], keep="first", maintain_order=True).drop("sample", "unfit")
 
 
 Policy = Literal["keep", "penalise", "drop"]

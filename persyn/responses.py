@@ -16,6 +16,7 @@ from persyn.generation.budget import Budget
 from persyn.generation.precomputed import read_precomputed
 from persyn.generation.requests import (
     Request,
+    each_sample,
     generate_rows,
     lost_tokens,
     open_store,
@@ -87,7 +88,7 @@ def generate_responses(
     *,
     max_error_share: float = 0.0,
 ) -> pl.DataFrame:
-    """One teacher's response to every prompt; its backend generates only those that the store lacks.
+    """One teacher's responses to every prompt; its backend generates only those that the store lacks.
 
     Precomputed responses are read before the backend is loaded; the backend is not asked for those.
     A response that ended by itself serves every max_tokens that it fits. A cut one serves only the max_tokens that cut
@@ -104,11 +105,12 @@ def generate_responses(
         max_error_share: share of the prompts that may remain without a response.
 
     Returns:
-        RESPONSES, one row for each prompt of the part.
+        RESPONSES, one row for each prompt (and sample) of the part.
 
     Raises:
         InputError: more than `max_error_share` failed, or the budget is spent. All responses are stored by then.
     """
+    prompts = each_sample(prompts, teacher)
     sampling, requests = teacher.sampling, prepare_requests(prompts, teacher)
     low, high = key_range(*part)
     mine = [index for index, request in enumerate(requests) if low <= position(request.key) < high]
@@ -136,7 +138,8 @@ def generate_responses(
     _tell_oddities(name, stored, sampling.max_tokens)
     fields = dict(list(RESPONSES.items())[2:])
     table = pl.DataFrame([{field: row[field] for field in fields} for row in stored], schema=fields)
-    return prompts.select("prompt_id", teacher=pl.lit(name)).hstack(table).select(RESPONSES.names())
+    table = prompts.select("prompt_id", teacher=pl.lit(name)).hstack(table).select(RESPONSES.names())
+    return table.hstack(prompts.select(pl.col("^sample$")))
 
 
 def _open_requests(

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from persyn.defects import Policies
+from persyn.defects import Policies, best_samples
 from persyn.errors import InputError
-from persyn.schemas import REWARDS
+from persyn.schemas import REWARDS, alike, row_key
 from persyn.settings import Settings, Share
 from persyn.ties import TIE, tie_width
 
@@ -136,8 +136,14 @@ def join_scores(
         QUALITY joined with LEARNABILITY; penalised; anchored; domain; log_tokens, minus the mean on the prompt of those
         that are not anchored; slope, of its domain.
     """
-    scores = quality.join(learnability, on=KEYS, how="full", coalesce=True, validate="1:1").sort(KEYS)
-    rows = _complete(scores, teachers, anchored).join(defects, on=KEYS, how="left", validate="1:1").sort(KEYS)
+    quality, learnability, defects = alike([quality, learnability, defects])
+    key = row_key(quality)
+    scores = quality.join(learnability, on=key, how="full", coalesce=True, validate="1:1")
+    scores = scores.join(defects, on=key, how="left", validate="1:1").sort(key)
+    incomplete = pl.any_horizontal(pl.col("quality", "learnability").is_null())
+    dropped = pl.any_horizontal(pl.lit(False), *policies.kinds("drop")).fill_null(False)
+    best = best_samples(scores.with_columns(unfit=incomplete | dropped)).select(pl.exclude("unfit"))
+    rows = _complete(best, teachers, anchored).sort(KEYS)
     penalised = pl.any_horizontal(pl.lit(False), *policies.kinds("penalise", "drop")).fill_null(False)
     log_tokens, is_anchored = pl.col("num_tokens").clip(1).log(), pl.col("teacher").is_in(list(anchored))
     mean = pl.when(~is_anchored).then(log_tokens).mean().over("prompt_id")

@@ -9,7 +9,7 @@ import polars as pl
 from persyn.generation import BackendSpeed, Teacher
 from persyn.generation.terms import Licenses
 from persyn.responses import check_asking, generate_responses
-from persyn.schemas import RESPONSES, fill_table
+from persyn.schemas import RESPONSES, alike, fill_table
 
 
 def build_routed(
@@ -22,7 +22,7 @@ def build_routed(
     speed: Mapping[str, BackendSpeed],
     **limits: Any,
 ) -> pl.DataFrame:
-    """Collect one response for each route, from its teacher.
+    """Collect a response for each route, from its teacher: all samples, if it gives several.
 
     Args:
         prompts: PROMPTS.
@@ -35,7 +35,7 @@ def build_routed(
         limits: the keyword arguments of generate_responses.
 
     Returns:
-        RESPONSES, one row for each route.
+        RESPONSES, one row for each route and sample.
 
     Raises:
         InputError: as check_asking and generate_responses.
@@ -48,6 +48,7 @@ def build_routed(
     check_asking(shares, teachers, licenses, folder)
     for teacher, share in shares.items():
         tables.append(generate_responses(share, teacher, teachers[teacher], folder, speed[teacher], **limits))
-    routed = pl.concat(tables).select(RESPONSES.names())
-    assert routed.height == routes.height, f"{routed.height} responses for {routes.height} routes"
+    routed = pl.concat(table.select(*RESPONSES.names(), pl.col("^sample$")) for table in alike(tables))
+    found = routed.select(keys).n_unique()
+    assert found == routes.height, f"{found} responses for {routes.height} routes"
     return routed

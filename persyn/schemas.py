@@ -92,6 +92,8 @@ SAMPLES = pl.Schema(
         "response": pl.String,
     }
 )
+SAMPLED = (RESPONSES, QUALITY, LEARNABILITY, DEFECTS)
+"""Tables with a last column `sample`, counted from 0, if a teacher was asked a prompt more than once."""
 NULLABLE = {"reference", "reasoning", "strength", "margin"}
 NEW: dict[str, Any] = {"reference": None, "reasoning": None}
 """Columns that earlier versions did not write -> what holds for their rows."""
@@ -141,7 +143,22 @@ def read_folder(folder: str | Path, names: Sequence[str], schema: pl.Schema) -> 
             f"{folder} holds {', '.join(left_over)}, which params.yaml does not name; "
             f"delete {', '.join(f'{folder}/{name}.parquet' for name in left_over)} and run again"
         )
-    return {name: read_table(Path(folder) / f"{name}.parquet", schema) for name in names}
+    return dict(
+        zip(names, alike([read_table(Path(folder) / f"{name}.parquet", schema) for name in names]), strict=True)
+    )
+
+
+def alike(tables: Sequence[pl.DataFrame]) -> list[pl.DataFrame]:
+    """The tables with a column `sample` in all, if one has it."""
+    if not any("sample" in table.columns for table in tables):
+        return list(tables)
+    first = pl.lit(0, pl.Int64).alias("sample")
+    return [table if "sample" in table.columns else table.with_columns(first) for table in tables]
+
+
+def row_key(*tables: pl.DataFrame) -> list[str]:
+    """The columns that name a row of the tables of SAMPLED, if they are alike."""
+    return ["prompt_id", "teacher", *(["sample"] if any("sample" in table.columns for table in tables) else [])]
 
 
 def write_table(table: pl.DataFrame, path: str | Path, schema: pl.Schema) -> None:
@@ -151,9 +168,12 @@ def write_table(table: pl.DataFrame, path: str | Path, schema: pl.Schema) -> Non
     bytes, and DVC does not rerun the stages after an unchanged output.
     """
     table = check_table(table, schema, str(path))
-    keys = [
-        name for name in ("task", "sample_id", "metric", "prompt_id", "teacher", "winner", "loser") if name in schema
-    ]
+    if (
+        "sample" in table.columns and not (table["sample"] != 0).any()
+    ):  # an earlier version's file stays the same to the byte
+        table = table.drop("sample")
+    known = ("task", "sample_id", "metric", "prompt_id", "teacher", "sample", "winner", "loser")
+    keys = [name for name in known if name in table.columns]
     duplicated = table.filter(table.select(keys).is_duplicated())
     if duplicated.height:
         raise InputError(f"{path}: {duplicated.height} rows share a key {keys}; first: {duplicated.row(0, named=True)}")
@@ -172,10 +192,10 @@ def fill_table(table: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
         **({"finish_reason": "stop"} if schema == DATASET else {"length": False} if schema == DEFECTS else {}),
     }
     new = {name: known[name] for name in schema if name in known and name not in table.columns}
-    if not new or table.columns != [name for name in schema if name not in new]:
+    if not new or [name for name in table.columns if name != "sample"] != [name for name in schema if name not in new]:
         return table
     return table.with_columns(pl.lit(value, dtype=schema[name]).alias(name) for name, value in new.items()).select(
-        schema.names()
+        *schema.names(), pl.col("^sample$")
     )
 
 
@@ -184,6 +204,8 @@ def check_table(table: pl.DataFrame, schema: pl.Schema, name: str) -> pl.DataFra
     InputError.
     """
     table = fill_table(table, schema)
+    if "sample" in table.columns and schema in SAMPLED:
+        schema = pl.Schema([*schema.items(), ("sample", pl.Int64())])
     if table.schema != schema:
         wrong = [f"{column}: {kind}" for column, kind in schema.items() if table.schema.get(column) != kind]
         extra = [column for column in table.columns if column not in schema]

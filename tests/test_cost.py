@@ -53,7 +53,7 @@ def test_money_by_hand() -> None:
     assert half.money("a", 1, 1) == 5.5
     unpriced = build_ledger(prompts, responses, routed, Prices(gpu_hour=3.0))
     assert unpriced == build_ledger(prompts, responses, routed)
-    title, header, _, *rows, money = ledger_text(unpriced).splitlines()
+    title, header, _, *rows, last = ledger_text(unpriced).splitlines()
     assert (title, header.split()) == ("ledger", ["calls", "prompt", "tokens", "response", "tokens"])
     assert [re.split(r"\s{2,}", row.strip()) for row in rows] == [
         ["spent", "6", "60", "10"],

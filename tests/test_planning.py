@@ -281,6 +281,27 @@ def test_a_second_verdict_that_is_due_is_in_the_plan(tmp_path: Path) -> None:
     assert plan(tmp_path, {"strong": STRATEGIES["strong"]}, **changes)["judge"]["judge"]["calls"] == [0, 0]
 
 
+def test_the_verdicts_that_a_second_opinion_needs_are_in_the_plan(tmp_path: Path) -> None:
+    """Where a prompt has two teachers, the stage dataset may have both judged. 20 prompts are not parallel."""
+    judge = QualitySettings(methods={"instruction": "judge"}, judge=JudgeSettings(model="judge", max_error_share=1.0))
+    two: dict[str, Rule] = {"persyn": Persyn(rule="persyn", second_below=0.1)}
+    assert plan(tmp_path, two, quality=judge)["judge"]["judge"]["calls"] == [30, 2 * (30 + 2 * 20)]
+    routes = known_routes(TABLE, list("abc"), {"random": STRATEGIES["random"]}, {})["random"]
+    undecided = routes.filter(~pl.col("prompt_id").is_in(TABLE.filter("parallel")["prompt_id"].to_list()))[:3]
+    other = undecided.with_columns(teacher=pl.col("teacher").replace({"a": "b", "b": "c", "c": "a"}))
+    both = pl.concat([routes, other])
+    found = plan(tmp_path, two, made={"persyn": both}, quality=judge)
+    assert found["judge"]["judge"]["calls"] == [30, 2 * (30 + 2 * 3)]
+    assert found["total"]["all"]["calls"] == [30 + 20 + 3 + 30, 30 + 20 + 3 + 72]
+    with stub_teacher(say=lambda asked: f"Score: 5 {len(asked)}") as server:
+        for name, teacher in TEACHERS.items():
+            mine = both.filter(teacher=name).select("prompt_id")
+            wanted = TABLE.filter(pl.col("parallel") | pl.col("prompt_id").is_in(mine["prompt_id"].to_list()))
+            rows = generate_responses(wanted, name, teacher, tmp_path, server.speed())
+            score_quality(TABLE, rows, tmp_path, judge, server.speed())
+    assert plan(tmp_path, two, made={"persyn": both}, quality=judge)["judge"]["judge"]["calls"] == [0, 0]
+
+
 def test_a_judge_is_in_the_plan_the_budget_and_the_ledger(tmp_path: Path) -> None:
     """Its calls then lie within what was planned, are paid once, and have their price."""
     judge = JudgeSettings(model="judge", max_tokens=30, max_error_share=1.0)
@@ -330,7 +351,7 @@ def test_verdicts_on_prompts_that_go_to_two_teachers_are_in_the_plan(tmp_path: P
     assert unknown["calls"] == [30, 60 + 2 * 2 * 20], "perhaps none, at most two a response of what is not parallel"
     routes = known_routes(TABLE, list("abc"), {"strong": STRATEGIES["strong"]}, {})["strong"]
     second = routes[:8].with_columns(teacher=pl.lit("b"))
-    made = {"persyn": pl.concat([routes, second.cast(dict(routes.schema))])}
+    made = {"persyn": pl.concat([routes, second.cast(routes.schema)])}
     known = plan(tmp_path, two, quality=quality, made=made)["judge"]["judge"]
     outside = sum(not parallel for parallel in TABLE.join(second, on="prompt_id", how="semi")["parallel"])
     assert known["calls"] == [30, 60 + 2 * 2 * outside]

@@ -135,7 +135,7 @@ def test_a_teacher_that_fails_stops_no_other_and_all_errors_are_told(
     assert "401" in found.exception.args[0]
     assert "NO_SUCH_KEY" in found.exception.args[1]
     assert asked(servers) == {"far": 0, "further": 12, "farthest": 0}
-    assert "nearer: shard 0/1 has 8 of 8 prompts" in found.stdout
+    assert "nearer: shard 0/1 has 8 of 8 responses" in found.stdout
 
 
 @pytest.mark.parametrize("share", [True, False])

@@ -96,7 +96,8 @@ def _ask(name: str, wanted: "pl.DataFrame", params: "Params", budget: "Budget", 
 
     asked = name, params.teachers[name], store_folder(), params.speed_of(name), budget, part
     responses = generate_responses(wanted, *asked, max_error_share=params.responses.max_error_share)
-    text = f"shard {part[0]}/{part[1]} has {responses.height} of {wanted.height} prompts; all its responses are stored"
+    whole = wanted.height * params.teachers[name].samples
+    text = f"shard {part[0]}/{part[1]} has {responses.height} of {whole} responses; all are stored"
     tqdm.write(f"{name}: {text}")  # above the lines of progress
 
 

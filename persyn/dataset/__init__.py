@@ -6,12 +6,12 @@ from typing import Any
 
 import polars as pl
 
-from persyn.defects import Policies, Policy, count_defects, find_defects
+from persyn.defects import Policies, Policy, best_samples, count_defects, find_defects
 from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.generation.terms import Licenses, check_terms
 from persyn.messages import as_messages, assistant_message
-from persyn.schemas import DATASET, RESPONSES, fill_table
+from persyn.schemas import DATASET, RESPONSES, fill_table, row_key
 from persyn.settings import Misfit, Settings, shown
 
 
@@ -53,7 +53,7 @@ def build_dataset(
 
     Args:
         prompts: PROMPTS.
-        routed: RESPONSES, one row a prompt, or two where it had two teachers.
+        routed: RESPONSES, one row a prompt, or two where it had two teachers; with all samples of a teacher.
         policies: which defects keep a response out.
         teachers: all of them, by name. Every row gets its teacher's terms.
         licenses: checked for the teachers in `routed`, before anything is scored.
@@ -62,7 +62,7 @@ def build_dataset(
 
     Returns:
         DATASET, and the counts {rows, kept, dropped: {reason: count}, teachers: count_defects}. The reason is that of
-        drop_reason, or `second` for the worse of two.
+        drop_reason, `sample` for samples that are not the best (best_samples), or `second` for the worse of two.
 
     Raises:
         InputError: no row is left, or as check_terms.
@@ -71,11 +71,14 @@ def build_dataset(
     defects = find_defects(prompts, routed)
     routed = fill_table(routed, RESPONSES)
     rows = routed.join(prompts, on="prompt_id", how="left", validate="m:1")
-    rows = rows.join(defects, on=["prompt_id", "teacher"], how="left", validate="1:1").sort("prompt_id", "teacher")
+    key = row_key(routed)
+    rows = rows.join(defects, on=key, how="left", validate="1:1").sort(key)
     rows = rows.with_columns(dropped=drop_reason(settings.over(policies)))
+    if "sample" in key:
+        rows = _without_other_samples(rows, routed.columns, score)
     twice = rows.filter(pl.col("dropped").is_null()).filter(pl.col("prompt_id").is_duplicated())
     if twice.height:
-        worse = _worse(twice.select(routed.columns), routes, score).with_columns(second=pl.lit("second"))
+        worse = _worse(twice.select(RESPONSES.names()), routes, score).with_columns(second=pl.lit("second"))
         rows = rows.join(worse, on=["prompt_id", "teacher"], how="left", validate="1:1", maintain_order="left")
         rows = rows.with_columns(dropped=pl.coalesce("dropped", "second"))
     kept, dropped = rows.filter(pl.col("dropped").is_null()), Counter(rows["dropped"].drop_nulls().sort())
@@ -84,8 +87,24 @@ def build_dataset(
             f"no response is fit to train on (dropped: {dict(dropped)}); raise sampling.max_tokens of the teachers, "
             f"or set defects.length: keep"
         )
-    counts = {"rows": rows.height, "kept": kept.height, "dropped": dict(dropped)}
+    if others := routed.height - rows.height:
+        dropped["sample"] = others
+    counts = {"rows": routed.height, "kept": kept.height, "dropped": dict(dropped)}
     return _messages_and_terms(kept, teachers), counts | {"teachers": count_defects(defects, routed)}
+
+
+def _without_other_samples(
+    rows: pl.DataFrame, columns: list[str], score: Callable[[pl.DataFrame], pl.DataFrame] | None
+) -> pl.DataFrame:
+    """The best sample of each teacher's response to a prompt. Only where several are fit does quality decide."""
+    fit = rows.filter(pl.col("dropped").is_null())
+    several = fit.filter(pl.struct("prompt_id", "teacher").is_duplicated()).select(columns)
+    if several.height and score is None:
+        raise InputError(f"{several['prompt_id'].n_unique()} prompts have several samples; give a score")
+    unknown = several.clear().select("prompt_id", "teacher", "sample", quality=pl.lit(None, pl.Float64))
+    quality = score(several) if several.height and score else unknown
+    rows = rows.join(quality, on=row_key(rows), how="left", validate="1:1")
+    return best_samples(rows.with_columns(unfit=pl.col("dropped").is_not_null())).drop("quality")
 
 
 def drop_reason(policies: Policies) -> pl.Expr:

@@ -204,6 +204,17 @@ class Teacher(Settings):
     """How many parallel prompts it responds to: they place it beside the trained router. null: all of them."""
     precomputed: Precomputed | None = None
     """A data set of responses that it has already given, used instead of asking it."""
+    samples: Annotated[int, Field(ge=1)] = 1
+    """How often it is asked each prompt. Of several samples, those without a defect that `defects` drops come first,
+    then those of higher quality, then earlier ones; the first of this order is its response, on the parallel set and in
+    the dataset. All are scored, and paid for. It needs a temperature above 0."""
+
+    @model_validator(mode="after")
+    def _samples_can_differ(self) -> Self:
+        if self.samples > 1 and (self.sampling.temperature == 0 or self.precomputed):
+            cause = "it has precomputed responses" if self.precomputed else "temperature 0 makes all samples alike"
+            raise Misfit("samples", f"is {self.samples}, but {cause}; it must be 1")
+        return self
 
     @model_validator(mode="before")
     @classmethod

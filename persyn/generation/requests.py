@@ -48,8 +48,16 @@ def teacher_identity(teacher: Teacher) -> str:
     return identity
 
 
+def each_sample(prompts: pl.DataFrame, teacher: Teacher) -> pl.DataFrame:
+    """`prompts` as often as the teacher is asked each, with the number of the `sample`; as they are if that is once."""
+    if teacher.samples == 1:
+        return prompts
+    return prompts.join(pl.DataFrame({"sample": range(teacher.samples)}), how="cross", maintain_order="left_right")
+
+
 def prepare_requests(prompts: pl.DataFrame, teacher: Teacher) -> list[Request]:
-    """A Request for each prompt, in the order of `prompts`.
+    """A Request for each prompt, in the order of `prompts`, which may have a column `sample`. The first sample has the
+    key that a single one has.
 
     Raises:
         InputError: the teacher's model or its precomputed responses are missing.
@@ -57,7 +65,12 @@ def prepare_requests(prompts: pl.DataFrame, teacher: Teacher) -> list[Request]:
     identity = teacher_identity(teacher)
     conversations = [teacher.messages(prompt) for prompt in prompts["prompt"].to_list()]
     asked = {"model": identity, **teacher.sampling.drawn, **teacher.shaped}
-    keys = [response_key(messages=messages, **asked) for messages in conversations]
+    numbers = prompts["sample"].to_list() if "sample" in prompts.columns else [0] * prompts.height
+    later = [{"sample": number} if number else {} for number in numbers]
+    keys = [
+        response_key(messages=messages, **asked, **sample)
+        for messages, sample in zip(conversations, later, strict=True)
+    ]
     suffix = precomputed_suffix(teacher)
     return [
         Request(key, messages, f"{key}:{suffix}" if suffix else "")

@@ -159,7 +159,8 @@ def _dropped(datasets: Mapping[str, Any]) -> Signature:
     name, what = "dataset rows dropped", "routed responses are thrown away, so that strategies train on unequal data"
     found = {}
     for key, of in datasets.items():
-        rows = of["rows"] - of["dropped"].get("second", 0)  # dropping the worse of two good responses is no loss
+        # Dropping the worse of good responses is no loss.
+        rows = of["rows"] - of["dropped"].get("second", 0) - of["dropped"].get("sample", 0)
         if rows:
             found[key] = rows - of["kept"], rows
     advice = "see metrics/dataset/ for why; a defect that one teacher often has argues against it"

@@ -12,7 +12,7 @@ from persyn.chat import count_altered, encode_parts, with_chat_template
 from persyn.errors import InputError
 from persyn.messages import as_messages, assistant_message
 from persyn.models import Student, default_precision, load_causal_lm, load_tokenizer, model_identity
-from persyn.schemas import LEARNABILITY
+from persyn.schemas import LEARNABILITY, row_key
 from persyn.settings import Settings, Thinking
 from persyn.store import Store, response_key, slug
 from persyn.thinking import split_thought
@@ -113,7 +113,7 @@ def score_learnability(
         InputError: a prompt alone fills `max_length`.
     """
     written = responses.filter(pl.col("finish_reason") != "error")
-    rows = written.join(prompts, on="prompt_id", how="left", validate="m:1").sort("prompt_id", "teacher").to_dicts()
+    rows = written.join(prompts, on="prompt_id", how="left", validate="m:1").sort(row_key(written)).to_dicts()
     where = (student.model, student.revision, student.trust_remote_code)
     tokenizer = with_chat_template(load_tokenizer(*where), student.date)
     shown = (as_messages(row["prompt"]) + assistant_message(row["response"]) for row in rows)
@@ -143,7 +143,10 @@ def score_learnability(
         "num_tokens": [len(response) for _, response in kept],
         "truncated": truncated,
     }
-    return pl.DataFrame(table, schema=LEARNABILITY).drop_nulls("learnability")
+    scores = pl.DataFrame(table, schema=LEARNABILITY)
+    if "sample" in responses.columns:
+        scores = scores.with_columns(sample=pl.Series([row["sample"] for row in rows], dtype=pl.Int64))
+    return scores.drop_nulls("learnability")
 
 
 def _scored_tokens(

@@ -16,6 +16,7 @@ import polars as pl
 from persyn.cost import JUDGE, Prices
 from persyn.generation import Teacher
 from persyn.generation.budget import Budget
+from persyn.generation.requests import each_sample
 from persyn.planning.intervals import Interval, Use, add, between, either, lower
 from persyn.planning.judged import judge_use
 from persyn.planning.known import Strategies
@@ -42,9 +43,16 @@ class Asked:
     allowed: list[str]
     """The teachers that may be chosen."""
 
-    @property
-    def calls(self) -> tuple[int, int]:
-        return (self.must.height, self.may.height) if self.pairs is None else (self.pairs.height,) * 2
+    def calls(self, samples: Mapping[str, int]) -> tuple[int, int]:
+        """At least and at most.
+
+        Args:
+            samples: teacher -> calls for one response.
+        """
+        if self.pairs is not None:
+            return (sum(samples[name] for name in self.pairs["teacher"]),) * 2
+        each = [samples[name] for name in self.allowed]
+        return self.must.height * min(each), self.may.height * max(each)
 
 
 def build_plan(
@@ -66,10 +74,10 @@ def build_plan(
         quality: how the responses will be scored.
 
     Returns:
-        responses, routed: {teacher or strategy -> use, ...}; judge: {judge -> use} of the verdicts on the parallel set,
-        and on prompts that may go to two teachers, empty without a judge; total; generate_then_select; scores; budget;
-        notes (above_limit: teachers some of whose responses took more than max_tokens). A use is the fields of Use,
-        each [low, high] or None, and `seen`, the number of responses it was estimated from.
+        responses, routed: {teacher or strategy -> use, ...}; judge: {judge -> use} of its verdicts, empty without one;
+        total; generate_then_select; scores; budget; notes (above_limit: teachers some of whose responses took more than
+        max_tokens). A use is the fields of Use, each [low, high] or None, and `seen`, the number of responses it was
+        estimated from.
     """
     sizes = [math.nan if prompt is None else size_of(prompt) for prompt in prompts["prompt"].to_list()]
     sized = prompts.select("prompt_id", size=pl.Series(sizes, dtype=pl.Float64))
@@ -83,9 +91,8 @@ def build_plan(
     total = _total(sized, first, asked, forecasts, have)
     verdicts = {}
     if "judge" in quality.methods.values():
-        twice = _twice(sized, strategies, routes, parallel.filter(pl.len().over("prompt_id") == len(teachers)))
-        twice = twice.join(parallel, on=PAIR, how="anti")
-        verdicts = {JUDGE: judge_use(prompts, parallel, twice, forecasts, folder, prices, quality)}
+        compared = _compared(sized, parallel, strategies, routes, teachers)
+        verdicts = {JUDGE: judge_use(prompts, parallel, compared, forecasts, folder, prices, quality)}
         total = {**total, **verdicts, "all": add([total["all"], *verdicts.values()])}
     weights = {one.teacher.model: one.weights for one in forecasts.values()}
     return {
@@ -98,7 +105,7 @@ def build_plan(
         "total": _fields(total),
         "weights": sum(filter(None, weights.values())),
         "generate_then_select": _against(sized, strategies, routes, parallel, forecasts),
-        "scores": _scores(prompts, parallel, quality.methods),
+        "scores": _scores(prompts, parallel, teachers, quality.methods),
         "budget": _verdict(total["all"], folder, budget),
         "currency": prices.currency,
         "unpriced": [
@@ -138,25 +145,29 @@ def _asked(
     return Asked(None, must.select(sized.columns), may.select(sized.columns), allowed)
 
 
-def _twice(
-    sized: pl.DataFrame, strategies: Strategies, routes: Mapping[str, pl.DataFrame], judged: pl.DataFrame
+def _compared(
+    sized: pl.DataFrame,
+    parallel: pl.DataFrame,
+    strategies: Strategies,
+    routes: Mapping[str, pl.DataFrame],
+    teachers: Mapping[str, Teacher],
 ) -> pl.DataFrame:
-    """Of the responses whose prompt goes, or may go, to two teachers by a strategy: prompt_id, teacher (null where the
-    routes are not known yet) and size.
-
-    Args:
-        judged: prompt_id of the prompts of which every teacher's response is judged anyway.
+    """prompt_id, teacher (null: unknown) and size of routed responses to other than parallel prompts of which the best
+    is sought: a prompt has two teachers, or its teacher several samples.
     """
-    pairs = pl.DataFrame(schema={"prompt_id": pl.String, "teacher": pl.String})
+    rest = sized.join(parallel, on="prompt_id", how="anti")
+    known, unknown = [parallel[:0].select(PAIR)], [parallel[:0].select(PAIR)]
+    repeated = [name for name, teacher in teachers.items() if teacher.samples > 1]
     for name, strategy in strategies.items():
+        second = isinstance(strategy, Persyn) and strategy.second_below is not None
         if name in routes:
-            both = routes[name].select(PAIR).filter(pl.len().over("prompt_id") > 1)
-            pairs = pl.concat([pairs, both.join(pairs, on=PAIR, how="anti")])
-        elif isinstance(strategy, Persyn) and strategy.second_below is not None:
-            left = sized.join(judged, on="prompt_id", how="anti")
-            either_of = left.select("prompt_id", teacher=pl.lit(None, pl.String))
-            pairs = pl.concat([pairs, either_of, either_of])
-    return pairs.join(sized, on="prompt_id", how="left", validate="m:1")
+            several = pl.col("prompt_id").is_duplicated() | pl.col("teacher").is_in(repeated)
+            known.append(routes[name].filter(several).select(PAIR))
+        elif second or repeated:
+            one = rest.select("prompt_id", teacher=pl.lit(None, pl.String))
+            unknown += [one, one] if second else [one]
+    pairs = pl.concat([pl.concat(known).unique(), *unknown])
+    return pairs.join(rest, on="prompt_id", how="inner", validate="m:1", maintain_order="left")
 
 
 def _by_teacher(pairs: pl.DataFrame, forecasts: Mapping[str, Forecast], loads: Mapping[str, int] | None = None) -> Uses:
@@ -228,14 +239,19 @@ def _against(
     """
     use = add([one.use(sized["size"].to_numpy()) for one in forecasts.values()])
     fewer = {}
+    samples = {name: one.teacher.samples for name, one in forecasts.items()}
+    first = sum(samples[name] for name in parallel["teacher"])
     for name, strategy in strategies.items():
-        calls = _asked(sized, list(forecasts), strategy, routes.get(name), parallel.select(PAIR)).calls
-        fewer[name] = [use.calls[0] / (parallel.height + more) for more in reversed(calls)]
+        calls = _asked(sized, list(forecasts), strategy, routes.get(name), parallel.select(PAIR)).calls(samples)
+        fewer[name] = [use.calls[0] / (first + more) for more in reversed(calls)]
     return {**_fields({"all": use})["all"], "times_fewer_calls": fewer}
 
 
-def _scores(prompts: pl.DataFrame, parallel: pl.DataFrame, methods: Mapping[Any, str]) -> dict[str, Any]:
+def _scores(
+    prompts: pl.DataFrame, parallel: pl.DataFrame, teachers: Mapping[str, Teacher], methods: Mapping[Any, str]
+) -> dict[str, Any]:
     """Numbers of responses scored by each method of quality, and for learnability; the sums do not include them."""
+    parallel = pl.concat(each_sample(parallel.filter(teacher=name), one).select(PAIR) for name, one in teachers.items())
     domains = parallel.join(prompts.select("prompt_id", "domain"), on="prompt_id", validate="m:1")["domain"]
     counts = Counter(methods.get(domain, "no method") for domain in domains.cast(pl.String))
     return {"quality": dict(sorted(counts.items())), "learnability": parallel.height}

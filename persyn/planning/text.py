@@ -16,7 +16,7 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     stages = {"responses (parallel set)": plan["responses"]}
     stages |= {f"routed@{name}": uses for name, uses in plan["routed"].items()}
     if plan["judge"]:
-        stages["quality (the judge's verdicts, at most two a response)"] = plan["judge"]
+        stages["quality, dataset (the judge's verdicts, at most two a response)"] = plan["judge"]
     # Without totals of teachers that the parallel set alone asks: its rows show them already.
     shown = {**plan["responses"], **plan["judge"]}
     total = {name: use for name, use in plan["total"].items() if use != shown.get(name)}

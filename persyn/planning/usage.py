@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from persyn.cost import Prices
 from persyn.generation import Teacher
 from persyn.generation.budget import MESSAGE_TOKENS
 from persyn.generation.requests import (
+    each_sample,
     notes_folder,
     open_store,
     prepare_requests,
@@ -88,7 +90,8 @@ class Forecast:
         return gpus * LOAD_HOURS[0], gpus * LOAD_HOURS[1]
 
     def use(self, sizes: np.ndarray, loads: int = 1) -> Use:
-        """What responses to prompts of these bytes (NaN: unknown) take, in `loads` stages."""
+        """What responses (all samples) to prompts of these bytes (NaN: unknown) take, in `loads` stages."""
+        sizes = np.repeat(sizes, self.teacher.samples)
         count = len(sizes)
         if not count:
             return Use()
@@ -130,7 +133,8 @@ class Forecast:
 def look_into_store(
     prompts: pl.DataFrame, teachers: Mapping[str, Teacher], folder: Path, prices: Prices
 ) -> tuple[dict[str, Forecast], pl.DataFrame]:
-    """A Forecast for each teacher, from its own responses to these prompts; and the stored pairs: prompt_id, teacher.
+    """A Forecast for each teacher, from its own responses to these prompts; and the stored pairs (of which no sample is
+    missing): prompt_id, teacher.
 
     Args:
         prompts: PROMPTS. If they are null, no stored pair is known.
@@ -145,8 +149,8 @@ def look_into_store(
         row_bytes = float(numbers[:, 3].mean()) if told else None
         shown, asked, lengths = numbers[:, 0], numbers[:, 1], numbers[:, 2]
         forecasts[name] = Forecast(name, teacher, prices, shown, asked, lengths, row_bytes)
-        identities = [identity for identity, _ in found]
-        stored.append(pl.DataFrame({"prompt_id": identities, "teacher": [name] * len(found)}, schema=schema))
+        whole = [one for one, count in Counter(one for one, _ in found).items() if count >= teacher.samples]
+        stored.append(pl.DataFrame({"prompt_id": whole, "teacher": [name] * len(whole)}, schema=schema))
     return forecasts, pl.concat(stored)
 
 
@@ -179,7 +183,8 @@ def _find_responses(
     if not num_rows:  # opening a store would create it
         return found
     store, own = open_store(folder, teacher), _shown(teacher.messages(""))
-    for part in (prompts.filter("parallel"), prompts.filter(~pl.col("parallel"))):
+    parallel, others = (prompts.filter(part) for part in (pl.col("parallel"), ~pl.col("parallel")))
+    for part in (each_sample(parallel, teacher), each_sample(others, teacher)):
         if len(found) == num_rows:
             break
         asked = part["prompt_id"].to_list(), part["prompt"].to_list(), prepare_requests(part, teacher)

@@ -50,6 +50,25 @@ class Tables(Table):
         return snapshot.keep(self.name, {name: table for name, table in found if table is not None})
 
 
+class Taken(Table):
+    """A table of Samples' kind for all teachers."""
+
+    def __get__(self, snapshot: "Snapshot", owner: type) -> pl.DataFrame | None:
+        table = snapshot.read_table(self.path, self.schema)
+        return snapshot.keep(self.name, None if table is None else snapshot.taken(table))
+
+
+class Samples(Tables):
+    """Tables that may hold several samples of a response: only those that were taken (Snapshot.taken)."""
+
+    def __get__(self, snapshot: "Snapshot", owner: type) -> Mapping[str, pl.DataFrame]:  # type: ignore[override]
+        strategies = self.names == "strategies"
+        every = snapshot.every(self.name).items()
+        return snapshot.keep(
+            self.name, {name: snapshot.taken(table, name if strategies else None) for name, table in every}
+        )
+
+
 class Snapshot:
     """Everything in a project at one revision. What is not made yet is None, or left out.
 
@@ -64,14 +83,14 @@ class Snapshot:
     """
 
     prompts = Table("data/prompts.parquet", schemas.PROMPTS)
-    responses = Tables("teachers", "data/responses/{}.parquet", schemas.RESPONSES)
-    quality = Tables("teachers", "data/quality/{}.parquet", schemas.QUALITY)
-    learnability = Tables("teachers", "data/learnability/{}.parquet", schemas.LEARNABILITY)
-    defects = Table("data/defects.parquet", schemas.DEFECTS)
+    responses = Samples("teachers", "data/responses/{}.parquet", schemas.RESPONSES)
+    quality = Samples("teachers", "data/quality/{}.parquet", schemas.QUALITY)
+    learnability = Samples("teachers", "data/learnability/{}.parquet", schemas.LEARNABILITY)
+    defects = Taken("data/defects.parquet", schemas.DEFECTS)
     rewards = Table("data/rewards.parquet", schemas.REWARDS)
     pairs = Table("data/pairs.parquet", schemas.PAIRS)
     routes = Tables("strategies", "data/routes/{}.parquet", schemas.ROUTES)
-    routed = Tables("strategies", "data/routed/{}.parquet", schemas.RESPONSES)
+    routed = Samples("strategies", "data/routed/{}.parquet", schemas.RESPONSES)
     dataset = Tables("strategies", "data/dataset/{}.parquet", schemas.DATASET)
     samples = Tables("strategies", "data/evaluation/{}.parquet", schemas.SAMPLES)
     training = Tables("strategies", "metrics/reports/training/{}.csv")
@@ -90,6 +109,7 @@ class Snapshot:
         **made: Any,
     ) -> None:
         self.project, self.only, self.lenient = project, only, lenient
+        self._every: dict[str, Mapping[str, pl.DataFrame]] = {}
         self.name = project.name if project else name
         self.commit = project.commit if project else None
         self.metrics = dict(metrics)
@@ -106,6 +126,7 @@ class Snapshot:
             if name not in vars(self) and not isinstance(vars(Snapshot).get(name), Table | cached_property):
                 raise TypeError(f"a Snapshot has no {name}")
         vars(self).update(made)
+        self._every = {name: tables for name, tables in self._every.items() if name not in made}
 
     def replace(self, **made: Any) -> "Snapshot":
         """A copy with these parts replaced."""
@@ -165,6 +186,43 @@ class Snapshot:
             self.metrics[name] = present if METRICS[name] else self._read_json(f"metrics/{name}.json")
         found = self.metrics[name]
         return missing if found is None else found
+
+    def every(self, part: str) -> Mapping[str, pl.DataFrame]:
+        """`responses`, `quality`, `learnability` or `routed` with all samples."""
+        if part not in self._every:
+            found: Mapping[str, pl.DataFrame] | None = vars(self).get(part)
+            self._every[part] = Tables.__get__(vars(Snapshot)[part], self, Snapshot) if found is None else found
+        return self._every[part]
+
+    def taken(self, table: pl.DataFrame, strategy: str | None = None) -> pl.DataFrame:
+        """The rows of the samples that were taken, without the column `sample`: of a strategy's routed responses those
+        in its dataset, of the parallel set those with the scores in the rewards. Where neither tells, the first.
+        """
+        if "sample" not in table.columns:
+            return table
+        key = ["prompt_id", "teacher"]
+        if strategy is None:
+            taken = self._rewarded
+        else:
+            text = pl.col("completion").list.first().struct.field("content")
+            dataset = self.dataset.get(strategy, schemas.DATASET.to_frame()).select(*key, response=text)
+            trained_on = table.join(dataset, on=[*key, "response"], how="semi")
+            taken = trained_on.group_by(key).agg(taken=pl.col("sample").min())
+        rows = table.join(taken, on=key, how="left", validate="m:1")
+        rows = rows.sort(*key, pl.col("sample") != pl.col("taken").fill_null(0), "sample")
+        return rows.unique(key, keep="first", maintain_order=True).drop("sample", "taken")
+
+    @cached_property
+    def _rewarded(self) -> pl.DataFrame:
+        """prompt_id, teacher and the sample `taken` of the responses whose scores are in the rewards."""
+        parts = [list(self.every(part).values()) for part in ("quality", "learnability")]
+        if self.rewards is None or not all(parts):
+            return pl.DataFrame(schema={"prompt_id": pl.String, "teacher": pl.String, "taken": pl.Int64})
+        quality, learnability = schemas.alike([pl.concat(schemas.alike(part)) for part in parts])
+        both = quality.join(learnability, on=schemas.row_key(quality), how="inner", validate="1:1")
+        both = both.join(self.rewards, on=["prompt_id", "teacher"], how="inner", suffix="_taken", validate="m:1")
+        same = both.filter(pl.all_horizontal(pl.col(of) == pl.col(f"{of}_taken") for of in ("quality", "learnability")))
+        return same.group_by("prompt_id", "teacher").agg(taken=pl.col("sample").min())
 
     def need(self, part: str, name: str | None = None) -> pl.DataFrame:
         """A table; if there is one for each teacher or strategy, that of `name`.

@@ -21,7 +21,7 @@ from persyn.messages import as_text
 from persyn.prompts import Domain
 from persyn.quality.judge import JudgeSettings, Verdicts, count_verdicts, judge_scores
 from persyn.quality.reward_model import RewardModelSettings, reward_model_scores
-from persyn.schemas import QUALITY
+from persyn.schemas import QUALITY, alike
 from persyn.settings import Misfit, Settings, shown
 from persyn.verifiers import is_right_answer, share_of_checks
 from persyn.verifiers.execution import passes_tests
@@ -119,8 +119,8 @@ def score_quality(
             scores = _given(part, teachers or {})
         else:
             scores = _verified(part, method)
-        parts.append(part.select("prompt_id", "teacher", quality=pl.Series(scores, dtype=pl.Float64)))
-    scored = pl.concat([QUALITY.to_frame(), *parts]).sort("prompt_id")
+        parts.append(part.select("prompt_id", "teacher", pl.Series("quality", scores, pl.Float64), pl.col("^sample$")))
+    scored = pl.concat(parts or [QUALITY.to_frame()]).sort("prompt_id")
     broken = scored.filter(~pl.col("quality").is_finite())
     if broken.height:
         logger.warning("%d scores are not finite and left out, first %s", broken.height, broken.rows()[:3])
@@ -140,7 +140,7 @@ def judge_ledger(
     if not judged or settings.judge is None:
         return None
     mine = prompts.filter(pl.col("domain").cast(pl.String).is_in(judged))
-    return count_verdicts(mine, pl.concat(responses), folder, settings.judge)
+    return count_verdicts(mine, pl.concat(alike(responses)), folder, settings.judge)
 
 
 def _count(counts: dict[str, Any] | None, method: str, more: Mapping[str, int]) -> None:

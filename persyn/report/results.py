@@ -10,6 +10,7 @@ from persyn.project.snapshot import Snapshot
 from persyn.report import bars, charts
 from persyn.report.page import REFERENCE, Chart, Section, Table, count, decimal, interval, smallest, strategy_looks
 from persyn.report.svg import Look
+from persyn.schemas import alike
 
 PARTS = {"parallel set": Look(6), "new answers of the chosen teachers": Look(0), "all teachers on all prompts": Look(1)}
 
@@ -153,10 +154,12 @@ def _teachers(cost: Any) -> Table:
 def _money(run: Snapshot, cost: Any) -> Any:
     """The money of the ledger at the run's prices; None without prices, or while a table that it needs is missing."""
     prices = Prices.parse(run.section("prices"), "prices")
-    tables = run.responses, {name: run.routed[name] for name in cost["routed"] if name in run.routed}
+    routed = run.every("routed")
+    tables = run.every("responses"), {name: routed[name] for name in cost["routed"] if name in routed}
     if run.prompts is None or set(tables[0]) != set(run.teachers) or set(tables[1]) != set(cost["routed"]):
         return None
-    return build_ledger(run.prompts, pl.concat(tables[0].values()), tables[1], prices, cost.get("judge"))["money"]
+    parallel = pl.concat(alike([*tables[0].values()]))
+    return build_ledger(run.prompts, parallel, tables[1], prices, cost.get("judge"))["money"]
 
 
 def _in_words(money: Any) -> str:

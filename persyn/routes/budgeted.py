@@ -30,6 +30,7 @@ def expected_tokens(prompts: pl.DataFrame, responses: pl.DataFrame, teachers: Se
         InputError: a teacher has no response at all.
     """
     written = responses.filter(pl.col("finish_reason") != "error")
+    written = written.group_by("prompt_id", "teacher").agg(pl.col("num_response_tokens").sum())  # of all samples
     lengths = written.join(prompts.select("prompt_id", "domain"), on="prompt_id", how="left", validate="m:1")
     means = lengths.group_by("teacher").agg(pl.col("num_response_tokens").mean())
     overall = dict(means.rows())

@@ -1,4 +1,4 @@
-"""A stub teacher: an OpenAI-compatible server on loopback whose responses depend only on the prompt, with faults."""
+"""A stub teacher: an OpenAI-compatible server on loopback that responds by prompt and seed alone, with faults."""
 
 import hashlib
 import json
@@ -131,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
 def completion(asked: Mapping[str, Any], seed: int, fault: str) -> dict[str, Any]:
     """The body that a server would send for `asked`."""
     content = json.dumps(asked["messages"], sort_keys=True)
-    draw = random.Random(hashlib.sha256(f"{seed}{content}".encode()).digest())
+    draw = random.Random(hashlib.sha256(f"{seed}{content}{asked.get('seed', '')}".encode()).digest())
     words = draw.choices(WORDS, k=draw.randint(5, 60))
     kept = [] if fault == "empty" else words[: asked["max_tokens"]]
     message = {"role": "assistant", "content": None if fault == "tool" else " ".join(kept)}
