@@ -129,7 +129,7 @@ def test_told_to_stop_it_keeps_what_is_in_flight(number: int, tmp_path: Path) ->
     previous = signal.signal(number, stop)
     try:
         with stub_teacher(delay=0.2) as server:
-            threading.Timer(0.5, os.kill, (os.getpid(), number)).start()
+            threading.Timer(0.8, os.kill, (os.getpid(), number)).start()
             with pytest.raises(KeyboardInterrupt):
                 ask(server, tmp_path)
             time.sleep(0.3)
