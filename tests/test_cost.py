@@ -62,7 +62,7 @@ def test_money_by_hand() -> None:
         ["times fewer, parallel set included:"],
         ["strong", "1.3", "1.6"],
     ]
-    assert money == "money: no price given (params.yaml, prices)"
+    assert last == "money: no price given (params.yaml, prices)"
 
 
 def test_prices_that_make_no_sense_are_named() -> None:

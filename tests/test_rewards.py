@@ -292,7 +292,7 @@ def test_a_sound_anchored_response_beats_every_penalised_one_and_moves_none(norm
     assert (refused["reward"] < refused["worst"]).all()
     known = pl.col("teacher") != "t4"
     alone = [each.filter(known) for each in (quality, learned, defects)]
-    assert table.filter(known).equals(build(*alone, names[:4], policies, settings)[0])
+    assert table.filter(known).equals(build(alone[0], alone[1], alone[2], names[:4], policies, settings)[0])
 
 
 def test_prompts_on_which_all_are_penalised_set_no_scale_of_the_others() -> None:
