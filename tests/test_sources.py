@@ -110,6 +110,7 @@ def test_the_text_of_a_row_is_never_a_template(tmp_path: Path) -> None:
         ("{{ [a] | map('upper') }}", "row 0, .* it writes a generator as Python does"),
         ("{{ (1, 2) }}", "row 0, .* it writes a tuple as Python does"),
         ("{{ cycler('a') }}", "row 0, .* it writes a Cycler as Python does"),
+        ("{{ a * 10**12 }}", "row 0, the template of field fails: MemoryError"),
         ("{{ huge }}", "row 0, .* it writes inf, which is no number"),
     ],
 )
