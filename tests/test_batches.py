@@ -91,8 +91,8 @@ def test_what_a_batch_left_open_is_asked_in_another(
     [
         (Fate("cancelled", 0.25), 10, "cancelled: the batch was cancelled at the server before it came to this"),
         (Fate("expired", 0.0), 0, "expired: the batch ran out of its window before a single response"),
-        (Fate(statuses=dict.fromkeys(range(40), 400)), 0, "refused: status 400 in a batch"),
-        (Fate(statuses={3: 400}), 39, "refused: status 400 in a batch"),
+        (Fate(statuses=dict.fromkeys(range(40), 400)), 0, "refused: status 400"),
+        (Fate(statuses={3: 400}), 39, "refused: status 400"),
         (Fate(statuses={3: 503}), 39, ""),
         (Fate(oddities=frozenset({"html"})), 39, "malformed: the body is not a chat completion"),
         (Fate(oddities=frozenset({"cut"})), 39, "malformed: the batch's files have no line of this request"),
