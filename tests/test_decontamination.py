@@ -183,7 +183,7 @@ def test_examples_say_what_was_met_and_stay_few(tmp_path: Path, caplog: pytest.L
     assert len(first["prompt"]) == SHOWN
     assert (first["item"], first["source"], first["similarity"]) == (SHORT, "exam", None)
     assert first["shared"] == "what is the capital of france"
-    lines = [record.getMessage() for record in caplog.records]
+    lines = [record.getMessage() for record in caplog.records if record.name == "persyn.prompts.decontamination"]
     assert len(lines) == EXAMPLES
     assert lines[0].startswith(f"contaminated: '{SHORT} Say it 0 times.")
     assert lines[0].endswith(f"meets '{SHORT}' of exam; both have 'what is the capital of france'")
