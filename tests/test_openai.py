@@ -67,7 +67,7 @@ def test_what_keeps_failing_becomes_a_typed_error_and_is_asked_again_later(
     fault: str, error: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with stub_teacher({fault: 1.0}, hang=0.5) as server:
-        table = ask(server, tmp_path, PROMPTS[:2], max_attempts=2, timeout=0.2)
+        table = ask(server, tmp_path, PROMPTS[:2], max_attempts=2, timeout=0.2, max_outage=0.0)
         permanent = fault in ("400", "redirect")
         assert server.counts[fault] == 2 * (1 if permanent else 2)
     assert table["finish_reason"].to_list() == ["error"] * 2

@@ -1,9 +1,13 @@
 """What servers say: the table, the page made from it, and what comes of more than 70 behaviours."""
 
 import json
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ from persyn.dataset import drop_reason
 from persyn.defects import Policies, find_defects
 from persyn.errors import InputError
 from persyn.generation import Sampling, Teacher
-from persyn.generation.attempts import hinted_seconds
+from persyn.generation.attempts import hinted_seconds, read_answer
 from persyn.generation.budget import Budget
 from persyn.generation.completions import read_body, read_completion
 from persyn.generation.concurrency import read_retry_after
@@ -203,3 +207,92 @@ def test_a_text_is_a_response_whatever_its_end_is_called(finish: str | None, tok
     call = Call({"messages": [{"role": "user", "content": "a b"}]}, 1, 1, 1)
     found = read_body(said(call, finish=finish, tokens=tokens).body, [], 40)
     assert (found.case, found.generation.finish_reason) == (None, expected)
+
+
+CHUNKS: list[Any] = [{"choices": [{"index": 0, "delta": {"content": text}}]} for text in ("the old ", "clock struck")]
+USAGE = {"prompt_tokens": 10, "completion_tokens": 9, "total_tokens": 19}
+WHOLE: dict[str, Any] = {
+    "choices": [{"finish_reason": "stop", "message": {"content": "the old clock struck"}}],
+    "usage": USAGE,
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "".join(f"data: {json.dumps(event)}\n\n" for event in [*CHUNKS, {"choices": [], "usage": USAGE}])
+        + "data: [DONE]",
+        f": PROCESSING\n\n{json.dumps(WHOLE)}",
+        f"{json.dumps(WHOLE)}\x00",
+        json.dumps([WHOLE]),
+        json.dumps({"data": WHOLE}),
+        json.dumps(json.dumps(WHOLE)),
+        json.dumps(
+            {
+                "choices": [{"delta": WHOLE["choices"][0]["message"]}],
+                "usage": {"promptTokens": "10", "output_tokens": 9.0},
+            }
+        ),
+    ],
+)
+def test_a_paid_text_is_kept_in_whatever_a_server_wraps_it(content: str) -> None:
+    attempt = read_answer(201, content.encode(), {**SENT, "messages": []}, 400)
+    found = attempt.generation
+    assert attempt.verdict is None
+    assert (found.response, found.num_prompt_tokens, found.num_response_tokens) == ("the old clock struck", 10, 9)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"a":' * 5000, "[" * 100_000, '{"choices": [], "completion_tokens": ' + "9" * 5000]
+)
+def test_no_body_breaks_the_run(content: str) -> None:
+    for status in (200, 400):
+        attempt = read_answer(status, content.encode(), {**SENT, "messages": []}, 400)
+        assert attempt.verdict is not None
+
+
+def test_an_answer_may_drip_no_longer_than_the_call(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with dripping() as url:
+        speed = OpenAISpeed(base_url=url, timeout=0.5, max_attempts=1)
+        table = generate_responses(PROMPTS[:1], "t", TEACHER, tmp_path, speed, max_error_share=1.0)
+    assert table["finish_reason"].to_list() == ["error"]
+    assert time.monotonic() - started < 10
+
+
+@contextmanager
+def dripping() -> Iterator[str]:
+    """A server whose answer is blank, and has no end within half a minute."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            with suppress(OSError):
+                for _ in range(150):
+                    self.wfile.write(b" ")
+                    time.sleep(0.2)
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/v1"
+    server.shutdown()
+
+
+def test_a_rate_limit_is_waited_for_beyond_max_attempts(tmp_path: Path) -> None:
+    with behaving(lambda call: error(429, "busy") if call.total <= 3 else said(call)) as server:
+        speed = OpenAISpeed(base_url=server.url, max_attempts=2)
+        table = generate_responses(PROMPTS[:1], "t", TEACHER, tmp_path, speed)
+    assert (table["finish_reason"].to_list(), server.calls) == (["stop"], 4)
+
+
+def test_words_without_spaces_are_hidden_too() -> None:
+    asked = "请告诉我一个关于老城和余额不足的故事"
+    assert read_verdict(400, oai("内容无法处理: 关于老城和余额不足"), SENT, [asked]).case.name == "refused"
+    assert "老城" not in read_verdict(400, oai("内容: 关于老城和余额"), SENT, [asked]).said.told()
+    assert "老城" not in visible_words("关于老城", [asked])
+    assert "K-SECRET" not in visible_words("key K-SECRET", [], ["k-secret"])

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from persyn.generation import Generation
+from persyn.generation.bodies import decode_body
 from persyn.generation.completions import estimate_prompt, estimate_text, read_body, salvage_usage
 from persyn.generation.servers import CONNECTION, CUT, MALFORMED, TIMEOUT, Case, Said, Verdict, is_error, read_verdict
 from persyn.messages import Message
@@ -69,19 +70,17 @@ def read_answer(
         limit: max_tokens.
     """
     conversation = sent["messages"]
-    text = content.decode("utf-8", "replace")
-    try:
-        body = json.loads(content)
-    except ValueError:
-        body = text
+    text = content.decode(json.detect_encoding(content), "replace").lstrip("\ufeff")
+    body = decode_body(text)
     usage: Usage = (0, 0)
+    status = 200 if 200 <= status < 300 else status
     if status == 200 and not is_error(body):
         try:
             reading = read_body(body, conversation, limit)
         except (AttributeError, TypeError, LookupError, ValueError):
             return _malformed(text, body, sent, secrets)
-        generation, choice = reading.generation, body["choices"][0]
-        inside = body.get("error") or choice.get("error")
+        generation = reading.generation
+        inside = body.get("error") or next((choice.get("error") for choice in body["choices"] or []), None)
         if not inside or generation.response or generation.reasoning:
             return Attempt(generation, Verdict(reading.case) if reading.case else None, status=status)
         body = {"error": inside}

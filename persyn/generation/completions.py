@@ -4,6 +4,7 @@ Known dialects: OpenAI's own, content as a list of parts, thoughts in a field of
 other servers have for a finish reason, and counts of tokens that are missing, partial or elsewhere.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -69,16 +70,13 @@ def read_body(body: Any, conversation: Sequence[Message], limit: int | None = No
     Raises:
         AttributeError, TypeError, LookupError: it is not in the API's form.
     """
-    choice = body["choices"][0]
-    message = choice.get("message") or ({} if choice.get("finish_reason") or choice.get("text") else None)
-    if not isinstance(message, Mapping):
-        raise TypeError("a choice without a message")
-    content, thoughts = read_content(message.get("content", choice.get("text")))
+    choice, message = _choice(body)
+    content, thoughts = read_content(message.get("content"))
     reasoning = read_reasoning(message) or thoughts
     thought = split_thought(content, opened=None if reasoning is None else False)
     if thought.reasoning and thought.reasoning not in (reasoning or ""):  # some servers send it both ways
         reasoning = "\n\n".join(filter(None, (reasoning, thought.reasoning)))
-    asked, said = read_usage(body.get("usage"))
+    asked, said = read_usage(_usage(body, choice), estimate_prompt(conversation))
     written = content + (thoughts or "") + ("" if thoughts else reasoning or "")
     said = said if said or not written else None  # a text of no tokens is not counted at all
     generation = Generation(
@@ -90,6 +88,35 @@ def read_body(body: Any, conversation: Sequence[Message], limit: int | None = No
         estimated=not asked or said is None,
     )
     return _finished(generation, choice, message, limit, closed=thought.closed)
+
+
+def _choice(body: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """The choice that is read, and its message: the first one with a text.
+
+    A completion without choices is an empty response if it cost response tokens, and a filtered one if it says so.
+    """
+    choices = body["choices"]
+    if not choices:
+        usage = read_usage(body.get("usage"))
+        blocked = body.get("prompt_feedback") or body.get("promptFeedback")
+        if not (usage[1] or (isinstance(blocked, Mapping) and any("reason" in name.lower() for name in blocked))):
+            raise LookupError("no choices")
+        return {"finish_reason": "content_filter" if blocked else "stop"}, {}
+    read = [(choice, _message(choice)) for choice in choices]
+    return next((pair for pair in read if pair[1].get("content")), read[0])
+
+
+def _message(choice: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in ("message", "delta"):
+        if message := choice.get(name):
+            if isinstance(message, Mapping):
+                return message
+            raise TypeError("a message that is no object")
+    if choice.get("text"):
+        return {"content": choice["text"]}
+    if not choice.get("finish_reason"):
+        raise TypeError("a choice without a message")
+    return {}
 
 
 def _finished(
@@ -128,6 +155,8 @@ def read_content(content: Any) -> tuple[str, str | None]:
         return content or "", None
     parts = content if isinstance(content, list) else [content]
     texts: list[str] = []
+    if isinstance(content, Mapping) and not _part_text(content):  # an object where json was asked for
+        return json.dumps(content, ensure_ascii=False), None
     thoughts: list[str] = []
     for part in parts:
         if isinstance(part, str):
@@ -137,8 +166,8 @@ def read_content(content: Any) -> tuple[str, str | None]:
             (thoughts if re.search(r"think|thought|reason", kind) or part.get("thought") is True else texts).append(
                 text
             )
-        else:
-            raise TypeError("a part that is no text")
+        elif part is not None:
+            texts.append(json.dumps(part))
     said = [text.strip() for text in thoughts if text.strip()]
     return "".join(texts), "\n\n".join(said) or None
 
@@ -167,15 +196,45 @@ def read_reasoning(message: Mapping[str, Any]) -> str | None:
     return "\n\n".join(text.strip() for text in texts if text.strip()) or None
 
 
-def read_usage(usage: Any) -> tuple[int | None, int | None]:
+def _usage(body: Mapping[str, Any], choice: Mapping[str, Any]) -> Any:
+    """The counts of tokens, wherever a server has them."""
+    groq = body.get("x_groq")
+    found = [body.get("usage"), body.get("usageMetadata"), choice.get("usage"), body.get("timings")]
+    found.append(groq.get("usage") if isinstance(groq, Mapping) else None)
+    return next((usage for usage in found if usage), None)
+
+
+def read_usage(usage: Any, likely: int = 0) -> tuple[int | None, int | None]:
     """Prompt tokens and response tokens; None for what is not counted.
 
-    Some servers count thoughts in the total alone: what the total has beyond the prompt is the response's.
+    Some servers count thoughts in the total alone: what the total has beyond the prompt is the response's. Thoughts
+    that are more than the whole response are counted beside it.
+
+    Args:
+        likely: prompt tokens where only the total is counted.
     """
+    usage = usage[0] if isinstance(usage, list) and usage else usage
     counts = usage if isinstance(usage, Mapping) else {}
-    asked = _count(counts, "prompt_tokens", "input_tokens", "prompt_eval_count")
-    said = _count(counts, "completion_tokens", "output_tokens", "eval_count")
-    total = _count(counts, "total_tokens")
+    inner: Mapping[str, Any] = next(
+        (counts[name] for name in ("billed_units", "tokens") if isinstance(counts.get(name), Mapping)), {}
+    )
+    counts = {**inner, **counts}
+    asked = _count(
+        counts, "prompt_tokens", "input_tokens", "prompt_eval_count", "promptTokens", "promptTokenCount", "prompt_n"
+    )
+    said = _count(
+        *(counts, "completion_tokens", "output_tokens", "eval_count", "completionTokens", "candidatesTokenCount"),
+        "predicted_n",
+    )
+    total = _count(counts, "total_tokens", "totalTokens", "totalTokenCount")
+    if _count(counts, "prompt_tokens") is None and asked is not None:  # Anthropic's own form counts the cache apart
+        asked += sum(_count(counts, f"cache_{way}_input_tokens") or 0 for way in ("read", "creation"))
+    details = counts.get("completion_tokens_details")
+    thoughts = _count(details if isinstance(details, Mapping) else counts, "reasoning_tokens")
+    if said and thoughts and thoughts > said and not (total and asked and total - asked > said):
+        said += thoughts
+    if total and not asked and not said:
+        return None, max(0, total - likely)
     if total and asked and total - asked > (said or 0):
         said = total - asked
     if total and said and not asked and total > said:
@@ -186,7 +245,12 @@ def read_usage(usage: Any) -> tuple[int | None, int | None]:
 def _finish(choice: Mapping[str, Any]) -> str:
     """A choice's finish reason in small letters."""
     finish = choice.get("finish_reason")
-    return "" if finish is None else str(finish).lower().rpartition(".")[2]
+    if finish is None:
+        return ""
+    finish = next(iter(finish.values()), "") if isinstance(finish, Mapping) else finish
+    finish = next(iter(finish), "") if isinstance(finish, list) else finish
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", str(finish)).lower().replace("-", "_")
+    return name.rpartition(".")[2].removeprefix("finish_reason_")
 
 
 def _estimate_end(choice: Mapping[str, Any], written: str, limit: int | None) -> int:
@@ -197,8 +261,8 @@ def _estimate_end(choice: Mapping[str, Any], written: str, limit: int | None) ->
 def _count(counts: Mapping[str, Any], *names: str) -> int | None:
     for name in names:
         value = counts.get(name)
-        if isinstance(value, str) and value.isdigit():
-            value = int(value)
+        if isinstance(value, str) and re.fullmatch(r"\s*\d[\d,]{0,15}(?:\.\d{1,9})?\s*", value):
+            value = float(value.replace(",", ""))
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12:
             return int(value)
     return None
@@ -220,6 +284,6 @@ def salvage_usage(text: str) -> tuple[int | None, int | None] | None:
     """
     if '"choices"' not in text and '"usage"' not in text:
         return None
-    found = [re.search(rf'"{name}_tokens"\s*:\s*(\d+)', text) for name in ("prompt", "completion")]
+    found = [re.search(rf'"{name}_tokens"\s*:\s*(\d{1, 12})(?!\d)', text) for name in ("prompt", "completion")]
     asked, said = (int(match[1]) if match else None for match in found)
     return asked, said

@@ -11,7 +11,7 @@ import email.utils
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -24,6 +24,8 @@ START = 8
 TOO_MUCH = {429, 503, 529}
 FAILED = {500, 502, 503, 504, 529}
 FAILURES = 8
+LARGEST_BODY = 64 * 2**20
+"""Bytes of an answer; one that goes on beyond is given up."""
 LONGEST_PAUSE = 30.0
 """Seconds between two attempts at a server that is down."""
 FIRST_CONNECT = 4.0
@@ -50,6 +52,8 @@ class Gate(httpx2.AsyncHTTPTransport):
         """Whether the server has answered at all, with whatever status."""
         self.trouble: InputError | None = None
         """Why no more requests are sent to the server."""
+        self.words = ""
+        """What the server said when it last refused to work now."""
         self._closed = asyncio.Event()
 
     @property
@@ -118,6 +122,8 @@ class Gate(httpx2.AsyncHTTPTransport):
                 self._cut(sent)
             raise
         self.answered = True
+        limit = request.extensions.get("timeout", {}).get("read")
+        response.stream = _Body(response.stream, sent + limit if limit else math.inf, request)
         request.extensions = {**request.extensions, "began": True}
         if response.status_code in TOO_MUCH:
             self._cut(sent)
@@ -161,9 +167,13 @@ class Gate(httpx2.AsyncHTTPTransport):
             self.close(
                 InputError(
                     f"the server has answered nothing but `too many requests` for {waited:.0f} s, which is more than "
-                    f"max_outage {self.max_outage:.0f} s. All responses are kept; lower concurrency or run again later"
+                    f"max_outage {self.max_outage:.0f} s{self._said()}. All responses are kept; lower concurrency or "
+                    f"run again later"
                 )
             )
+
+    def _said(self) -> str:
+        return f"; it says: {self.words}" if self.words else ""
 
     def _failed(self, sent: float, reason: str) -> None:
         if self.unreached and not self.answered:  # it is given up much sooner
@@ -192,10 +202,33 @@ class Gate(httpx2.AsyncHTTPTransport):
             self.close(
                 InputError(
                     f"the server has failed for {down:.0f} s ({reason}) and would have to rest for {seconds:.0f} s, "
-                    f"which is more than max_outage {self.max_outage:.0f} s. All responses are kept; run again once it "
-                    f"is back"
+                    f"which is more than max_outage {self.max_outage:.0f} s{self._said()}. All responses are kept; run "
+                    f"again once it is back"
                 )
             )
+
+
+class _Body(httpx2.AsyncByteStream):
+    """An answer's body, which may take no longer than the call, however slowly it drips, and have no end."""
+
+    def __init__(self, inner: Any, end: float, request: httpx2.Request) -> None:
+        self.inner, self.end, self.request = inner, end, request
+        self.heard: list[bytes] = []
+        request.extensions = {**request.extensions, "heard": self.heard}
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        size = 0
+        async for piece in self.inner:
+            size += len(piece)
+            if time.monotonic() > self.end:
+                raise httpx2.ReadTimeout("the answer took too long", request=self.request)
+            if size > LARGEST_BODY:
+                raise httpx2.RemoteProtocolError("the answer has no end", request=self.request)
+            self.heard.append(piece)
+            yield piece
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float:

@@ -43,6 +43,16 @@ class LoadBalancer(httpx2.AsyncBaseTransport):
         return any(gate.answered for gate in [*self.gates, *self._retired])
 
     @property
+    def words(self) -> str:
+        """What a server said when it last refused to work now."""
+        return self.gates[0].words
+
+    @words.setter
+    def words(self, words: str) -> None:
+        for gate in self.gates:
+            gate.words = words
+
+    @property
     def unreached(self) -> float | None:
         """When a host first failed, while none has answered yet."""
         return None if self.answered else next((gate.unreached for gate in self.gates if gate.unreached), None)

@@ -43,7 +43,8 @@ class OpenAISpeed(BackendSpeed):
     concurrency: Annotated[int, Field(ge=1)] = 256
     """Calls in flight at most, at each address; a run begins with fewer."""
     max_attempts: Annotated[int, Field(ge=1)] = 6
-    """Calls for one prompt before it counts as failed."""
+    """Calls for one prompt before it counts as failed; one that meets a rate limit, or a server that still loads its
+    model, waits up to `max_outage`."""
     timeout: Annotated[float, Field(gt=0)] = 600.0
     """Seconds a call may take."""
     max_outage: Annotated[float, Field(ge=0)] = 300.0
@@ -95,7 +96,7 @@ class OpenAIBackend:
             check_url(url, speed.allow_http)
         if key and not os.environ.get(key):
             raise InputError(f"the environment variable {key} is not set; it must hold the key for {', '.join(urls)}")
-        self.teacher, self.max_attempts = teacher, speed.max_attempts
+        self.teacher, self.max_attempts, self.max_outage = teacher, speed.max_attempts, speed.max_outage
         make_gate = partial(Gate, speed.concurrency, speed.max_outage, limits=openai.DEFAULT_CONNECTION_LIMITS)
         self.gate = make_gate() if len(urls) == 1 else LoadBalancer(make_gate, urls)
         self.where = urls[0] if len(urls) == 1 else f"one of {', '.join(urls)}"
@@ -177,7 +178,7 @@ class OpenAIBackend:
         Raises:
             InputError: no call can succeed, and none was paid for here.
         """
-        lost, number = Lost(conversation), 0
+        lost, number, began = Lost(conversation), 0, time.monotonic()
         try:
             while True:
                 attempt = await self._attempt(conversation, key, sampling)
@@ -186,7 +187,8 @@ class OpenAIBackend:
                 if action == "rename":
                     continue
                 number += self.gate.answered or (attempt.verdict is not None and attempt.verdict.case is TIMEOUT)
-                if action != "again" or number >= self.max_attempts:
+                patient = self._is_patient(attempt) and time.monotonic() - began < self.max_outage
+                if action != "again" or (number >= self.max_attempts and not patient):
                     return lost.added_to(attempt.generation)
                 lost.add((attempt.generation.num_prompt_tokens, attempt.generation.num_response_tokens))
                 await self.gate.rest(self._pause(attempt, number))
@@ -209,6 +211,10 @@ class OpenAIBackend:
         except openai.APIStatusError as error:
             answer = error.response
         except openai.APIConnectionError as error:
+            heard = b"".join(error.request.extensions.get("heard", ()))
+            whole = read_answer(200, heard, body, sampling.max_tokens, self.secrets)
+            if whole.verdict is None:  # all of it came before the connection broke
+                return whole
             return broken(error.__cause__ or error, began="began" in error.request.extensions)
         return read_answer(answer.status_code, answer.content, body, sampling.max_tokens, self.secrets)
 
@@ -226,8 +232,7 @@ class OpenAIBackend:
             return action
         if case is MALFORMED or action == "refuse":
             self.refusals += 1
-            few = 1 if case.name == "error with status 200" else FEW_REFUSALS
-            if not self.succeeded and self.refusals >= few:
+            if not self.succeeded and self.refusals >= FEW_REFUSALS:
                 action = "stop"
         elif action in ("skip", "again") and case is not CONNECTION:
             self.succeeded = self.succeeded or action == "skip" or case is EMPTY
@@ -237,6 +242,13 @@ class OpenAIBackend:
             assert self.gate.trouble is not None
             raise self.gate.trouble
         return action
+
+    def _is_patient(self, attempt: Attempt) -> bool:
+        """Whether a call is refused only for now, so that its prompt waits as long as it would for a server that is
+        down: by a rate limit, or by a server that still loads its model.
+        """
+        kind = attempt.verdict.case.kind if attempt.verdict else ""
+        return kind == "rate_limit" or (attempt.status == 503 and not self.succeeded)
 
     def _rename(self, used: str) -> bool:
         """Take the other name for the token limit; False if both are refused."""
@@ -253,6 +265,8 @@ class OpenAIBackend:
         """Seconds until the next call for the same prompt. What asks all clients to wait shuts the gate."""
         assert attempt.verdict is not None
         case, said = attempt.verdict.case, attempt.verdict.said
+        if case.kind in ("rate_limit", "server"):
+            self.gate.words = said.told()
         if case.kind == "rate_limit" and (seconds := hinted_seconds(said.words)):
             self.gate.shut(seconds, f"status {attempt.status}")
         if case in (EMPTY, MALFORMED):

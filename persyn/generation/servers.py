@@ -61,13 +61,17 @@ BAD = frozenset({200, 400, 404, 422})
 UNKNOWN = (
     r"unsupported|not supported|not permitted|not allowed|unrecogni[sz]ed|unknown|unexpected|extra_forbidden|"
     r"deprecated|does not (?:accept|take|support|allow)|doesn't support|only (?:the )?default|instead|"
-    r"cannot (?:both be|be (?:set|used|specified|given))"
+    r"cannot (?:both be|be (?:set|used|specified|given))|not compatible"
 )
-PASSES = _either(
-    r"per.?(?:min|sec|hour)|\b[RT]P[MS]\b|(?:try|retry|wait)\w* (?:again )?(?:in|after|for) |retrydelay|"
-    r"too many requests|concurren|rate.?limit|slow down|throttl"
-)
+SOON = r"per.?(?:min|sec|hour)|\b[RT]P[MS]\b|(?:try|retry|wait)\w* (?:again )?(?:in|after|for) |retrydelay"
+PASSES = _either(SOON, r"too many requests|concurren|rate.?limit|slow down|throttl")
 """A limit that passes by itself."""
+MORE_MONEY = "add credit or raise the limit where the key comes from, then run again"
+SPEAKS = (
+    r"parameter|argument|field|must be|invalid (?:value|option)|range|may only|should be|fixed at|"
+    r"only \S+ is (?:allowed|supported)|参数|validation error"
+)
+"""Words about a parameter."""
 CHECK = "check that name, base_url, and the key in the variable named by api_key_env"
 SHORTER = (
     "set prompts.max_characters, or lower sampling.max_tokens; once the model has a longer context, another "
@@ -95,7 +99,7 @@ CASES: Sequence[Case] = (
         words=_either(UNKNOWN, r"use .?max_(?:completion_)?tokens"),
         unless=_either(
             r"context (?:length|window|size)|max_model_len",
-            r"greater than|less than|at most|too (?:large|high|big)|fewer|exceed|maximum",
+            r"greater than|less than|at most|at least|minimum|too (?:large|high|big|small)|fewer|exceed|maximum",
         ),
         needs="limit",
     ),
@@ -103,7 +107,7 @@ CASES: Sequence[Case] = (
         "no money",
         "a code such as `insufficient_quota` or `budget_exceeded`, with any status",
         "stop",
-        "add credit or raise the limit where the key comes from, then run again",
+        MORE_MONEY,
         codes=_either(
             r"insufficient_(?:user_)?(?:quota|balance|credit|fund)|billing|budget_exceeded|payment|arrear|out_of_credit|"
             r"credits?_(?:exhausted|exceeded|required)|quota_exhausted|account_(?:deactivated|suspended|disabled)"
@@ -120,6 +124,9 @@ CASES: Sequence[Case] = (
             r"tokens_limit_reached|max_input"
         ),
         words=_either(
+            r"(?:maximum|max|model'?s?) (?:prompt|input) length|exceed\w* (?:the )?model token limit",
+            r"range of input length",
+            r"inputs?\W+must have less than \d+ tokens",
             r"(?:maximum|max|available|model'?s?) context|context (?:length|window|size|limit)|n_ctx",
             r"(?:prompt|input|message|request|text|content|conversation)s?(?: \w+){0,3} (?:is|are|was) (?:\w+ )?"
             r"too (?:long|large)",
@@ -160,11 +167,12 @@ CASES: Sequence[Case] = (
             r"safety (?:system|filter|polic|check|reason|guideline)|inappropriate|responsible ai|guardrail|"
             r"prohibited (?:content|use)",
             r"violat\w+ (?:\w+ ){0,4}(?:polic|terms|guideline)|prompt was (?:blocked|rejected|refused)",
-            r"sensitive (?:content|word)",
+            r"sensitive (?:content|word)|content exists risk|敏感|不安全|违规|审核",
         ),
         unless=_either(
+            r"blocked at the (?:organi[sz]ation|project|account)",
             r"(?:account|organi[sz]ation|project|key|user|access)\w* (?:has|have|was|is|been)\b[^.]*"
-            r"(?:suspend|disabl|deactivat|terminat|ban|block)"
+            r"(?:suspend|disabl|deactivat|terminat|ban|block)",
         ),
         kind="filtered",
     ),
@@ -177,6 +185,18 @@ CASES: Sequence[Case] = (
         codes=_either(r"rate_?limit|too_many_requests|throttl"),
         words=_either(r"rate.?limit|too many requests|throttl"),
         kind="rate_limit",
+    ),
+    Case(
+        "limit that does not pass",
+        "429 with words such as `per day` or `exceeded your current quota, check your billing`, and no time to wait",
+        "stop",
+        MORE_MONEY,
+        statuses={429},
+        words=_either(
+            r"per.?(?:day|month)|exceeded your current quota.*(?:plan|billing)|trial key",
+            r"余额|充值|欠费|额度.{0,6}(?:用尽|用完|不足)",
+        ),
+        unless=_either(SOON),
     ),
     Case(
         "rate limit that passes",
@@ -192,16 +212,17 @@ CASES: Sequence[Case] = (
         "no money, in words",
         "words such as `exceeded your current quota`, `credit balance is too low`, `requires more credits`",
         "stop",
-        "add credit or raise the limit where the key comes from, then run again",
-        statuses={200, 400, 401, 403, 429},
+        MORE_MONEY,
+        statuses={200, 400, 401, 403, 412, 422, 429},
         words=_either(
             r"exceeded your (?:current |monthly |daily )?quota|insufficient (?:\w+ )?(?:balance|credit|fund|quota)",
             r"credit balance|(?:out of|no|more|add|purchase|buy|enough|remaining) credits?\b",
             r"budget has been exceeded",
             r"(?:exceeded|over|crossed|exceeds)\W*(?:the |your |its )?budget|payment (?:is )?required|\btop.?up",
-            r"recharge|arrears",
+            r"recharge|arrears|not enough (?:balance|credits?|quota)|(?:quota|balance) is not enough",
+            r"余额|充值|欠费|额度.{0,6}(?:用尽|用完|不足)",
             r"account (?:is |has been |was )?(?:suspended|deactivated|disabled|not active|overdue|inactive)|unpaid",
-            r"(?:spend\w*|usage|monthly|daily|billing|credit|hard|balance)\w* (?:limit|quota|cap)\b",
+            r"(?:spend\w*|usage|monthly|daily|billing|credit|hard|balance)\w* (?:limit|quota|cap)s?\b",
             r"billing (?:details|is)",
             r"quota (?:\w+ ){0,2}(?:exceed|exhaust|reached|used up)|per.?day|\b[RT]PD\b|free.?tier",
         ),
@@ -210,7 +231,7 @@ CASES: Sequence[Case] = (
         "no payment",
         "402",
         "stop",
-        "add credit or raise the limit where the key comes from, then run again",
+        MORE_MONEY,
         statuses={402},
     ),
     Case(
@@ -236,19 +257,58 @@ CASES: Sequence[Case] = (
         "stop",
         CHECK,
         statuses={200, 400, 403, 422},
-        codes=_either(r"model_?not_?found|deployment_?not_?found|invalid_?model|unknown_?model|model_not_available"),
+        codes=_either(
+            r"model_?not_?found|deployment_?not_?found|invalid_?model|unknown_?model|model_not_(?:available|supported)|"
+            r"model_(?:decommissioned|terms_required|permission_blocked)"
+        ),
         words=_either(
             r"model\b.{0,120}?(?:does not exist|not have access|not found|doesn't exist|is not (?:a )?(?:known|valid))",
+            r"model not exist|no models? (?:is |are )?loaded|provider not provided|"
+            r"model\b.{0,80}?(?:has been (?:decommissioned|deprecated|retired|removed)|requires terms)",
+            r"model\b.{0,80}?is not supported by any|blocked at the (?:organi[sz]ation|project)",
             r"(?:no such|unknown|invalid|unsupported) model|not a valid model|no (?:available )?(?:channel|deployment)",
         ),
     ),
     Case("wrong address or model", "404, 405, 410, 501", "stop", CHECK, statuses={404, 405, 410, 501}),
+    Case(
+        "no service to this account",
+        "words such as `organization has been disabled`, `location is not supported`, with another status than 403",
+        "stop",
+        "ask whoever runs the server: it refuses the account or the place, not the prompt",
+        statuses={200, 400, 412, 422},
+        codes=_either(r"(?:organi[sz]ation|account|project)_(?:restricted|suspended|disabled)|unsupported_country"),
+        words=_either(
+            r"(?:account|organi[sz]ation|project|team)\b.{0,40}? (?:has been|is|was) "
+            r"(?:restrict|suspend|disabl|deactivat|archiv|block|bann)",
+            r"(?:location|country|region|territory)\b.{0,30}? not supported|token seems invalid",
+        ),
+    ),
     Case(
         "no permission",
         "403 with other words",
         "stop",
         "ask for access to the model, or check the key in the variable named by api_key_env",
         statuses={403},
+    ),
+    Case(
+        "no such way of asking",
+        "words such as `must have stream=true`, `only supported in v1/responses`, `does not support chat`",
+        "stop",
+        "take another model, or set what the server asks for in the teacher's extra_body; a call is never streamed",
+        statuses=BAD,
+        words=_either(
+            r"stream\W{0,3}=\W?true|only supports? stream|non-stream\w* call|only (?:be )?supported in v1/",
+            r"does not support chat|operation does not work with the specified model|unexpected endpoint",
+        ),
+    ),
+    Case(
+        "loading or overloaded, with 400",
+        "400 with words such as `model is currently loading`, `overloaded`, `server is busy`",
+        "again",
+        "nothing",
+        statuses={400},
+        words=_either(r"\bis (?:currently |still )?(?:loading|busy|overloaded)|over capacity"),
+        kind="server",
     ),
     Case(
         "unknown parameter",
@@ -299,6 +359,15 @@ CASES: Sequence[Case] = (
         kind="server",
     ),
     Case(
+        "invalid parameter, as a failure",
+        "500 with words such as `1 validation error` that name a parameter which was sent (llama-cpp-python)",
+        "stop",
+        "change it or take it out of the teacher's sampling; null, where it may be null, is not sent",
+        statuses={500},
+        words=_either(r"\d validation errors?\b"),
+        needs="parameter",
+    ),
+    Case(
         "server failed",
         "500 to 599",
         "again",
@@ -310,7 +379,7 @@ CASES: Sequence[Case] = (
         "error with status 200",
         "a body with an error instead of choices, and no other case",
         "refuse",
-        "see the server's words. It stops the run if there is no response yet",
+        "see the server's words",
         statuses={200},
         kind="refused",
     ),
@@ -491,9 +560,10 @@ def named_parameter(said: Said, sent: Mapping[str, Any]) -> str:
         return about
     if about in ("model", "messages"):
         return ""
-    speaks = re.search(rf"{UNKNOWN}|parameter|argument|field|must be|invalid value|range", said.words, re.IGNORECASE)
+    speaks = re.search(rf"{UNKNOWN}|{SPEAKS}", said.words, re.IGNORECASE)
     for name in names:
-        if _names(said.words, name) and (speaks or "_" in name):
+        found = _names(said.words, name) or _names(said.words, name.capitalize()) or f"{name}参数" in said.words
+        if found and (speaks or "_" in name):
             return name
     return ""
 
@@ -568,7 +638,7 @@ def _decoded(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     return value
 

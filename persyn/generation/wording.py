@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from urllib.parse import unquote
 
 from persyn.errors import printable
 
@@ -20,7 +21,9 @@ KEYS = re.compile(
     r"|\b(?=[A-Za-z_-]*\d)(?=[\d_-]*[A-Za-z])[A-Za-z0-9_-]{32,}\b"
 )
 """What looks like a key, whole or masked."""
-WORD = re.compile(r"\w+(?:[-'_.]\w+)*")
+UNSPACED = "\u0e00-\u0eff\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
+"""Letters of languages that are written without spaces, or nearly so: each counts as a word."""
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+(?:[-'_.][^\W{UNSPACED}]+)*")
 OURS = re.compile(r"(?:max|min|top|n|num|logit|stop|presence|frequency|repetition|reasoning|chat|response|context)_\w+")
 """Names of settings: a prompt may hold them too."""
 
@@ -37,9 +40,10 @@ def visible_words(words: str, prompt: Sequence[str] = (), secrets: Sequence[str]
     Hidden are: each of the prompt's texts as a whole, `run` and more words in a row that a text has too, and, if `run`
     is short, single words of a text that are no plain words (they hold a digit or a sign, or are very long).
     """
+    words = unquote(words) if "%20" in words else words
     for secret in secrets:
         if len(secret) > 3:
-            words = words.replace(secret, HIDDEN)
+            words = re.sub(re.escape(secret), HIDDEN, words, flags=re.IGNORECASE)
     words = KEYS.sub(HIDDEN, words)
     for text in sorted(filter(None, (text.strip() for text in prompt)), key=len, reverse=True):
         asked = [word.lower() for word in WORD.findall(text)]

@@ -298,7 +298,7 @@ REFUSALS = [
         **STOPS,
     ),
     Behaviour(
-        "200 with an unknown error", lambda call: error(200, "something is odd"), ONE, says="something is odd", **STOPS
+        "200 with an unknown error", lambda call: error(200, "something is odd"), FEW, says="something is odd", **STOPS
     ),
     Behaviour(
         "400, unknown words", lambda call: repeating(call, 400, "cannot do", "bad"), FEW, says="cannot do", **STOPS

@@ -71,6 +71,8 @@ of responses has the row as `error`, so defects, rewards, routing and the datase
 it: a teacher that cannot answer half of the prompts is a poor choice.
 
 `python -m benchmarks.servers` tries more than 70 behaviours of servers and checks calls, bills, rows and messages.
+`python -m benchmarks.real_servers` does the same with vLLM's server and llama-cpp-python's
+([figures](scaling.md#real-servers-killed-and-made-to-refuse)).
 """
 
 
