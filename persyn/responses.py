@@ -24,9 +24,9 @@ from persyn.generation.requests import (
     read_row,
     still_open,
     stored_response,
+    teacher_identity,
 )
 from persyn.generation.terms import Licenses, check_terms, refused_teachers
-from persyn.models import model_identity
 from persyn.schemas import RESPONSES
 from persyn.settings import Settings, Share
 from persyn.store import Store, key_range, position, slug
@@ -285,10 +285,10 @@ def count_lost(
     seen: set[str] = set()
     for name, prompts in asked:
         teacher = teachers[name]
-        if not prompts.height or not any((folder / slug(model_identity(teacher.model, teacher.revision))).glob("j*-*")):
+        if not prompts.height or not any((folder / slug(teacher_identity(teacher))).glob("j*-*")):
             continue
         store = open_store(folder, teacher)
-        for request in prepare_requests(prompts, teacher):
+        for request in prepare_requests(each_sample(prompts, teacher), teacher):
             if request.key not in seen:
                 seen.add(request.key)
                 counts = lost_tokens(store, request, stored_response(store, request, teacher.sampling) or {})

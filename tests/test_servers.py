@@ -168,6 +168,17 @@ def test_what_failures_cost_is_in_the_budget_and_the_ledger(tmp_path: Path) -> N
     assert "lost" not in build_ledger(PROMPTS, table, {}, prices)
 
 
+def test_what_is_lost_on_one_host_and_on_later_samples_is_counted(tmp_path: Path) -> None:
+    teacher = TEACHER.changed(host="eu", samples=2, sampling=TEACHER.sampling.changed(temperature=1.0))
+    with behaving(cut_for_the_first) as server:
+        speed = OpenAISpeed(base_url=server.url, timeout=5.0, max_attempts=2)
+        table = generate_responses(PROMPTS, "t", teacher, tmp_path, speed, max_error_share=1.0)
+    assert table.height == 12
+    lost = count_lost([("t", PROMPTS)], {"t": teacher}, tmp_path)
+    own = table.select("num_prompt_tokens", "num_response_tokens").sum().row(0)
+    assert Budget().spent(tmp_path) == sum(own) + sum(lost["t"].values()) > sum(own)
+
+
 def cut_for_the_first(call: Call) -> Reply:
     """A cut body for one of the prompts, paid for."""
     whole = said(call)
