@@ -17,6 +17,11 @@ import pytest
 from tests.support.tiny import CHATML, build_model
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first: other workers (`-n 3`) run the rest meanwhile."""
+    items.sort(key=lambda item: item.name != "test_every_command_runs")
+
+
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's store or cache."""
