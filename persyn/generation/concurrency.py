@@ -167,13 +167,13 @@ class Gate(httpx2.AsyncHTTPTransport):
             self.close(
                 InputError(
                     f"the server has answered nothing but `too many requests` for {waited:.0f} s, which is more than "
-                    f"max_outage {self.max_outage:.0f} s{self._said()}. All responses are kept; lower concurrency or "
-                    f"run again later"
+                    f"max_outage {self.max_outage:.0f} s. All responses are kept; lower concurrency or run again "
+                    f"later{self._said()}"
                 )
             )
 
     def _said(self) -> str:
-        return f"; it says: {self.words}" if self.words else ""
+        return f". It says: {self.words}" if self.words else ""
 
     def _failed(self, sent: float, reason: str) -> None:
         if self.unreached and not self.answered:  # it is given up much sooner
@@ -202,8 +202,8 @@ class Gate(httpx2.AsyncHTTPTransport):
             self.close(
                 InputError(
                     f"the server has failed for {down:.0f} s ({reason}) and would have to rest for {seconds:.0f} s, "
-                    f"which is more than max_outage {self.max_outage:.0f} s{self._said()}. All responses are kept; run "
-                    f"again once it is back"
+                    f"which is more than max_outage {self.max_outage:.0f} s. All responses are kept; run again once it "
+                    f"is back{self._said()}"
                 )
             )
 
