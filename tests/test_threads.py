@@ -19,6 +19,7 @@ from persyn.cli import app
 from persyn.errors import InputError
 from persyn.generation import BACKENDS, Generation, Sampling, Teacher
 from persyn.generation.budget import Budget, SharedBudget
+from persyn.generation.concurrency import START
 from persyn.generation.threads import side_by_side
 from persyn.generation.transformers import TransformersSpeed
 from persyn.responses import generate_responses
@@ -189,13 +190,12 @@ def test_one_signal_drains_every_teacher(number: int, servers: dict[str, StubSer
         while any(server.in_flight < 3 for server in servers.values()):  # the first call of each is alone
             assert process.poll() is None
             time.sleep(0.05)
-        time.sleep(1.0)
-        calls = {name: len(server.bodies_seen) for name, server in servers.items()}
         process.send_signal(number)
         errors = process.communicate()[1]
     assert process.returncode == 128 + number, errors
     assert "run the same command to continue" in errors
-    assert asked(servers) == calls, "no call after the signal"
+    calls = asked(servers)
+    assert max(calls.values()) <= 1 + START + 1 < 12, "the first, what was in flight, and none of the 12 after that"
     rows = sum(verify(shelf)[0].rows for shelf in shelves(store_folder()))
     assert rows == sum(calls.values()), "none of those in flight is lost"
     assert "Traceback" not in errors
