@@ -29,7 +29,7 @@ from persyn.generation.requests import (
 from persyn.generation.terms import Licenses, check_terms, refused_teachers
 from persyn.schemas import RESPONSES
 from persyn.settings import Settings, Share
-from persyn.store import Store, key_range, position, slug
+from persyn.store import Rows, Store, key_range, position, slug
 from persyn.thinking import never_closed
 
 logger = logging.getLogger(__name__)
@@ -285,7 +285,7 @@ def count_lost(
     seen: set[str] = set()
     for name, prompts in asked:
         teacher = teachers[name]
-        if not prompts.height or not any((folder / slug(teacher_identity(teacher))).glob("j*-*")):
+        if not prompts.height or not Rows(folder / slug(teacher_identity(teacher))):
             continue
         store = open_store(folder, teacher)
         for request in prepare_requests(each_sample(prompts, teacher), teacher):

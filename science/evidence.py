@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 from tqdm import tqdm
 
 from persyn.defects import Policies
@@ -195,9 +195,7 @@ def students_compared(corpus: Corpus, features: np.ndarray, scores: Mapping[str,
             Study(corpus.rows(both), features[both], scores[student][both], alpha).rewards for student in (one, other)
         )
         each, best = np.arange(len(mine)), mine.argmax(axis=1)
-        ranks = [rankdata(rewards, axis=1) for rewards in (mine, others)]
-        centred = [rank - rank.mean(axis=1, keepdims=True) for rank in ranks]
-        lengths = np.sqrt((centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum(axis=1))
+        correlations = [spearmanr(*pair).statistic for pair in zip(mine, others, strict=True)]
         rows.append(
             {
                 "student": one,
@@ -207,7 +205,7 @@ def students_compared(corpus: Corpus, features: np.ndarray, scores: Mapping[str,
                 "same_best": float((best == others.argmax(axis=1)).mean()),
                 "other's_best": float((mine[each, best] - mine[each, others.argmax(axis=1)]).mean()),
                 "random": float((mine[each, best] - mine.mean(axis=1)).mean()),
-                "rank_correlation": float(((centred[0] * centred[1]).sum(axis=1) / lengths).mean()),
+                "rank_correlation": float(np.mean(correlations)),
                 "one_teacher": corpus.teachers[int(mine.mean(axis=0).argmax())],
                 "one_teacher_of_other": corpus.teachers[int(others.mean(axis=0).argmax())],
             }

@@ -20,12 +20,13 @@ from typing import Annotated, Any
 from pydantic import Field
 from tqdm import tqdm
 
-from persyn.errors import InputError, printable
+from persyn.errors import InputError
 from persyn.generation import Generation, Sampling
 from persyn.generation.attempts import Attempt, Lost, read_answer
 from persyn.generation.batch_notes import FOLDER, Note, new_note, open_notes
 from persyn.generation.event_loop import Calls
 from persyn.generation.servers import LIMITS
+from persyn.generation.wording import shorten, visible_words
 from persyn.messages import Message
 from persyn.settings import Settings
 
@@ -357,7 +358,8 @@ class Batches:
             if QUEUE_FULL in codes and (run.out or len(failed) < len(ended)):
                 run.held = True
                 continue
-            said = "; ".join(_words(error.code, error.message, error.line) for error in errors[:3]) or "no reason given"
+            words = (_words(error.code, error.message, self.server.secrets, error.line) for error in errors[:3])
+            said = "; ".join(words) or "no reason given"
             cure = (
                 "lower speed.openai.batch.max_requests, or wait for your other batches"
                 if QUEUE_FULL in codes
@@ -512,7 +514,8 @@ class Batches:
             404: "check base_url; a server without a Batch API needs speed.openai.batch: null",
             405: "a server without a Batch API needs speed.openai.batch: null",
         }.get(code, "correct that and run again")
-        said = _words(_code(error), error.body.get("message") if isinstance(error.body, Mapping) else None)
+        message = error.body.get("message") if isinstance(error.body, Mapping) else None
+        said = _words(_code(error), message, self.server.secrets)
         return InputError(
             f"{self.base_url} does not {doing} for {self.model}: status {code}{f' ({said})' if said else ''}; {cure}. "
             f"Batches that it has go on, and are collected by the next run"
@@ -537,7 +540,7 @@ def read_line(
     if error.get("code") in UNDONE:
         return None
     if not isinstance(response, Mapping):
-        code = _words(error.get("code"), None) or "no reason given"
+        code = _words(error.get("code"), None, secrets) or "no reason given"
         return Attempt(Generation("", "error", error=f"refused: {code}"))
     status = response.get("status_code")
     sent = {"messages": list(conversation), LIMITS[0]: limit}
@@ -572,7 +575,7 @@ def _reason(error: Any) -> str:
     return f"status {error.status_code}" if hasattr(error, "status_code") else type(error.__cause__ or error).__name__
 
 
-def _words(code: str | None, message: str | None, line: int | None = None) -> str:
-    """A server's reason on one line, cut."""
+def _words(code: str | None, message: str | None, secrets: Sequence[str], line: int | None = None) -> str:
+    """A server's reason on one line, short and without keys."""
     said = ": ".join(filter(None, (code, message)))
-    return printable(" ".join(f"{said}{f', line {line}' if line is not None else ''}".split()))[:200]
+    return shorten(visible_words(f"{said}{f', line {line}' if line is not None else ''}", secrets=secrets), 200)

@@ -3,7 +3,7 @@
 import json
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import date, datetime
 from itertools import accumulate
 from pathlib import Path
@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PrivateAttr
 from persyn.errors import InputError
 from persyn.messages import Message
 from persyn.settings import Settings
-from persyn.store import Rows, shelves
+from persyn.store import Rows, paid_tokens, shelves
 
 MESSAGE_TOKENS = 16
 """A chat template adds at most this many tokens to a message."""
@@ -102,12 +102,6 @@ class Budget(Settings):
             return self
         spent = self.spent(folder)
         return self.changed(max_tokens=spent + max(0, int(self.max_tokens) - spent) // num_parts)
-
-
-def paid_tokens(row: Mapping[str, Any]) -> tuple[int, int]:
-    """Prompt and response tokens that a stored row took: its own, and those of attempts that brought nothing."""
-    asked, said = (row.get(f"num_{end}_tokens", 0) + row.get(f"lost_{end}_tokens", 0) for end in ("prompt", "response"))
-    return asked, said
 
 
 class SharedBudget(Budget):

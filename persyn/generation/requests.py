@@ -1,5 +1,6 @@
 """Requests: the conversations that a teacher gets, with the keys of their responses in the store."""
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -11,11 +12,11 @@ import polars as pl
 from persyn.generation import Backend, Generation, Sampling, Teacher
 from persyn.generation.batch_notes import FOLDER, open_notes
 from persyn.generation.batches import Batches, Job
-from persyn.generation.budget import Budget, paid_tokens
+from persyn.generation.budget import Budget
 from persyn.generation.precomputed import precomputed_suffix
 from persyn.messages import Message
 from persyn.models import adapter_folder, model_identity
-from persyn.store import Store, response_key, slug
+from persyn.store import Store, paid_tokens, response_key, slug
 from persyn.thinking import split_thought
 
 RARE = {"final", "estimated", "said", "lost_prompt_tokens", "lost_response_tokens"}
@@ -162,10 +163,7 @@ def _from_batches(
 
 def _has(store: Store, key: str, row: Mapping[str, Any], max_tokens: int) -> bool:
     """Whether a run that was killed before it noted so has stored this row of a batch already."""
-    kept, number = [store.get(key), store.get(f"{key}:{max_tokens}")], 1
-    while failure := store.get(error_key(key, number)):
-        kept.append(failure)
-        number += 1
+    kept = [store.get(key), store.get(f"{key}:{max_tokens}"), *failures(store, key)]
     return any(one is not None and one.get("batch") == row["batch"] for one in kept)
 
 
@@ -185,10 +183,8 @@ def _stored_under(store: Store, key: str, row: Mapping[str, Any], sampling: Samp
     An error that asking again cannot change holds for this max_tokens; any other is a record that serves nobody.
     """
     if row["finish_reason"] == "error" and not row.get("final"):
-        number = 1
-        while sum(paid_tokens(row)) and store.get(error_key(key, number)):  # the first row of a key would hide it
-            number += 1
-        return error_key(key, number)
+        # The first row of a key would hide a later one, which was paid for too.
+        return error_key(key, len(failures(store, key)) + 1 if sum(paid_tokens(row)) else 1)
     whole = row["finish_reason"] == "stop" and row["num_response_tokens"] <= sampling.max_tokens
     return key if whole and not store.get(key) else f"{key}:{sampling.max_tokens}"
 
@@ -198,13 +194,18 @@ def error_key(key: str, number: int) -> str:
     return f"{key}:error" if number == 1 else f"{key}:error:{number}"
 
 
+def failures(store: Store, key: str) -> list[dict[str, Any]]:
+    """The stored records of a request's failures."""
+    rows = (store.get(error_key(key, number)) for number in itertools.count(1))
+    return [row for row in itertools.takewhile(lambda row: row is not None, rows) if row is not None]
+
+
 def lost_tokens(store: Store, request: Request, row: Mapping[str, Any]) -> tuple[int, int]:
     """Prompt and response tokens that were paid for a request and are in no response: of attempts before the one that
     became `row`, and of all its failures of earlier runs.
     """
     asked, said = row.get("lost_prompt_tokens", 0), row.get("lost_response_tokens", 0)
-    number = 1
-    while failure := store.get(error_key(request.key, number)):
+    for failure in failures(store, request.key):
         more = paid_tokens(failure)
-        asked, said, number = asked + more[0], said + more[1], number + 1
+        asked, said = asked + more[0], said + more[1]
     return asked, said

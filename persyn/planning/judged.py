@@ -23,7 +23,7 @@ from persyn.planning.intervals import Use, add, between
 from persyn.planning.usage import BYTES_A_TOKEN, Forecast
 from persyn.quality import QualitySettings
 from persyn.quality.judge import find_verdicts, question, states_score
-from persyn.store import slug, verify
+from persyn.store import Rows, slug
 
 
 def judge_use(
@@ -110,7 +110,7 @@ def _questions(
 ) -> Iterator[tuple[tuple[str, str, int], str]]:
     """(prompt_id, teacher, sample) and the judge's question, of the responses in the store."""
     shelf = folder / slug(teacher_identity(teacher))
-    if not prompts.height or prompts["prompt"].null_count() or not verify(shelf)[0].rows:
+    if not prompts.height or prompts["prompt"].null_count() or not Rows(shelf):
         return
     store = open_store(folder, teacher)
     prompts = each_sample(prompts, teacher)

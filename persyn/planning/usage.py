@@ -33,7 +33,7 @@ from persyn.planning.intervals import (
     size_in_name,
     weight_files,
 )
-from persyn.store import slug, verify
+from persyn.store import Rows, slug
 
 BYTES_A_TOKEN = (2.0, 6.0)  # of a prompt: digits and markup at one end, plain English at the other
 TYPICAL_PROMPT = (60.0, 240.0)  # tokens, if prompts are unknown: half and twice the 120 of Magpie's instructions
@@ -179,7 +179,7 @@ def _find_responses(
     """
     found: list[tuple[str, tuple[int, int, int, int]]] = []
     shelf = folder / slug(teacher_identity(teacher))
-    num_rows = verify(shelf)[0].rows
+    num_rows = len(Rows(shelf))
     if not num_rows:  # opening a store would create it
         return found
     store, own = open_store(folder, teacher), _shown(teacher.messages(""))

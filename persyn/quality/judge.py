@@ -23,7 +23,7 @@ from persyn.models import model_identity
 from persyn.quality.verdicts import read_verdict
 from persyn.responses import generate_responses
 from persyn.settings import Settings, Share
-from persyn.store import slug, verify
+from persyn.store import Rows, slug
 
 IN_A_LINE = "Think briefly, then end with a line `Score: <number>` from {lowest} (useless) to {highest} (perfect)."
 AS_JSON = (
@@ -154,7 +154,7 @@ def judge_scores(
 def find_verdicts(texts: Sequence[str], folder: Path, settings: JudgeSettings) -> list[list[dict[str, Any]]]:
     """The stored verdicts on each of these questions: none, the first, or both. Nothing is written."""
     judge = settings.asked_as
-    if not verify(folder / slug(model_identity(judge.model, None)))[0].rows:
+    if not Rows(folder / slug(model_identity(judge.model, None))):
         return [[] for _ in texts]
     store, found = open_store(folder, judge), []
     for text in texts:

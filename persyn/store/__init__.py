@@ -14,7 +14,7 @@ import re
 import shutil
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from io import FileIO
 from itertools import islice
@@ -160,6 +160,12 @@ def verify(folder: Path) -> tuple[Report, Rows]:
     return rows.report(), rows
 
 
+def paid_tokens(row: Mapping[str, Any]) -> tuple[int, int]:
+    """Prompt and response tokens that a stored row took: its own, and those of attempts that brought nothing."""
+    asked, said = (row.get(f"num_{end}_tokens", 0) + row.get(f"lost_{end}_tokens", 0) for end in ("prompt", "response"))
+    return asked, said
+
+
 def count_rows(folder: Path) -> dict[str, int]:
     """Counts for one model's folder: whole and cut responses, failed calls, scores, tokens, and rows not paid for."""
     counts = Counter[str]()
@@ -169,8 +175,8 @@ def count_rows(folder: Path) -> dict[str, int]:
             counts["elsewhere"] += 1
             continue
         counts[row.get("finish_reason", "score")] += 1
-        for end in ("prompt", "response"):
-            counts[f"{end} tokens"] += row.get(f"num_{end}_tokens", 0) + row.get(f"lost_{end}_tokens", 0)
+        for end, tokens in zip(("prompt", "response"), paid_tokens(row), strict=True):
+            counts[f"{end} tokens"] += tokens
     return {
         "answers": counts["stop"],
         "cut at max_tokens": counts["length"],

@@ -119,12 +119,7 @@ class Rows(Mapping[str, bytes]):
         return (key for key, _ in self.items())
 
     def __len__(self) -> int:
-        pairs = self._entries[["high", "low"]]
-        first = np.ones(len(pairs), bool)
-        if len(pairs):
-            order = np.lexsort((pairs["low"], pairs["high"]))
-            first[1:] = pairs[order][1:] != pairs[order][:-1]
-        return int(first.sum()) + len(self._recent)
+        return len(self._entries) - len(self._repeated()[1]) + len(self._recent)
 
     def items(self) -> ItemsView[str, bytes]:
         """Key and json of each row, in the order of the journals, without keeping them."""
@@ -176,17 +171,24 @@ class Rows(Mapping[str, bytes]):
 
     def report(self) -> Report:
         """Counts of what the folder holds."""
-        report = Report(len(self._numbers), len(self._entries), len(self), 0, list(self.damaged))
-        order = np.lexsort((self._entries["low"], self._high))
-        ranked = self._entries[order]
-        same = np.flatnonzero((ranked["high"][1:] == ranked["high"][:-1]) & (ranked["low"][1:] == ranked["low"][:-1]))
+        ranked, same = self._repeated()
+        rows = len(ranked) - len(same)
+        report = Report(len(self._numbers), len(ranked), rows, 0, list(self.damaged))
         first, last = b"", -2
-        for position in same.tolist():  # runs of equal keys; in each, lexsort keeps the order of the journals
+        for position in same.tolist():
             if position != last + 1:
                 first = self._read(ranked[position])
             last = position
             report.conflicts += _said(first) != _said(self._read(ranked[position + 1]))
         return report
+
+    def _repeated(self) -> tuple[np.ndarray, np.ndarray]:
+        """The entries with those of a key side by side, in the order of the journals, and the positions of those that
+        the next one repeats.
+        """
+        ranked = self._entries[np.lexsort((self._entries["low"], self._high))]
+        same = (ranked["high"][1:] == ranked["high"][:-1]) & (ranked["low"][1:] == ranked["low"][:-1])
+        return ranked, np.flatnonzero(same)
 
     def _read(self, entry: np.void) -> bytes:
         return self._record(int(entry["journal"]), int(entry["begin"]), int(entry["length"])) or b""

@@ -7,7 +7,6 @@ billed, and never bills a line that it did not get to.
 import json
 import random
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from persyn.generation.openai import OpenAISpeed
-from tests.support.stub import Handler, StubServer, completion
+from tests.support.stub import Handler, StubServer, completion, running
 
 ENDPOINT = "/v1/chat/completions"
 STATES = ("validating", "in_progress", "finalizing")
@@ -307,10 +306,5 @@ def _oddly(lines: list[dict[str, Any]], oddities: frozenset[str]) -> list[dict[s
 def batch_server(*fates: Fate, queue: float = 10**12) -> Iterator[BatchServer]:
     """A running stub whose batches have these fates, in turn."""
     server = BatchServer(list(fates), queue)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
+    with running(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -17,6 +17,8 @@ from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.support.stub import running
+
 NUM_PROMPTS = 6
 MAX_TOKENS = 400
 KEY = "sk-canary-4f9a8c7b6d5e4f3a"
@@ -596,10 +598,5 @@ class _Handler(BaseHTTPRequestHandler):
 def behaving(act: Act) -> Iterator[BehavingServer]:
     """A running server."""
     server = BehavingServer(act)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with running(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -147,6 +147,18 @@ def completion(asked: Mapping[str, Any], seed: int, fault: str) -> dict[str, Any
 
 
 @contextmanager
+def running(server: ThreadingHTTPServer) -> Iterator[None]:
+    """Serve in a thread; close the server afterwards."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
 def stub_teacher(
     faults: Mapping[str, float] | None = None,
     *,
@@ -160,10 +172,5 @@ def stub_teacher(
     (finish_reason, message) is sent as it is.
     """
     server = StubServer(faults or {}, delay, hang, seed, say, choice)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
+    with running(server):
         yield server
-    finally:
-        server.shutdown()
-        server.server_close()
