@@ -8,10 +8,10 @@ import torch
 from persyn.chat import encode_completion, with_chat_template
 from persyn.errors import InputError
 from persyn.learnability import LearnabilitySettings, logprobs, score_learnability, scoring
-from persyn.learnability.logprobs import split_group
-from persyn.learnability.scoring import score_group
+from persyn.learnability.scoring import score_group, score_groups
 from persyn.messages import as_text
-from persyn.models import Student, load_causal_lm, load_tokenizer
+from persyn.models import Student, forest, load_causal_lm, load_tokenizer
+from persyn.models.forest import pack
 from persyn.schemas import LEARNABILITY, check_table
 from rehearsal.models import SIZES, random_model
 from tests.support.tables import prompts_table, responses_table
@@ -68,12 +68,12 @@ def test_a_score_is_made_once(base_model: str, tmp_path: Path, monkeypatch: pyte
     prompts, student = prompts_table(TEXTS), Student(model=base_model, license="x")
     responses, scored = several_teachers(prompts), []
 
-    def counting(model: Any, prompt: list[int], responses: list[list[int]], *how: Any) -> list[float]:
-        scored.extend(responses)
-        return score_group(model, prompt, responses, *how)
+    def counting(model: Any, groups: list[tuple[list[int], list[list[int]]]], *how: Any) -> Any:
+        scored.extend(response for _, responses in groups for response in responses)
+        return score_groups(model, groups, *how)
 
     first = score_learnability(prompts, responses.filter(teacher="t0"), student, MEAN, tmp_path)
-    monkeypatch.setattr(scoring, "score_group", counting)
+    monkeypatch.setattr(scoring, "score_groups", counting)
     monkeypatch.setattr(scoring, "tree_is_exact", lambda *_: True)
     both = score_learnability(prompts, responses.filter(pl.col("teacher") != "t2"), student, MEAN, tmp_path)
     assert len(scored) == len(TEXTS), "only the new teacher's"
@@ -87,7 +87,7 @@ def test_a_model_that_ignores_the_tree_is_scored_row_by_row(
 ) -> None:
     prompts, student = prompts_table(TEXTS), Student(model=base_model, license="x")
     expected = score_learnability(prompts, several_teachers(prompts), student, MEAN, tmp_path / "a")
-    monkeypatch.setattr(logprobs, "tree_mask", lambda *_: None)
+    monkeypatch.setattr(forest, "forest_mask", lambda *_: None)
     table = score_learnability(prompts, several_teachers(prompts), student, MEAN, tmp_path / "b")
     assert "a shared prompt changes scores" in caplog.text
     assert table["learnability"].to_list() == pytest.approx(expected["learnability"].to_list(), abs=1e-5)
@@ -121,8 +121,8 @@ def test_an_error_and_a_score_that_is_no_number_are_left_out(
     responses = responses_table(prompts[:2], "t", RESPONSES[:2]).vstack(
         responses_table(prompts[2:], "t", [""], "error")
     )
-    scores = iter([float("nan"), -1.0])
-    monkeypatch.setattr(scoring, "score_group", lambda *_: [next(scores)])
+    scores = [[(0, 0, float("nan"))], [(1, 0, -1.0)]]
+    monkeypatch.setattr(scoring, "score_groups", lambda *_: scores)
     monkeypatch.setattr(scoring, "tree_is_exact", lambda *_: True)
     assert score_learnability(prompts, responses, student, MEAN, tmp_path)["learnability"].to_list() == [-1.0]
     assert "1 scores are not finite and left out" in caplog.text
@@ -190,11 +190,11 @@ def test_out_of_memory_halves_the_pass_and_goes_on(base_model: str, monkeypatch:
     responses = [[7, 8, 9], [10, 11], [12], [13, 14]]
     expected = score_group(model, [5, 6], responses, MEAN, 1000)
 
-    def small(model: Any, shared: list[int], branches: list[Any], *more: Any) -> Any:
-        sizes.append(len(branches))
-        if len(branches) > limit:
+    def small(model: Any, trees: list[tuple[list[int], list[Any]]], *more: Any) -> Any:
+        sizes.append(sum(len(branches) for _, branches in trees))
+        if sizes[-1] > limit:
             raise torch.OutOfMemoryError
-        return logprobs.token_scores(model, shared, branches, *more)
+        return logprobs.token_scores(model, trees, *more)
 
     monkeypatch.setattr(scoring, "token_scores", small)
     limit = 1
@@ -258,12 +258,40 @@ def test_other_models_are_read_in_one_pass(base_model: str, monkeypatch: pytest.
     assert len(score_group(model, [5, 6], [[7] * 2000, [8]], MEAN, 10_000)) == 2
 
 
-@pytest.mark.parametrize("budget", [1, 20, 35, 1000])
-def test_a_group_is_split_by_its_tokens_and_every_response_is_in_one_part(budget: int) -> None:
-    lengths = [5, 20, 1, 13, 8]
-    parts = list(split_group(10, lengths, budget))
-    assert sorted(position for part in parts for position in part) == list(range(5))
-    assert all(len(part) == 1 or 10 + sum(lengths[position] for position in part) <= budget for part in parts)
+@pytest.mark.parametrize("budget", [1, 20, 35, 60, 1000])
+def test_passes_hold_every_branch_once_within_the_budget(budget: int) -> None:
+    trees = [(10, [5, 20, 1, 13, 8]), (1, [4, 4, 4]), (30, [2]), (0, [7, 9]), (2, [])]
+    passes = pack(trees, budget)
+    every = [(tree, branch) for tree, (_, lengths) in enumerate(trees) for branch in range(len(lengths))]
+    assert sorted(branch for part in passes for branch in part) == every
+    for part in passes:
+        shared = sum(trees[tree][0] for tree in {tree for tree, _ in part})
+        assert len(part) == 1 or shared + sum(trees[tree][1][branch] for tree, branch in part) <= budget
+        assert [tree for tree, _ in part] == sorted(tree for tree, _ in part)
+
+
+def test_a_tree_is_split_only_where_its_shared_tokens_are_few() -> None:
+    assert pack([(10, [40]), (10, [30, 30])], 100) == [[(0, 0)], [(1, 0), (1, 1)]], "10 of the 50 that are left"
+    assert pack([(1, [40]), (1, [30, 30])], 100) == [[(0, 0), (1, 0)], [(1, 1)]]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen2"])
+@pytest.mark.parametrize("batch_tokens", [1, 40, 10_000])
+def test_a_forest_scores_as_its_rows_do(family: str, batch_tokens: int, tmp_path: Path) -> None:
+    model = load_causal_lm(build_model(tmp_path / "m", family))
+    generator = torch.Generator().manual_seed(0)
+    groups: list[tuple[list[int], list[list[int]]]] = [
+        ([5 + n, 6, *range(20, 20 + n)], [torch.randint(5, 200, (size,), generator=generator).tolist() for size in row])
+        for n, row in enumerate([(3, 1, 17), (9,), (1, 1), (30, 2, 4, 6)])
+    ]
+    scores = {(n, i): score for part in score_groups(model, groups, MEAN, batch_tokens) for n, i, score in part}
+    for n, (prompt, responses) in enumerate(groups):
+        for i, response in enumerate(responses):
+            with torch.no_grad():
+                logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].float()
+            expected = -torch.nn.functional.cross_entropy(logits, torch.tensor(response)).item()
+            assert scores.pop((n, i)) == pytest.approx(expected, abs=1e-4)
+    assert not scores
 
 
 def test_a_cut_response_is_scored_without_the_end_of_turn(base_model: str, tmp_path: Path) -> None:

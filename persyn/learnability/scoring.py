@@ -2,7 +2,8 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -10,9 +11,12 @@ from tqdm import tqdm
 
 from persyn.errors import InputError
 from persyn.learnability import LearnabilitySettings
-from persyn.learnability.logprobs import forget_stretch, split_group, stretch_length, token_scores
+from persyn.learnability.logprobs import Branch, branch_tokens, forget_stretch, stretch_length, token_scores
+from persyn.models.forest import pack, use_block_masks
 from persyn.store import Store
 
+BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+"""Tokens of a pass where `batch_tokens` is null: on a CPU longer rows only add attention."""
 TOLERANCE = {torch.float32: 1e-3}
 """Nats per token that tree_is_exact tolerates, by precision; 0.05 in others."""
 CHECKED = 64
@@ -29,67 +33,102 @@ def score_missing(
     total: int,
 ) -> None:
     """Score `rows` in groups that share a prompt, and store each group's scores as they come."""
-    batch_tokens = batch_tokens or (4096 if model.device.type == "cuda" else 512)
+    use_block_masks(model)
+    batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
     by_prompt: dict[tuple[int, ...], list[str]] = {}
     for key, (prompt, _) in rows.items():
         by_prompt.setdefault(tuple(prompt), []).append(key)
     most, group = max(by_prompt.items(), key=lambda item: len(item[1]))
     if not tree_is_exact(model, list(most[-CHECKED:]), [rows[key][1][:CHECKED] for key in group[:3]]):
         batch_tokens = 1
+    keys = [group for _, group in sorted(by_prompt.items(), key=lambda item: -len(item[0]))]
+    groups = [(rows[group[0]][0], [rows[key][1] for key in group]) for group in keys]
     with tqdm(total=total, initial=total - len(rows), desc="learnability", unit="response") as bar:
-        for shared, keys in sorted(by_prompt.items(), key=lambda item: -len(item[0])):
-            scores = score_group(model, list(shared), [rows[key][1] for key in keys], method, batch_tokens)
-            finite = {key: score for key, score in zip(keys, scores, strict=True) if math.isfinite(score)}
+        for scores in score_groups(model, groups, method, batch_tokens):
+            finite = {keys[n][index]: score for n, index, score in scores if math.isfinite(score)}
             store.put({key: {"learnability": score} for key, score in finite.items()})
-            if len(finite) < len(keys):
-                logger.warning("%d scores are not finite and left out", len(keys) - len(finite))
-            bar.update(len(keys))
+            if len(finite) < len(scores):
+                logger.warning("%d scores are not finite and left out", len(scores) - len(finite))
+            bar.update(len(scores))
 
 
-def score_group(
-    model: Any, prompt: list[int], responses: Sequence[list[int]], method: LearnabilitySettings, batch_tokens: int
-) -> list[float]:
-    """The scores of responses to one prompt, in as few forward passes as `batch_tokens` and the memory allow.
+def score_groups(
+    model: Any,
+    groups: Sequence[tuple[list[int], Sequence[list[int]]]],
+    method: LearnabilitySettings,
+    batch_tokens: int,
+) -> Iterator[list[tuple[int, int, float]]]:
+    """Score responses to many prompts, in as few forward passes as `batch_tokens` and the memory allow.
 
     Where a long pass stretches the position encoding of all its tokens (see stretch_length), what is too long for the
     original one is read alone, as training reads it, so that it does not change its shorter neighbours.
 
     Args:
         model: a causal LM.
-        prompt: token ids, at least one.
-        responses: N lists of token ids, none empty.
+        groups: token ids of a prompt, at least one, and of its responses, none empty.
 
-    Returns:
-        N floats.
+    Yields:
+        After a pass, what it completed: the positions of group and response, and the score.
     """
-    shared, branches = method.branches(prompt, responses)
-    lengths = [len(context) + len(targets) - 1 for _, context, targets in branches]
-    found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-    limit = stretch_length(model)
-    long = {i for i, length in enumerate(lengths) if limit is not None and len(shared) + length + 1 > limit}
-    short = [i for i in range(len(lengths)) if i not in long]
-    parts = [[short[i] for i in part] for part in split_group(len(shared), [lengths[i] for i in short], batch_tokens)]
-    parts += [[i] for i in long]
-    while parts:
-        part = parts.pop()
-        alone = part[0] in long
-        if alone:
+    trees = [method.branches(prompt, responses) for prompt, responses in groups]
+    of_response: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for tree, (_, branches) in enumerate(trees):
+        for position, (response, _, _) in enumerate(branches):
+            of_response.setdefault((tree, response), []).append((tree, position))
+    found: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+    passes, alone = _passes(model, trees, batch_tokens)
+    while passes or alone:
+        whole = not passes
+        part = passes.pop() if passes else [alone.pop()]
+        if whole:
             forget_stretch(model)
+        forest = [
+            (trees[tree][0], [trees[tree][1][position] for _, position in branches])
+            for tree, branches in groupby(part, lambda branch: branch[0])
+        ]
         try:
-            scored = token_scores(model, shared, [branches[i] for i in part], method.method == "rank_surprisal", alone)
+            scored = token_scores(model, forest, method.method == "rank_surprisal", whole)
         except torch.OutOfMemoryError:
             if len(part) == 1:
                 raise
-            parts += [part[: len(part) // 2], part[len(part) // 2 :]]
-        else:
-            found |= dict(zip(part, scored, strict=True))
-    return [
-        method.reduce(
-            torch.cat([found[position][0] for position, (of, _, _) in enumerate(branches) if of == index]),
-            torch.cat([found[position][1] for position, (of, _, _) in enumerate(branches) if of == index]),
-        )
-        for index in range(len(responses))
-    ]
+            passes += [part[: len(part) // 2], part[len(part) // 2 :]]
+            continue
+        found |= dict(zip(part, scored, strict=True))
+        touched = {(tree, trees[tree][1][position][0]) for tree, position in part}
+        complete = [key for key in touched if all(branch in found for branch in of_response[key])]
+        yield [(*key, _reduce([found.pop(branch) for branch in of_response[key]], method)) for key in complete]
+
+
+def score_group(
+    model: Any, prompt: list[int], responses: Sequence[list[int]], method: LearnabilitySettings, batch_tokens: int
+) -> list[float]:
+    """The scores of responses to one prompt, as score_groups."""
+    scores = {
+        index: score
+        for part in score_groups(model, [(prompt, responses)], method, batch_tokens)
+        for _, index, score in part
+    }
+    return [scores[index] for index in range(len(responses))]
+
+
+def _passes(
+    model: Any, trees: Sequence[tuple[list[int], Sequence[Branch]]], batch_tokens: int
+) -> tuple[list[list[tuple[int, int]]], list[tuple[int, int]]]:
+    """Branches (tree, position) of each pass, the first pass last; and the branches that are read alone."""
+    lengths = [[len(branch_tokens(branch)) for branch in branches] for _, branches in trees]
+    limit, alone, short = stretch_length(model), [], []
+    for tree, (shared, branches) in enumerate(trees):
+        long = [i for i in range(len(branches)) if limit is not None and len(shared) + lengths[tree][i] + 1 > limit]
+        alone += [(tree, i) for i in long]
+        short.append([i for i in range(len(branches)) if i not in set(long)])
+    sizes = [(len(trees[tree][0]), [lengths[tree][i] for i in kept]) for tree, kept in enumerate(short)]
+    passes = [[(tree, short[tree][i]) for tree, i in part] for part in pack(sizes, batch_tokens)]
+    return passes[::-1], alone
+
+
+def _reduce(parts: Sequence[tuple[torch.Tensor, torch.Tensor]], method: LearnabilitySettings) -> float:
+    logprobs, ranks = zip(*parts, strict=True)
+    return method.reduce(torch.cat(logprobs), torch.cat(ranks))
 
 
 @torch.inference_mode()

@@ -1,0 +1,123 @@
+"""A forest: many continuations of many contexts, read by a causal model in one forward pass.
+
+The row is [shared 1 | branch | branch ... | shared 2 | branch ...]. The attention mask is a forest: each branch sees
+the shared tokens of its tree and itself, and positions restart after the shared tokens. So a context is read once for
+all of its branches, no row is padded to the length of another, and a pass is long enough to fill the device.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import create_block_mask
+
+PADDING = 1024
+"""Under block masks a pass is padded to a multiple of this: a kernel is made for each length."""
+SPLIT = 16
+"""A tree may be split where its shared tokens, which are then read twice, are this many times fewer than the room."""
+
+Tree = tuple[list[int], Sequence[list[int]]]
+"""Token ids that all branches share, and the token ids of each branch after them."""
+
+
+def pack(trees: Sequence[tuple[int, Sequence[int]]], batch_tokens: int) -> list[list[tuple[int, int]]]:
+    """Divide branches into passes of at most `batch_tokens` tokens; a longer branch has a pass of its own.
+
+    A tree that does not fit into the rest of a pass begins the next one, unless its shared tokens are few beside it.
+
+    Args:
+        trees: how many tokens the branches of each tree share, and how many each branch adds.
+
+    Returns:
+        The passes: positions of tree and branch, those of a tree together, longest first.
+    """
+    passes: list[list[tuple[int, int]]] = []
+    room = 0
+    for tree, (shared, lengths) in enumerate(trees):
+        if shared + sum(lengths) > room and SPLIT * shared > room:
+            room = 0
+        begun = False  # in the last pass
+        for branch in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            if lengths[branch] + (0 if begun else shared) > room:
+                passes.append([])
+                room, begun = batch_tokens, False
+            room -= lengths[branch] + (0 if begun else shared)
+            passes[-1].append((tree, branch))
+            begun = True
+    return passes
+
+
+def use_block_masks(model: Any) -> None:
+    """Let a model on a GPU read forests with flex attention, which skips what the mask forbids; others read them with
+    the attention that they were loaded with."""
+    if model.device.type == "cuda" and model._supports_flex_attn:
+        model.set_attn_implementation("flex_attention")
+
+
+@torch.inference_mode()
+def branch_states(model: Any, trees: Sequence[Tree]) -> list[torch.Tensor]:
+    """The last hidden states of the tokens of every branch, in one forward pass.
+
+    Args:
+        model: a causal model with a head, which is not read.
+
+    Returns:
+        A tensor (L, H) on the model's device for each branch of each tree, in their order.
+    """
+    rows: list[tuple[int, int, list[int]]] = []  # a node: the node that it follows, its first position, its token ids
+    for shared, branches in trees:
+        root = len(rows)
+        rows += [(root, 0, shared), *((root, len(shared), branch) for branch in branches)]
+    ids = [token for _, _, row in rows for token in row]  # (T,)
+    lengths = torch.tensor([len(row) for _, _, row in rows])
+    positions = torch.cat([torch.arange(start, start + len(row)) for _, start, row in rows])
+    nodes = torch.arange(len(rows)).repeat_interleave(lengths)
+    follows = torch.tensor([root for root, _, _ in rows]).repeat_interleave(lengths)
+    # One branch is plain causal attention, which needs no mask.
+    alone = sum(len(branches) for _, branches in trees) == 1
+    padding = -len(ids) % PADDING if _has_block_masks(model) and not alone else 0  # a node of its own, number -1
+    nodes, follows = (torch.nn.functional.pad(part, (0, padding), value=-1) for part in (nodes, follows))
+    positions, read = (torch.nn.functional.pad(part, (0, padding)) for part in (positions, torch.tensor(ids)))
+    nodes, follows, positions, read = (part.to(model.device) for part in (nodes, follows, positions, read))
+    mask = None if alone else forest_mask(model, nodes, follows, positions)
+    # The trunk is the model without its head.
+    trunk = model.base_model(input_ids=read[None], attention_mask=mask, position_ids=positions[None], use_cache=False)
+    states = trunk.last_hidden_state[0, : len(ids)].split(lengths.tolist())
+    return [state for node, (state, (root, _, _)) in enumerate(zip(states, rows, strict=True)) if node != root]
+
+
+def forest_mask(model: Any, nodes: torch.Tensor, follows: torch.Tensor, positions: torch.Tensor) -> Any:
+    """What each token may attend to: the earlier tokens of its own node, and the node that this one follows.
+
+    Args:
+        nodes: (T,) the node of each token: the shared tokens of a tree, or a branch.
+        follows: (T,) the node of the shared tokens of its tree.
+        positions: (T,) position of each token in its own sequence.
+
+    Returns:
+        A mask as transformers' models take it: a (1, 1, T, T) tensor, True where attention is allowed, or a BlockMask;
+        for a model with sliding-window layers one for each kind of layer.
+    """
+
+    def full(query: Any, key: Any) -> Any:
+        seen = (nodes[query] == nodes[key]) | (follows[query] == nodes[key])
+        return seen & (positions[query] >= positions[key])
+
+    def sliding(query: Any, key: Any) -> Any:
+        return full(query, key) & (positions[query] < positions[key] + window)
+
+    def mask(allowed: Callable[[Any, Any], Any]) -> Any:
+        if not _has_block_masks(model):
+            return allowed(every[:, None], every[None])[None, None]
+        return create_block_mask(lambda _, __, query, key: allowed(query, key), None, None, *size, nodes.device)
+
+    config = model.config.get_text_config()
+    window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or [])
+    every, size = torch.arange(len(nodes), device=nodes.device), (len(nodes), len(nodes))
+    if "sliding_attention" in kinds:
+        return {"full_attention": mask(full), "sliding_attention": mask(sliding if window else full)}
+    return mask(sliding if window and not kinds else full)
+
+
+def _has_block_masks(model: Any) -> bool:
+    return model.config._attn_implementation == "flex_attention"
