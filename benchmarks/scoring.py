@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from persyn.chat import encode_completion, with_chat_template
 from persyn.learnability import LearnabilitySettings
-from persyn.learnability.scoring import score_group
+from persyn.learnability.scoring import score_group, score_groups
 from persyn.models import load_causal_lm, load_tokenizer, locate_model
+from persyn.models.forest import BATCH_TOKENS
 from tests.support.tiny import ROOT
 
 STUDENT = "packaged:gemma3-270m"
@@ -104,8 +105,9 @@ def rate() -> None:
     responses = sum(len(response) for _, response in rows)
     work = 2 * trunk * (sum(map(len, groups)) + responses) + 2 * head.numel() * responses
     cpu = time.process_time()
-    for shared, group in groups.items():
-        score_group(model, list(shared), group, LearnabilitySettings(), 512)
+    trees = [(list(shared), group) for shared, group in groups.items()]
+    for _ in score_groups(model, trees, LearnabilitySettings(), BATCH_TOKENS["cpu"]):
+        pass
     reached = work / (time.process_time() - cpu)
     print(f"matmul {best / 1e9:.0f} GFLOP/CPU-s, scoring {reached / 1e9:.0f}: {reached / best:.0%}")  # noqa: T201
 
@@ -123,9 +125,9 @@ def long() -> None:
 def memory(tokens: int, responses: int) -> None:
     """Print what scoring responses of so many tokens adds to the peak."""
     model, row = load_causal_lm(STUDENT), read_rows()[0]
-    score_group(model, row[0], [row[1]], LearnabilitySettings(), 512)
+    score_group(model, row[0], [row[1]], LearnabilitySettings(), BATCH_TOKENS["cpu"])
     before = peak()
-    score_group(model, row[0], [list(range(9, 9 + tokens))] * responses, LearnabilitySettings(), 512)
+    score_group(model, row[0], [list(range(9, 9 + tokens))] * responses, LearnabilitySettings(), BATCH_TOKENS["cpu"])
     print(peak() - before)  # noqa: T201
 
 
@@ -171,20 +173,19 @@ def read_rows() -> list[Row]:
 
 
 def ours() -> Callable[[list[Row]], list[float]]:
-    """persyn.learnability: one forward pass a prompt, the head on response positions only."""
+    """persyn.learnability: trees of prompts in full forward passes, the head on response positions only."""
     model = load_causal_lm(STUDENT)
 
     def score(rows: list[Row]) -> list[float]:
         by_prompt: dict[tuple[int, ...], list[int]] = {}
         for position, (prompt, _) in enumerate(rows):
             by_prompt.setdefault(tuple(prompt), []).append(position)
+        places = list(by_prompt.values())
+        groups = [(rows[group[0]][0], [rows[place][1] for place in group]) for group in places]
         scores = [0.0] * len(rows)
-        for shared, group in by_prompt.items():
-            found = score_group(
-                model, list(shared), [rows[position][1] for position in group], LearnabilitySettings(), 512
-            )
-            for position, value in zip(group, found, strict=True):
-                scores[position] = value
+        for part in score_groups(model, groups, LearnabilitySettings(), BATCH_TOKENS["cpu"]):
+            for group, index, value in part:
+                scores[places[group][index]] = value
         return scores
 
     return score

@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from persyn.errors import InputError
 from persyn.messages import as_messages, assistant_message, user_message
 from persyn.models import load_tokenizer, model_identity
 from persyn.quality import QualitySettings, score_quality
-from persyn.quality.reward_model import RewardModelSettings
+from persyn.quality.reward_model import Reading, RewardModelSettings, _scores
 from persyn.schemas import QUALITY, check_table
 from persyn.store import Store, response_key, slug
 from persyn.verifiers import is_right_answer, share_of_checks
@@ -195,6 +196,28 @@ def test_a_model_of_the_reward_trainer_scores_alike_alone_and_in_company(base_mo
     assert together["quality"].n_unique() == 3
 
 
+def test_conversations_in_one_pass_score_as_they_do_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = build_reward_model(tmp_path / "model")
+    for weight in model.parameters():
+        weight.data *= 10  # so that a token tells on what follows it
+    sizes = torch.randint(1, 40, (12,), generator=torch.Generator().manual_seed(0)).tolist()
+    readings = [Reading(str(n), torch.randint(5, 300, (size,)).tolist(), size) for n, size in enumerate(sizes)]
+    alone = {reading.key: score for part in _scores(model, readings) for reading, score in part}
+    for batch_tokens in (30, 100, 10_000):
+        passes = list(_scores(model, readings, batch_tokens))
+        assert len(passes) < len(readings)
+        assert {of.key: score for part in passes for of, score in part} == pytest.approx(alone, abs=1e-5)
+    model.base_model.forward = partial(_unmasked, model.base_model.forward)
+    assert {of.key: score for part in _scores(model, readings, 100) for of, score in part} == pytest.approx(
+        alone, abs=1e-4
+    )
+    assert "apart in company: they are read alone" in caplog.text
+
+
+def _unmasked(forward: Any, input_ids: Any = None, use_cache: Any = None, **ignored: Any) -> Any:
+    return forward(input_ids, use_cache=use_cache)
+
+
 def test_an_error_and_a_score_that_is_no_number_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -203,7 +226,7 @@ def test_an_error_and_a_score_that_is_no_number_are_left_out(
     failed = responses_table(prompts[:1], "t", [""], "error")
     responses = failed.vstack(responses_table(prompts[1:], "t", ["second", "third"]))
     scores = iter([float("nan"), 0.5])
-    monkeypatch.setattr(persyn.quality.reward_model, "_reward_model", lambda *_: lambda messages: next(scores))
+    monkeypatch.setattr(persyn.quality.reward_model, "_read_alone", lambda *_: next(scores))
     table = score_quality(prompts, responses, tmp_path, by_reward_model(tmp_path / "model"))
     assert table["quality"].to_list() == [0.5]
     assert "1 scores are not finite and left out" in caplog.text

@@ -12,11 +12,9 @@ from tqdm import tqdm
 from persyn.errors import InputError
 from persyn.learnability import LearnabilitySettings
 from persyn.learnability.logprobs import Branch, branch_tokens, forget_stretch, stretch_length, token_scores
-from persyn.models.forest import pack, use_block_masks
+from persyn.models.forest import BATCH_TOKENS, pack, use_block_masks
 from persyn.store import Store
 
-BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
-"""Tokens of a pass where `batch_tokens` is null: on a CPU longer rows only add attention."""
 TOLERANCE = {torch.float32: 1e-3}
 """Nats per token that tree_is_exact tolerates, by precision; 0.05 in others."""
 CHECKED = 64

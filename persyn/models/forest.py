@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
+BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
+"""Tokens of a pass where nobody says otherwise: on a CPU longer passes only add attention."""
 PADDING = 1024
 """Under block masks a pass is padded to a multiple of this: a kernel is made for each length."""
 SPLIT = 16

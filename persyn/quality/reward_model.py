@@ -3,7 +3,7 @@
 import functools
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,8 +19,6 @@ from persyn.models import load_model, load_tokenizer, model_identity
 from persyn.settings import Commit, Settings
 from persyn.store import Store, response_key, slug
 
-CHUNK = 32
-"""Scores of a reward model that are stored at once."""
 TEMPLATE_BYTES = 1024
 """What a chat template may write of itself: a conversation shorter than max_length by this many bytes fits."""
 logger = logging.getLogger(__name__)
@@ -72,16 +70,12 @@ def reward_model_scores(
     _tell_cut(readings, settings, counts if counts is not None else {})
     scores: dict[str, float] = {}
     missing = [reading for reading in readings if reading.ids is not None]
-    score = _reward_model(settings.model, settings.revision) if missing else None
     with tqdm(total=len(readings), initial=len(readings) - len(missing), desc="reward model", unit="response") as bar:
-        for start in range(0, len(missing), CHUNK):
-            chunk = missing[start : start + CHUNK]
-            made = {reading.key: score(reading.ids) for reading in chunk if reading.ids} if score else {}
-            sizes = {reading.key: reading.num_tokens for reading in chunk}
-            finite = {key: value for key, value in made.items() if math.isfinite(value)}
-            store.put({key: {"quality": value, "num_tokens": sizes[key]} for key, value in finite.items()})
-            scores |= made
-            bar.update(len(chunk))
+        for made in _scores(_reward_model(settings.model, settings.revision), missing) if missing else ():
+            finite = [(reading, value) for reading, value in made if math.isfinite(value)]
+            store.put({of.key: {"quality": value, "num_tokens": of.num_tokens} for of, value in finite})
+            scores |= {reading.key: value for reading, value in made}
+            bar.update(len(made))
     return [row["quality"] if (row := store.get(reading.key)) else scores[reading.key] for reading in readings]
 
 
@@ -152,16 +146,78 @@ def _tell_cut(readings: Sequence[Reading], settings: RewardModelSettings, counts
     logger.warning("%s: the middle of each is left out", message)
 
 
-def _reward_model(model: str, revision: str | None) -> Callable[[Sequence[int]], float]:
-    import torch
+def _reward_model(name: str, revision: str | None) -> Any:
     from transformers import AutoModelForSequenceClassification
 
-    scorer = load_model(AutoModelForSequenceClassification, model, revision)
-    if scorer.config.num_labels != 1:
-        raise InputError(f"{model} gives {scorer.config.num_labels} scores a text; a reward model must give 1")
+    model = load_model(AutoModelForSequenceClassification, name, revision)
+    if model.config.num_labels != 1:
+        raise InputError(f"{name} gives {model.config.num_labels} scores a text; a reward model must give 1")
+    return model
 
-    @torch.inference_mode()
-    def score(ids: Sequence[int]) -> float:  # one by one, so that a score cannot depend on its batch
-        return scorer(torch.tensor([list(ids)], device=scorer.device)).logits.float().item()
 
-    return score
+def _scores(
+    model: Any, readings: Sequence[Reading], batch_tokens: int | None = None
+) -> Iterator[list[tuple[Reading, float]]]:
+    """Scores, as many at a time as one forward pass gives.
+
+    On a CPU a conversation is read alone, which is as fast, and its score is the same to the last bit whatever is read
+    beside it. On a GPU conversations fill a pass, and each sees itself only.
+    """
+    import torch
+
+    from persyn.models.forest import BATCH_TOKENS, pack, use_block_masks
+
+    batch_tokens = batch_tokens or (1 if model.device.type == "cpu" else BATCH_TOKENS["cuda"])
+    use_block_masks(model)
+    if batch_tokens > 1 and not _reads_itself_only(model, readings):
+        batch_tokens = 1
+    lengths = [len(reading.ids or ()) for reading in readings]
+    passes = [[branch for _, branch in part] for part in pack([(0, lengths)], batch_tokens)][::-1]
+    while passes:
+        part = [readings[branch] for branch in passes[-1]]
+        try:
+            values = _read_together(model, part) if len(part) > 1 else [_read_alone(model, part[0])]
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+            passes[-1:] = [passes[-1][: len(part) // 2], passes[-1][len(part) // 2 :]]
+            continue
+        passes.pop()
+        yield list(zip(part, values, strict=True))
+
+
+def _read_alone(model: Any, reading: Reading) -> float:
+    import torch
+
+    with torch.inference_mode():
+        return model(torch.tensor([reading.ids], device=model.device)).logits.float().item()
+
+
+def _read_together(model: Any, readings: Sequence[Reading]) -> list[float]:
+    """The score of each is that of its last token."""
+    import torch
+
+    from persyn.models.forest import branch_states
+
+    with torch.inference_mode():
+        states = branch_states(model, [([], [list(reading.ids or ()) for reading in readings])])
+        return model.score(torch.stack([of[-1] for of in states])).float().flatten().tolist()
+
+
+def _reads_itself_only(model: Any, readings: Sequence[Reading]) -> bool:
+    """Whether the model scores a conversation in company as alone: it is causal, respects the mask and has a plain
+    head on the last token. An encoder does not.
+    """
+    import torch
+
+    if not isinstance(getattr(model, "score", None), torch.nn.Linear):
+        return False
+    some = sorted(readings, key=lambda reading: len(reading.ids or ()))[:3]
+    alone = [_read_alone(model, reading) for reading in some]
+    error = max(abs(a - b) for a, b in zip(alone, _read_together(model, some), strict=True))
+    tolerance = 1e-3 if model.dtype == torch.float32 else 0.05 * max(1, *map(abs, alone))
+    if not error <= tolerance:
+        logger.warning(
+            "%s scores conversations %.2g apart in company: they are read alone", type(model).__name__, error
+        )
+    return error <= tolerance
