@@ -4,7 +4,7 @@ import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +19,8 @@ from persyn.models import load_model, load_tokenizer, model_identity
 from persyn.settings import Commit, Settings
 from persyn.store import Store, response_key, slug
 
+CHECKED = 64
+"""Tokens of a conversation that _reads_itself_only reads, so that it needs little memory."""
 TEMPLATE_BYTES = 1024
 """What a chat template may write of itself: a conversation shorter than max_length by this many bytes fits."""
 logger = logging.getLogger(__name__)
@@ -212,7 +214,7 @@ def _reads_itself_only(model: Any, readings: Sequence[Reading]) -> bool:
 
     if not isinstance(getattr(model, "score", None), torch.nn.Linear):
         return False
-    some = sorted(readings, key=lambda reading: len(reading.ids or ()))[:3]
+    some = [replace(reading, ids=(reading.ids or ())[:CHECKED]) for reading in readings[:3]]
     alone = [_read_alone(model, reading) for reading in some]
     error = max(abs(a - b) for a, b in zip(alone, _read_together(model, some), strict=True))
     tolerance = 1e-3 if model.dtype == torch.float32 else 0.05 * max(1, *map(abs, alone))
