@@ -4,11 +4,12 @@ Only the hidden states that predict a scored token reach the LM head.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 
-from persyn.models.forest import branch_states
+from persyn.models.forest import branch_states, can_compile, on_device
 
 VOCABULARY_TILE = {"cpu": 8192, "cuda": 65536}
 """Tokens of the vocabulary whose logits exist at once: on a CPU they fit its cache, which is three times faster."""
@@ -25,7 +26,7 @@ def token_scores(
     trees: Sequence[tuple[list[int], Sequence[Branch]]],
     with_ranks: bool = False,
     whole: bool = False,
-) -> list[tuple[torch.Tensor, torch.Tensor]]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """log p and rank of every scored token of every branch, in one forward pass.
 
     At most [LOGIT_CHUNK, VOCABULARY_TILE] logits exist at once; they are reduced in fp32.
@@ -35,8 +36,8 @@ def token_scores(
         whole: read the last scored token as well. It predicts nothing, but in some models a pass's length matters.
 
     Returns:
-        For each branch of each tree a pair of (R,) tensors on the CPU: nats, and ranks from 1 for the likeliest (0
-        without ranks).
+        Two (R,) tensors on the model's device, branch after branch: nats, and ranks from 1 for the likeliest (0 without
+        ranks). A GPU may still be at work on them.
     """
     forest = [(shared, [branch_tokens(branch, whole) for branch in branches]) for shared, branches in trees]
     branches = [branch for _, group in trees for branch in group]
@@ -45,14 +46,13 @@ def token_scores(
         for states, (_, context, targets) in zip(branch_states(model, forest), branches, strict=True)
     ]
     hidden = torch.cat(predicting)  # (R, H)
-    targets = torch.tensor([token for _, _, row in branches for token in row], device=hidden.device)  # (R,)
+    targets = on_device(torch.tensor([token for _, _, row in branches for token in row]), model)  # (R,)
     chunks = [
         _head(model, hidden[at : at + LOGIT_CHUNK], targets[at : at + LOGIT_CHUNK], with_ranks)
         for at in range(0, len(targets), LOGIT_CHUNK)
     ]
-    lengths = [len(row) for _, _, row in branches]
-    logprobs, ranks = (torch.cat(part).cpu().split(lengths) for part in zip(*chunks, strict=True))
-    return list(zip(logprobs, ranks, strict=True))
+    logprobs, ranks = (torch.cat(part) for part in zip(*chunks, strict=True))
+    return logprobs, ranks
 
 
 def branch_tokens(branch: Branch, whole: bool = False) -> list[int]:
@@ -94,21 +94,32 @@ def _head(
     head = model.get_output_embeddings()
     tile = VOCABULARY_TILE.get(hidden.device.type, VOCABULARY_TILE["cuda"])
     bias = getattr(head, "bias", None)
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     chosen = (hidden.float() * head.weight[targets].float()).sum(dim=1)  # (C,)
-    chosen = _capped(model, chosen if bias is None else chosen + bias[targets].float())
-    ranks, masses = torch.full_like(targets, with_ranks), []
+    chosen = _capped(chosen if bias is None else chosen + bias[targets].float(), cap)
+    ranks, masses, log_mass = torch.full_like(targets, with_ranks), [], _fused_log_mass(hidden.device.type)
     for start in range(0, len(head.weight), tile):
         part = slice(start, start + tile)
         logits = torch.nn.functional.linear(hidden, head.weight[part], None if bias is None else bias[part])
-        logits = _capped(model, logits.float())  # (C, tile)
-        masses.append(logits.logsumexp(dim=1))
+        masses.append(log_mass(logits, cap))  # logits are (C, tile)
         if with_ranks:
+            logits = _capped(logits.float(), cap)
             inside = (targets >= start) & (targets < start + tile)  # a target does not count for its own rank
             logits[inside, targets[inside] - start] = float("-inf")
             ranks += (logits > chosen[:, None]).sum(dim=1)
     return chosen - torch.stack(masses).logsumexp(dim=0), ranks
 
 
-def _capped(model: Any, logits: torch.Tensor) -> torch.Tensor:
-    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+@cache
+def _fused_log_mass(device: str) -> Any:
+    """_log_mass; on a GPU one kernel, which reads the logits twice instead of ten times."""
+    return torch.compile(_log_mass, dynamic=True) if device == "cuda" and can_compile() else _log_mass
+
+
+def _log_mass(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """log of the sum of the exponentials of logits (C, tile), in fp32."""
+    return _capped(logits.float(), cap).logsumexp(dim=1)
+
+
+def _capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
     return logits if not cap else cap * torch.tanh(logits / cap)  # Gemma-2 soft-caps its logits after the head

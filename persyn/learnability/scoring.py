@@ -12,9 +12,11 @@ from tqdm import tqdm
 from persyn.errors import InputError
 from persyn.learnability import LearnabilitySettings
 from persyn.learnability.logprobs import Branch, branch_tokens, forget_stretch, stretch_length, token_scores
-from persyn.models.forest import BATCH_TOKENS, pack, use_block_masks
+from persyn.models.forest import BATCH_TOKENS, compile_layers, pack, use_block_masks
 from persyn.store import Store
 
+COMPILED = 5_000_000
+"""Tokens from which on a GPU saves more time than it takes to compile the model's layers."""
 TOLERANCE = {torch.float32: 1e-3}
 """Nats per token that tree_is_exact tolerates, by precision; 0.05 in others."""
 CHECKED = 64
@@ -32,6 +34,8 @@ def score_missing(
 ) -> None:
     """Score `rows` in groups that share a prompt, and store each group's scores as they come."""
     use_block_masks(model)
+    if sum(len(prompt) + len(response) for prompt, response in rows.values()) > COMPILED:
+        compile_layers(model)
     batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
     by_prompt: dict[tuple[int, ...], list[str]] = {}
     for key, (prompt, _) in rows.items():
@@ -74,7 +78,23 @@ def score_groups(
         for position, (response, _, _) in enumerate(branches):
             of_response.setdefault((tree, response), []).append((tree, position))
     found: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
+    for part, scored in _read_passes(model, trees, method.method == "rank_surprisal", batch_tokens):
+        lengths = [len(trees[tree][1][position][2]) for tree, position in part]
+        logprobs, ranks = (tokens.cpu().split(lengths) for tokens in scored)
+        found |= dict(zip(part, zip(logprobs, ranks, strict=True), strict=True))
+        touched = {(tree, trees[tree][1][position][0]): None for tree, position in part}
+        complete = [key for key in touched if all(branch in found for branch in of_response[key])]
+        yield [(*key, _reduce([found.pop(branch) for branch in of_response[key]], method)) for key in complete]
+
+
+def _read_passes(
+    model: Any, trees: Sequence[tuple[list[int], Sequence[Branch]]], with_ranks: bool, batch_tokens: int
+) -> Iterator[tuple[list[tuple[int, int]], tuple[torch.Tensor, torch.Tensor]]]:
+    """Each pass's branches (tree, position) with what token_scores gives. A GPU is given the next pass before the last
+    one's scores are waited for.
+    """
     passes, alone = _passes(model, trees, batch_tokens)
+    given = None
     while passes or alone:
         whole = not passes
         part = passes.pop() if passes else [alone.pop()]
@@ -85,16 +105,17 @@ def score_groups(
             for tree, branches in groupby(part, lambda branch: branch[0])
         ]
         try:
-            scored = token_scores(model, forest, method.method == "rank_surprisal", whole)
+            scored = token_scores(model, forest, with_ranks, whole)
         except torch.OutOfMemoryError:
             if len(part) == 1:
                 raise
-            passes += [part[: len(part) // 2], part[len(part) // 2 :]]
+            passes += [part[len(part) // 2 :], part[: len(part) // 2]]
             continue
-        found |= dict(zip(part, scored, strict=True))
-        touched = {(tree, trees[tree][1][position][0]) for tree, position in part}
-        complete = [key for key in touched if all(branch in found for branch in of_response[key])]
-        yield [(*key, _reduce([found.pop(branch) for branch in of_response[key]], method)) for key in complete]
+        if given:
+            yield given
+        given = part, scored
+    if given:
+        yield given
 
 
 def score_group(

@@ -5,7 +5,9 @@ the shared tokens of its tree and itself, and positions restart after the shared
 all of its branches, no row is padded to the length of another, and a pass is long enough to fill the device.
 """
 
+import logging
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ SPLIT = 16
 
 Tree = tuple[list[int], Sequence[list[int]]]
 """Token ids that all branches share, and the token ids of each branch after them."""
+logger = logging.getLogger(__name__)
 
 
 def pack(trees: Sequence[tuple[int, Sequence[int]]], batch_tokens: int) -> list[list[tuple[int, int]]]:
@@ -51,9 +54,30 @@ def pack(trees: Sequence[tuple[int, Sequence[int]]], batch_tokens: int) -> list[
 
 def use_block_masks(model: Any) -> None:
     """Let a model on a GPU read forests with flex attention, which skips what the mask forbids; others read them with
-    the attention that they were loaded with."""
-    if model.device.type == "cuda" and model._supports_flex_attn:
+    the attention that they were loaded with.
+    """
+    if model.device.type == "cuda" and model._supports_flex_attn and can_compile():
         model.set_attn_implementation("flex_attention")
+
+
+def compile_layers(model: Any) -> None:
+    """Fuse the small operations of a layer, which take a GPU as long as its matrix products. It takes some 15 s, once;
+    scores change by rounding only."""
+    if model.device.type == "cuda" and can_compile():
+        for layer in getattr(model.base_model, "layers", ()):
+            layer.compile()
+
+
+@cache
+def can_compile() -> bool:
+    """Whether torch.compile works on this machine's GPU: it needs Triton and a C compiler."""
+    try:
+        torch.compile(torch.nn.functional.silu)(torch.ones(8, device="cuda"))
+    except Exception as error:  # noqa: BLE001 - compilers fail in many ways, and the work can go on without one
+        reason = " ".join(str(error).split())[:200]
+        logger.warning("torch.compile does not work here, so scoring is slower; it needs Triton and gcc: %s", reason)
+        return False
+    return True
 
 
 @torch.inference_mode()
@@ -80,12 +104,17 @@ def branch_states(model: Any, trees: Sequence[Tree]) -> list[torch.Tensor]:
     padding = -len(ids) % PADDING if _has_block_masks(model) and not alone else 0  # a node of its own, number -1
     nodes, follows = (torch.nn.functional.pad(part, (0, padding), value=-1) for part in (nodes, follows))
     positions, read = (torch.nn.functional.pad(part, (0, padding)) for part in (positions, torch.tensor(ids)))
-    nodes, follows, positions, read = (part.to(model.device) for part in (nodes, follows, positions, read))
+    nodes, follows, positions, read = (on_device(part, model) for part in (nodes, follows, positions, read))
     mask = None if alone else forest_mask(model, nodes, follows, positions)
     # The trunk is the model without its head.
     trunk = model.base_model(input_ids=read[None], attention_mask=mask, position_ids=positions[None], use_cache=False)
     states = trunk.last_hidden_state[0, : len(ids)].split(lengths.tolist())
     return [state for node, (state, (root, _, _)) in enumerate(zip(states, rows, strict=True)) if node != root]
+
+
+def on_device(tensor: torch.Tensor, model: Any) -> torch.Tensor:
+    """A copy on the model's device, which a GPU makes when it comes to it: nobody waits for the work before."""
+    return tensor.pin_memory().to(model.device, non_blocking=True) if model.device.type == "cuda" else tensor
 
 
 def forest_mask(model: Any, nodes: torch.Tensor, follows: torch.Tensor, positions: torch.Tensor) -> Any:
@@ -111,7 +140,8 @@ def forest_mask(model: Any, nodes: torch.Tensor, follows: torch.Tensor, position
     def mask(allowed: Callable[[Any, Any], Any]) -> Any:
         if not _has_block_masks(model):
             return allowed(every[:, None], every[None])[None, None]
-        return create_block_mask(lambda _, __, query, key: allowed(query, key), None, None, *size, nodes.device)
+        rule = lambda _, __, query, key: allowed(query, key)  # noqa: E731
+        return create_block_mask(rule, None, None, *size, nodes.device, _compile=True)  # else a (T, T) mask exists
 
     config = model.config.get_text_config()
     window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or [])
