@@ -24,7 +24,6 @@ from typing import Any
 import torch
 
 ROOT = Path(__file__).parent.parent
-PARTS = ("scoring", "vocabulary", "reward", "generation", "student", "router", "routing", "graph")
 LIMIT = 240
 """Seconds of one part at most."""
 QWEN = {"vocab_size": 151_936, "max_position_embeddings": 32_768, "num_key_value_heads": 2, "tie_word_embeddings": True}
@@ -57,6 +56,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 TOY = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 TOY |= {"num_key_value_heads": 2, "vocab_size": 512, "head_dim": 8}
+PARTS = (
+    *("scoring-0.5B", "scoring-1.5B", "scoring-7B", "vocabulary", "reward", "generation"),
+    *("student-0.5B", "student-1.5B", "router", "routing", "graph"),
+)
+"""The parts; what follows a hyphen is the size of the model."""
 Row = tuple[list[int], list[int]]
 """Token ids of a prompt and of a response."""
 Table = list[dict[str, Any]]
@@ -72,7 +76,8 @@ def main() -> None:
     asked = parser.parse_args()
     bench = Bench(asked.toy, asked.rate)
     if asked.part:
-        print(json.dumps(getattr(bench, asked.part)()))  # noqa: T201
+        part, *size = asked.part.split("-")
+        print(json.dumps(getattr(bench, part)(*size)))  # noqa: T201
         return
     rate = bench.matmul_rate()
     print(f"{bench.device_name()}, torch {torch.__version__}: matmul {rate / 1e12:.3g} TFLOP/s\n", flush=True)  # noqa: T201
@@ -91,11 +96,16 @@ def run(command: list[str]) -> tuple[str, Table]:
     """Why a part failed, or its table."""
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        return f"failed: it took over {LIMIT} s", []
+    except subprocess.TimeoutExpired as late:
+        return f"failed: it took over {LIMIT} s: {last_lines((late.stderr or b'').decode())}", []
     if done.returncode:
-        return f"failed ({done.returncode}): " + " / ".join(done.stderr.strip().splitlines()[-12:]), []
+        return f"failed ({done.returncode}): {last_lines(done.stderr)}", []
     return "", json.loads(done.stdout.splitlines()[-1])
+
+
+def last_lines(text: str) -> str:
+    """The end of what a process said."""
+    return " / ".join(text.strip().splitlines()[-12:])
 
 
 def markdown(table: Table) -> str:
@@ -193,30 +203,27 @@ class Bench:
         asked = [ids(60, 180) for _ in range(prompts)]
         return [(prompt, ids(150, 750)) for prompt in asked for _ in range(teachers)]
 
-    def scoring(self) -> Table:
+    def scoring(self, size: str) -> Table:
         """Learnability: ours beside the naive loop, padded batches and TRL's log-probabilities."""
         from persyn.models.forest import compile_layers
 
-        table: Table = []
-        for name, prompts in (("Qwen2.5-0.5B", 24), ("Qwen2.5-1.5B", 16), ("Qwen2.5-7B", 4))[: 1 if self.toy else 3]:
-            model = self.model(name, dtype=torch.float32)
-            rows = self.rows(2 if self.toy else prompts, 3 if self.toy else 19, model.config.vocab_size)
-            exact = naive(model, rows[:4])
-            model = model.to(self.dtype)
-            peers = rows[: 4 if self.toy else 38]
-            for method, score, given in (
-                ("naive loop", naive, peers),
-                ("padded batches of 16", padded, peers),
-                ("TRL, batches of 16", trl, peers),
-                ("ours", ours, rows),
-                ("ours, layers compiled", ours, rows),
-            ):
-                if "compiled" in method:
-                    compile_layers(model)
-                table.append({"model": name, "method": method} | self.scored(model, score, given, exact))
-            for row in table[-5:]:
-                row["times naive"] = row["tokens/s"] / table[-5]["tokens/s"]
-            del model
+        name, prompts = f"Qwen2.5-{size}", {"0.5B": 24, "1.5B": 16, "7B": 4}[size]
+        model = self.model(name, dtype=torch.float32)
+        rows = self.rows(2 if self.toy else prompts, 3 if self.toy else 19, model.config.vocab_size)
+        exact = naive(model, rows[:4])
+        model, table = model.to(self.dtype), []
+        for method, score, given in (
+            ("naive loop", naive, rows[:38]),
+            ("padded batches of 16", padded, rows[:38]),
+            ("TRL, batches of 16", trl, rows[:38]),
+            ("ours", ours, rows),
+            ("ours, layers compiled", ours, rows),
+        ):
+            if "compiled" in method:
+                compile_layers(model)
+            table.append({"model": name, "method": method} | self.scored(model, score, given, exact))
+            table[-1]["times naive"] = table[-1]["tokens/s"] / table[0]["tokens/s"]
+            note(table[-1])
         return table
 
     def scored(
@@ -283,12 +290,13 @@ class Bench:
         trunk, tokens, expected = sum(p.numel() for p in model.base_model.layers.parameters()), sum(map(len, rows)), []
         table: Table = []
         for method, work in (("one by one", alone), ("padded batches of 16", batches), ("ours", packed)):
-            work()
+            work()  # warms up
             found, spent, memory = self.measured(work)
             expected = expected or found
             error = max(abs(a - b) for a, b in zip(found, expected, strict=True))
             table.append({"model": name, "method": method, "rows": len(rows), "tokens/s": tokens / spent})
             table[-1] |= {"MFU": 2 * trunk * tokens / spent / self.rate, "added GB": memory, "difference": error}
+            note(table[-1])
         for row in table:
             row["times one by one"] = row["tokens/s"] / table[0]["tokens/s"]
         return table
@@ -325,9 +333,9 @@ class Bench:
             table[-1] |= {"tokens": made, "added GB": memory}
         return table
 
-    def student(self) -> Table:
-        """Updates of fine-tuning, whole and by LoRA."""
-        return [self.trained("Qwen2.5-0.5B", None)] + ([] if self.toy else [self.trained("Qwen2.5-1.5B", {})])
+    def student(self, size: str) -> Table:
+        """Updates of fine-tuning, whole (0.5B) or by LoRA."""
+        return [self.trained(f"Qwen2.5-{size}", None if size == "0.5B" else {})]
 
     def trained(self, name: str, lora: dict[str, Any] | None) -> dict[str, Any]:
         """Speed of training this student on rows of some 600 tokens."""
@@ -464,6 +472,11 @@ class Clock:
                 clock.tokens.append(float(state.num_input_tokens_seen))
 
         return [Notes()]
+
+
+def note(row: dict[str, Any]) -> None:
+    """Say how far a part has come, should it not come to its end."""
+    print({name: show(value) for name, value in row.items()}, file=sys.stderr, flush=True)  # noqa: T201
 
 
 def words(seed: int, number: int) -> str:
