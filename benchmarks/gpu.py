@@ -80,7 +80,8 @@ def main() -> None:
         print(json.dumps(getattr(bench, part)(*size)))  # noqa: T201
         return
     rate = bench.matmul_rate()
-    print(f"{bench.device_name()}, torch {torch.__version__}: matmul {rate / 1e12:.3g} TFLOP/s\n", flush=True)  # noqa: T201
+    sizes = "; toy sizes: a model's name is only its family's" if asked.toy else ""
+    print(f"{bench.device_name()}, torch {torch.__version__}: matmul {rate / 1e12:.3g} TFLOP/s{sizes}\n", flush=True)  # noqa: T201
     failed = []
     for part in asked.parts.split(","):
         command = [sys.executable, "-m", "benchmarks.gpu", "--part", part, "--rate", str(rate)]
@@ -428,6 +429,7 @@ class Bench:
         from tests.support.tiny import build_tokenizer
 
         sizes = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+        sizes = {name: size // 6 for name, size in sizes.items()} if self.toy else sizes
         transformers.BertModel(transformers.BertConfig(**sizes, vocab_size=30_522)).save_pretrained(folder)
         build_tokenizer(None).save_pretrained(folder)
         return str(folder)
