@@ -1,4 +1,4 @@
-"""Learnability: how well a response fits the untuned student. All responses to a prompt share one forward pass."""
+"""Learnability: how well a response fits the untuned student. A prompt is read once for all."""
 
 import logging
 from collections.abc import Sequence
@@ -79,8 +79,8 @@ class LearnabilitySpeed(Settings):
     """How fast responses are scored; the scores are the same."""
 
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Tokens in one forward pass at most (one response at least); null is 512 on a CPU, where longer rows only add
-    attention, and 4096 on a GPU."""
+    """Tokens in one forward pass at most (one response at least), of several prompts; null is 512 on a CPU, where longer
+    rows only add attention, and 16,384 on a GPU."""
 
 
 def score_learnability(
