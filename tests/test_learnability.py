@@ -8,7 +8,7 @@ from torch.nn.attention.flex_attention import create_block_mask
 
 from persyn.chat import encode_completion, with_chat_template
 from persyn.errors import InputError
-from persyn.learnability import LearnabilitySettings, logprobs, score_learnability, scoring
+from persyn.learnability import LearnabilitySettings, LearnabilitySpeed, logprobs, score_learnability, scoring
 from persyn.learnability.scoring import score_group, score_groups
 from persyn.messages import as_text
 from persyn.models import Student, forest, load_causal_lm, load_tokenizer
@@ -58,7 +58,12 @@ def test_equals_the_naive_loop_in_any_group_order_and_chunk(
     for batch_tokens, chunk, order in ((1, 1024, responses), (10_000, 1024, responses.reverse()), (60, 3, responses)):
         monkeypatch.setattr(logprobs, "LOGIT_CHUNK", chunk)
         table = score_learnability(
-            prompts, order, student, MEAN, tmp_path / str(batch_tokens), batch_tokens=batch_tokens
+            prompts,
+            order,
+            student,
+            MEAN,
+            tmp_path / str(batch_tokens),
+            speed=LearnabilitySpeed(batch_tokens=batch_tokens),
         )
         check_table(table, LEARNABILITY, "learnability")
         scores = {row[:2]: row[2] for row in table.iter_rows()}
@@ -158,7 +163,12 @@ def test_the_variants_equal_their_slow_references(family: str, method: Learnabil
     prompts, student = prompts_table(TEXTS), Student(model=folder, license="x")
     for batch_tokens in (1, 100, 10_000):
         table = score_learnability(
-            prompts, several_teachers(prompts), student, method, tmp_path / str(batch_tokens), batch_tokens=batch_tokens
+            prompts,
+            several_teachers(prompts),
+            student,
+            method,
+            tmp_path / str(batch_tokens),
+            speed=LearnabilitySpeed(batch_tokens=batch_tokens),
         )
         for row in table.join(prompts, on="prompt_id").filter(teacher="t1").iter_rows(named=True):
             response = RESPONSES[(TEXTS.index(as_text(row["prompt"])) + 1) % 4]

@@ -25,6 +25,7 @@ from persyn.models import Student
 from persyn.pairs import PairSettings
 from persyn.prompts import PromptSettings
 from persyn.quality import QualitySettings
+from persyn.quality.reward_model import RewardModelSpeed
 from persyn.responses import ResponseSettings
 from persyn.rewards import RewardSettings
 from persyn.router.settings import RouterSettings
@@ -62,6 +63,8 @@ class Speed(Settings):
     """Teacher (or `judge`) -> its own knobs, which override those of its backend's section."""
     learnability: LearnabilitySpeed = LearnabilitySpeed()
     """Of the stage learnability."""
+    reward_model: RewardModelSpeed = RewardModelSpeed()
+    """Of the method reward_model of the stage quality."""
     router: TrainingSpeed = TrainingSpeed()
     """Of the router's training."""
     student: TrainingSpeed = TrainingSpeed()
