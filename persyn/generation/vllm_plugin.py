@@ -9,14 +9,14 @@ import os
 import signal
 import sys
 
-PARENT = "PERSYN_VLLM_PARENT"
-"""Environment variable: the id of the process whose children end with it."""
+from persyn.settings import VLLM_PARENT
+
 PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent() -> None:
     """Have the kernel kill this process when its parent ends (Linux only), if PerSyn is its parent."""
-    if sys.platform == "linux" and os.environ.get(PARENT) == str(os.getppid()):
+    if sys.platform == "linux" and os.environ.get(VLLM_PARENT) == str(os.getppid()):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.environ[PARENT] != str(os.getppid()):  # it ended meanwhile
+        if os.environ[VLLM_PARENT] != str(os.getppid()):  # it ended meanwhile
             os.kill(os.getpid(), signal.SIGKILL)
