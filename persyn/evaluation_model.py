@@ -14,11 +14,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import takewhile
+from datetime import timedelta
+from itertools import takewhile, zip_longest
 from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import (
@@ -223,6 +225,8 @@ class EvaluatedStudent(StudentPrompts, HFLM):
     """A student in transformers. Processes that `accelerate launch` has started share the items."""
 
     def __init__(self, thinking: Thinking = "none", **arguments: Any) -> None:
+        if arguments.get("device") == "cpu" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            PartialState(cpu=True, timeout=timedelta(weeks=52))  # lm-eval connects processes only if they have GPUs
         super().__init__(thinking, **arguments)
         self.model.generation_config.max_new_tokens = None  # it would override what the task and params.yaml say
         if hasattr(self, "accelerator"):  # lm-eval lets processes share the items only if each sees several GPUs
@@ -243,6 +247,15 @@ class EvaluatedStudent(StudentPrompts, HFLM):
         """Generate up to the tokens that end the student's turn, or one of the texts in `stop`."""
         ends = self._ends(stop, self.model)
         return super()._model_generate(context, max_length, stop, **{"eos_token_id": ends} | how)
+
+    def gather_object(self, obj: Any, dst: int = 0) -> Any:
+        """What the processes have, on the first. A metric's values come in the order of the items, which were dealt out
+        in turn, so that means and errors are those of one process to the last digit.
+        """
+        parts = super().gather_object(obj, dst)
+        if self.world_size == 1 or not parts or any(isinstance(values, list) for values in obj.values()):
+            return parts
+        return [{task: {key: _in_turn([part[task][key] for part in parts]) for key in obj[task]} for task in obj}]
 
 
 class StudentInVLLM(StudentPrompts):
@@ -402,6 +415,11 @@ def _check_copies(knobs: VLLMKnobs) -> None:
             f"speed.evaluation: data_parallel {knobs.data_parallel} times tensor_parallel {knobs.tensor_parallel} "
             f"needs {needed} GPUs, {visible} are visible; lower data_parallel"
         )
+
+
+def _in_turn(parts: Sequence[Sequence[Any]]) -> list[Any]:
+    """The first of each part, then the second of each, and so on."""
+    return [value for values in zip_longest(*parts, fillvalue=None) for value in values if value is not None]
 
 
 def _generation_config(folder: str, config: Any) -> Any:
