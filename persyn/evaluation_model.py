@@ -313,8 +313,12 @@ class StudentInVLLM(StudentPrompts):
         from vllm.exceptions import VLLMClientError
 
         how, until, most = super().modify_gen_kwargs(gen_kwargs, eos, default_max_gen_toks)
-        rules = {"repetition_penalty": self.generation_config.repetition_penalty or 1.0}
-        if how["temperature"]:
+        # Without a temperature vLLM draws, where lm-eval and transformers take the likeliest token.
+        rules: dict[str, Any] = {
+            "temperature": 0.0,
+            "repetition_penalty": self.generation_config.repetition_penalty or 1.0,
+        }
+        if how.get("temperature"):
             logger.warning("a task draws its responses: vLLM draws others than transformers")
             rules |= {name: _given(self.generation_config, name, usual) for name, usual in DRAWN.items()}
         how = {**rules, **how, "stop_token_ids": self._ends(until, self)}
