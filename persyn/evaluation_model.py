@@ -267,6 +267,7 @@ class StudentInVLLM(StudentPrompts):
 
     unread = -1  # vLLM reads the last token, and wants room for one more
     advice = ", or set speed.evaluation.engine to transformers; speed.evaluation.max_model_len may be too low, too"
+    drawn = False
     data_parallel_size: int
     model: Any
 
@@ -319,7 +320,9 @@ class StudentInVLLM(StudentPrompts):
             "repetition_penalty": self.generation_config.repetition_penalty or 1.0,
         }
         if how.get("temperature"):
-            logger.warning("a task draws its responses: vLLM draws others than transformers")
+            if not self.drawn:
+                logger.warning("a task draws its responses: vLLM draws others than transformers")
+            self.drawn = True
             rules |= {name: _given(self.generation_config, name, usual) for name, usual in DRAWN.items()}
         how = {**rules, **how, "stop_token_ids": self._ends(until, self)}
         try:
