@@ -7,11 +7,9 @@ could not start. Processes that PerSyn did not start, such as `vllm serve`, are 
 import os
 
 from persyn import errors
-
-PARENT = "PERSYN_VLLM_PARENT"
-"""Environment variable: the id of the process whose children end with it."""
+from persyn.settings import VLLM_PARENT
 
 
 def end_with_parent() -> None:
     """As errors.end_with_parent, if PerSyn is this process's parent."""
-    errors.end_with_parent(int(os.environ.get(PARENT, "0")))
+    errors.end_with_parent(int(os.environ.get(VLLM_PARENT, "0")))
