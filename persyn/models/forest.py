@@ -147,7 +147,8 @@ def forest_mask(model: Any, nodes: torch.Tensor, follows: torch.Tensor, position
         return allowed(every[:, None], every[None])[None, None]
 
     config = model.config.get_text_config()
-    window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or [])
+    window: Any = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or [])
     every = torch.arange(len(nodes), device=nodes.device)
     if "sliding_attention" in kinds:
         return {"full_attention": mask(full), "sliding_attention": mask(sliding if window else full)}
@@ -171,13 +172,14 @@ def _block_mask(allowed: Callable[[Any, Any], Any], every: torch.Tensor) -> Bloc
     )
     whole = counts == BLOCK**2
     some = (counts > 0) & ~whole
-    lists = [
-        part
-        for kind in (some, whole)  # how many blocks of each row, and which, those that count first
-        for part in (kind.sum(dim=1), kind.to(torch.int8).argsort(dim=1, descending=True, stable=True))
-    ]
+    (number, which), (whole_number, whole_which) = (  # how many blocks of each row, and which, those that count first
+        (kind.sum(dim=1), kind.to(torch.int8).argsort(dim=1, descending=True, stable=True)) for kind in (some, whole)
+    )
     return BlockMask.from_kv_blocks(
-        *(part.to(torch.int32)[None, None] for part in lists),
+        number.to(torch.int32)[None, None],
+        which.to(torch.int32)[None, None],
+        whole_number.to(torch.int32)[None, None],
+        whole_which.to(torch.int32)[None, None],
         BLOCK_SIZE=BLOCK,
         mask_mod=lambda _, __, query, key: allowed(query, key),
         seq_lengths=(length, length),
