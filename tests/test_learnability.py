@@ -72,7 +72,8 @@ def test_equals_the_naive_loop_in_any_group_order_and_chunk(
 
 def test_a_score_is_made_once(base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, student = prompts_table(TEXTS), Student(model=base_model, license="x")
-    responses, scored = several_teachers(prompts), []
+    responses = several_teachers(prompts)
+    scored: list[list[int]] = []
 
     def counting(model: Any, groups: list[tuple[list[int], list[list[int]]]], *how: Any) -> Any:
         scored.extend(response for _, responses in groups for response in responses)

@@ -7,7 +7,7 @@ kill only what is missing is done again.
 import heapq
 import logging
 import os
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -41,7 +41,7 @@ class ScoringSpeed(Settings):
     """Ray tasks that share the rows; null runs none."""
 
 
-def divide(weights: Mapping[Hashable, int], parts: int) -> list[list[Any]]:
+def divide(weights: Mapping[Any, int], parts: int) -> list[list[Any]]:
     """Divide keys into at most `parts` shares of about the same weight, none empty; the same keys give the same."""
     heap = [(0, part) for part in range(parts)]
     shares: list[list[Any]] = [[] for _ in range(parts)]
