@@ -12,8 +12,9 @@ from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.generation.terms import Licenses
 from persyn.learnability import LearnabilitySettings, score_learnability
-from persyn.models import LoraSettings, Student, load_causal_lm, load_tokenizer
+from persyn.models import Student, load_causal_lm, load_tokenizer
 from persyn.student import SftSettings, check_lengths, encode_dataset, train_student
+from persyn.training.lora import LoraSettings
 from tests.support.tables import prompts_table, responses_table, stub_teachers
 
 PROMPTS = prompts_table([f"Say the word number {i}." for i in range(8)])
