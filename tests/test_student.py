@@ -239,8 +239,8 @@ def test_training_stops_early_and_keeps_the_best(
 
 
 def test_patience_counts_measurements_without_a_new_minimum() -> None:
-    def log(*losses: float) -> list[dict[str, float]]:
-        return [entry for step, loss in enumerate(losses) for entry in ({"step": step}, {"step": step, "x": loss})]
+    def log(*losses: float) -> list[dict[str, Any]]:
+        return [{"step": step} | measured for step, loss in enumerate(losses) for measured in ({}, {"x": loss})]
 
     assert stopping_step(log(3, 2, 1, 2, 2), "x", 2) == 4
     assert stopping_step(log(3, 2, 2, 1, 2), "x", 2) is None
