@@ -20,7 +20,7 @@ FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 class LoraSettings(Settings):
-    """LoRA. Its fields that are not described here are PEFT's own, by their own names."""
+    """LoRA, trained and merged by PEFT."""
 
     later: ClassVar = frozenset({"target_modules", "use_rslora", "use_dora"})
 
