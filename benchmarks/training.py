@@ -1,6 +1,6 @@
 """Training: a LoRA adapter beside a frozen base in float32 and in bfloat16, each training in a process of its own.
 
-    python -m benchmarks.training               SmolLM2-135M, a few rows of data/raw/code.jsonl, three seeds
+    python -m benchmarks.training               SmolLM2-135M, a few rows of data/raw/code.jsonl, three seeds; some minutes
     python -m benchmarks.training --steps 40    longer
 
 The validation loss is that of the same held-out rows everywhere. A seed decides the adapter's first weights and the
@@ -43,7 +43,7 @@ PRECISIONS = ("float32", "bfloat16")
 def main() -> None:
     """Train with every precision and seed, and print the curves side by side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--one", nargs=2, metavar=("PRECISION", "SEED"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
