@@ -1,6 +1,6 @@
 """Training: a LoRA adapter beside a frozen base in float32 and in bfloat16, each training in a process of its own.
 
-    python -m benchmarks.training               SmolLM2-135M, a few rows of data/raw/code.jsonl, three seeds; some minutes
+    python -m benchmarks.training               SmolLM2-135M, a few rows of data/raw/code.jsonl, three seeds; minutes
     python -m benchmarks.training --steps 40    longer
 
 The validation loss is that of the same held-out rows everywhere. A seed decides the adapter's first weights and the
