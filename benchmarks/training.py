@@ -1,9 +1,11 @@
-"""Training: a LoRA adapter beside a frozen base in float32 and in bfloat16, each training in a process of its own.
+"""Training: LoRA beside a base in float32, the same computed in bfloat16, and beside a base in bfloat16.
 
     python -m benchmarks.training               SmolLM2-135M, a few rows of data/raw/code.jsonl, three seeds; minutes
     python -m benchmarks.training --steps 40    longer
 
-The validation loss is that of the same held-out rows everywhere. A seed decides the adapter's first weights and the
+Each training is a process of its own. The second is how a GPU trains beside weights in float32 (autocast); a CPU has no
+autocast by default. The difference is the third's from the second. The validation loss is that of the same held-out
+rows everywhere. A seed decides the adapter's first weights and the
 order of rows, so the spread over seeds is the noise that the two precisions are compared with. Memory: of the weights,
 and what the peak in training adds to the process before the model is loaded. CPU-seconds are of training steps alone.
 A CPU without bfloat16 units takes up to 100 times as long for a product in bfloat16; there, products are made in
@@ -37,7 +39,8 @@ from tests.support.tiny import ROOT
 MODEL = "packaged:smollm2-135m-instruct"
 BATCH = 2
 HELD_OUT = 6
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "autocast", "bfloat16")
+"""Weights and products in float32; weights in float32, products in bfloat16; both in bfloat16."""
 
 
 def main() -> None:
@@ -61,10 +64,9 @@ def compare(steps: int, seeds: int) -> None:
         command = [sys.executable, "-m", "benchmarks.training", "--steps", str(steps), "--one", precision, str(seed)]
         done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True)
         found[precision].append(json.loads(done.stdout.splitlines()[-1]))
-    whole, half = found["float32"], found["bfloat16"]
     for name in ("loss", "eval_loss"):
         print(f"\n{name}, nats a token: mean and standard deviation over {seeds} seeds\n")  # noqa: T201
-        print(markdown_table(["step", *PRECISIONS, "difference, seed by seed"], curves(whole, half, name)))  # noqa: T201
+        print(markdown_table(["step", *PRECISIONS, "difference"], curves(found, name)))  # noqa: T201
     columns = ["frozen base", "weights, MB", "peak in training adds, MB", "CPU-s a step"]
     rows = [
         [precision, *(f"{statistics.mean(run[name] for run in runs):.{digits}f}" for name, digits in MEASURED)]
@@ -77,13 +79,13 @@ MEASURED = (("weights", 0), ("peak", 0), ("cpu", 1))
 """What is measured beside the losses, and decimals."""
 
 
-def curves(whole: list[dict[str, Any]], half: list[dict[str, Any]], name: str) -> list[list[str]]:
-    """A row a step at which `name` was measured."""
+def curves(found: dict[str, list[dict[str, Any]]], name: str) -> list[list[str]]:
+    """A row a step at which `name` was measured; differences are taken seed by seed."""
     rows = []
-    for step in whole[0][name]:
-        ours, theirs = ([run[name][step] for run in runs] for runs in (half, whole))
-        differences = [a - b for a, b in zip(ours, theirs, strict=True)]
-        rows.append([step, spread(theirs), spread(ours), spread(differences, sign="+")])
+    for step in found["float32"][0][name]:
+        values = {precision: [run[name][step] for run in runs] for precision, runs in found.items()}
+        differences = [a - b for a, b in zip(values["bfloat16"], values["autocast"], strict=True)]
+        rows.append([step, *map(spread, values.values()), spread(differences, sign="+")])
     return rows
 
 
@@ -100,7 +102,7 @@ def measure(precision: str, seed: int, steps: int) -> dict[str, Any]:
         epochs=1,
         batch_size=BATCH,
         lora=LoraSettings(),
-        dtype=precision,  # type: ignore[arg-type]
+        dtype="bfloat16" if precision == "bfloat16" else "float32",
         validation=HELD_OUT / count,
         eval_steps=0.25,
         seed=seed,
@@ -108,7 +110,8 @@ def measure(precision: str, seed: int, steps: int) -> dict[str, Any]:
     student = Student(model=MODEL, license="Apache-2.0", max_length=512)
     meter = Meter("unused", None)
     products = nullcontext() if torch.ops.mkldnn._is_mkldnn_bf16_supported() else RoundedProducts()
-    with products, tempfile.TemporaryDirectory() as folder:
+    casts = torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast", cache_enabled=False)
+    with casts, products, tempfile.TemporaryDirectory() as folder:
         losses = train_student(rows(count), student, Path(folder) / "student", settings, live=meter)
     measured = losses.drop_nulls()
     by_step = {
