@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -75,6 +76,8 @@ class Settings(BaseModel):
 
     renamed: ClassVar[Mapping[str, str]] = {}
     """Keys of earlier versions -> what they are called now."""
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came later. One with its default is not dumped, so that hashes of dumps stay what they were."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -86,6 +89,12 @@ class Settings(BaseModel):
             mistakes = _deepest(error.errors(include_url=False), data)
             details = [cls._detail(found, data) for found in mistakes]
             raise ValidationError.from_exception_data(cls.__name__, details) from None
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, handler: Any) -> dict[str, Any]:
+        fields = type(self).model_fields
+        unused = {name for name in self.later if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in handler(self).items() if name not in unused}
 
     @classmethod
     def _detail(cls, found: Any, data: Any) -> InitErrorDetails:

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from persyn.errors import InputError
-from persyn.models import LoraSettings
 from persyn.pairs import PairSettings, build_pairs
 from persyn.router import fit_router, fit_trusted, load_router, read_lesson, router_split, train_router
 from persyn.router.features import embed
@@ -30,6 +29,7 @@ from persyn.router.settings import RouterSettings
 from persyn.router.worth import worth_text
 from persyn.schemas import REWARDS
 from persyn.training import Session
+from persyn.training.lora import LoraSettings
 from tests.support.planted import POEM, SOURCES, SUM, TEACHERS, planted, settings
 from tests.support.tables import prompts_table
 
