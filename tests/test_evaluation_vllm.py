@@ -165,6 +165,7 @@ def test_a_thinking_students_responses_are_the_same(engines: tuple[Any, Any], mo
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_real_model_writes_the_same_but_for_ties(tmp_path: Path) -> None:
     """SmolLM2-135M: what differs does so where two tokens are as likely but for rounding."""
     name = "packaged:smollm2-135m-instruct"
@@ -187,6 +188,7 @@ def test_a_real_model_writes_the_same_but_for_ties(tmp_path: Path) -> None:
     assert len(different) < len(texts)
 
 
+@pytest.mark.slow
 def test_a_whole_evaluation_gives_the_same_table(model: str) -> None:
     settings = EvaluationSettings(tasks=["persyn_ifeval", "persyn_math"], max_tokens=8, limit=3)
     speeds = EvaluationSpeed(batch_size=2), EvaluationSpeed(engine="vllm", max_num_seqs=4)

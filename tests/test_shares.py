@@ -56,6 +56,7 @@ def test_two_processes_give_the_tables_of_one(base_model: str, tmp_path: Path) -
     assert reward_model_scores(rows, tmp_path / "r2", settings, RewardModelSpeed(processes=2)) == alone
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="needs ray")
 def test_ray_tasks_give_the_tables_of_one_process(base_model: str, tmp_path: Path) -> None:
     expected = learn(base_model, tmp_path / "one")

@@ -107,7 +107,7 @@ BFLOAT16 = {"dtype": "bfloat16", "validation": 0.2, "eval_steps": 0.2, "early_st
 """A training that measures the loss on two rows of the eleven, which no two forward passes share evenly."""
 
 
-@pytest.mark.parametrize(("more", "steps"), [({}, 9), (BFLOAT16 | {"epochs": 2}, 6)])
+@pytest.mark.parametrize(("more", "steps"), [({}, 9), pytest.param(BFLOAT16 | {"epochs": 2}, 6, marks=pytest.mark.slow)])
 def test_a_student_by_two_processes(more: dict[str, Any], steps: int, project: Path) -> None:
     """The stage launches itself with the config file that params.yaml names."""
     write_params(sft={**SFT, **more})
@@ -139,7 +139,7 @@ def test_a_router_by_two_processes(project: Path) -> None:
     assert not kept()
 
 
-@pytest.mark.parametrize(("more", "last"), [({}, 5), (BFLOAT16, 4)])
+@pytest.mark.parametrize(("more", "last"), [({}, 5), pytest.param(BFLOAT16, 4, marks=pytest.mark.slow)])
 def test_a_student_sharded_by_fsdp2(more: dict[str, Any], last: int, project: Path) -> None:
     """And killed within an epoch. The adapter's weights are gathered; what was trained before the kill is kept."""
     write_params(sft={**SFT, **more})
@@ -177,7 +177,7 @@ def test_one_process_goes_on_after_kill_9(stage: str, argv: list[str], steps: in
     assert losses == ([99.0, *curve()] if losses else []), "it was gone on with, and the curve is the same"
 
 
-@pytest.mark.parametrize("dies", [3, 7, None])
+@pytest.mark.parametrize("dies", [pytest.param(3, marks=pytest.mark.slow), 7, None])
 def test_a_training_with_a_validation_share_goes_on_after_kill_9(
     dies: int | None, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
