@@ -107,7 +107,9 @@ BFLOAT16 = {"dtype": "bfloat16", "validation": 0.2, "eval_steps": 0.2, "early_st
 """A training that measures the loss on two rows of the eleven, which no two forward passes share evenly."""
 
 
-@pytest.mark.parametrize(("more", "steps"), [({}, 9), pytest.param(BFLOAT16 | {"epochs": 2}, 6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("more", "steps"), [({}, 9), pytest.param(BFLOAT16 | {"epochs": 2}, 6, marks=pytest.mark.slow)]
+)
 def test_a_student_by_two_processes(more: dict[str, Any], steps: int, project: Path) -> None:
     """The stage launches itself with the config file that params.yaml names."""
     write_params(sft={**SFT, **more})
