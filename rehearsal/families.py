@@ -171,7 +171,7 @@ FAMILIES = (
     Family(r"google/gemma-2-\d+b", "Gemma2", GEMMA_TOKENS, None, context=8192, sizes=GEMMA_2),
     # Phi-3-small is an architecture of its own, which transformers does not have: it is code on the hub.
     Family(r"microsoft/Phi-3(\.5)?-(mini|small|medium)-128k-instruct", "Phi3", PHI_TOKENS, PHI3),
-    Family(r"openai/gpt-oss-\d+b", "GptOss", GPT_OSS_TOKENS, GPT_OSS, sizes=GPT_OSS_SIZES),
+    Family(r"openai/gpt-oss-\d+b", "GptOss", GPT_OSS_TOKENS, GPT_OSS, context=131_072, sizes=GPT_OSS_SIZES),
     Family(r"microsoft/phi-4", "Phi3", PHI4_TOKENS, PHI4, context=16_384),
     Family(r"mistralai/(Mistral-7B-Instruct-v0\.[23]|Mathstral-7B-v0\.1)", "Mistral", MISTRAL_TOKENS, MISTRAL),
     Family(r"mistralai/Mixtral-8x7B-Instruct-v0\.1", "Mixtral", MISTRAL_TOKENS, MISTRAL, sizes=MIXTRAL),
