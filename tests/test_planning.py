@@ -174,7 +174,11 @@ def test_a_wrong_strategy_is_found_before_anything_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("profile", "calls", "select"),
-    [("paper-math", 15 * 2500 + 7_500, 15 * 10_000), ("code", 9 * 2500 + 47_974, 9 * 50_474)],
+    [
+        ("one-gpu", 5 * 400 + 1_600, 5 * 2_000),
+        ("paper-math", 15 * 2500 + 7_500, 15 * 10_000),
+        ("code", 9 * 2500 + 47_974, 9 * 50_474),
+    ],
 )
 def test_every_profile_of_the_hub_is_planned_offline(profile: str, calls: int, select: int) -> None:
     result = CliRunner().invoke(app, ["plan", "--params", str(ROOT / f"profiles/{profile}/params.yaml"), "--json"])
