@@ -344,8 +344,9 @@ class Bench:
         """Speed of training this student on rows of some 600 tokens."""
         import polars as pl
 
-        from persyn.models import LoraSettings, Student
+        from persyn.models import Student
         from persyn.student import SftSettings, train_student
+        from persyn.training.lora import LoraSettings
 
         updates, batch = (2, 2) if self.toy else (8, 16)
         table = pl.DataFrame(
