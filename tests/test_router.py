@@ -162,7 +162,7 @@ def test_methods_beside_the_router_are_saved_with_it(shrink: bool, base_model: s
 
 def test_a_finetuned_router_beside_another_one(base_model: str, tmp_path: Path) -> None:
     """It keeps its adapter, its shrinkage and the placed teacher."""
-    lora = {"r": 8, "alpha": 16}
+    lora: dict[str, Any] = {"r": 8, "alpha": 16}
     changes: dict[str, Any] = {"method": "source", "beside": ["finetuned"], "lora": lora, "learning_rate": 1e-2}
     router, card, _ = fit(32, base_model, ("middle",), **changes, shrink=True, folds=2)
     assert card["controls"]["finetuned"]["regret"] == 0.0
