@@ -104,7 +104,7 @@ def _one_of_several(rank: int, work: Callable[[Any], None], shares: Sequence[Any
     logging.basicConfig(format="%(message)s")
     os.environ["LOCAL_RANK"] = str(rank)  # models.load_model takes this GPU
     if rank:  # its variable TQDM_DISABLE is read when it is imported, which it is by now
-        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)  # type: ignore[assignment]
+        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
     else:
         logger.warning("%d processes score; the progress is that of the first", len(shares))
     if not torch.cuda.is_available():
