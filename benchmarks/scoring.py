@@ -28,10 +28,11 @@ from persyn.chat import encode_completion, with_chat_template
 from persyn.learnability import LearnabilitySettings
 from persyn.learnability.scoring import score_group, score_groups
 from persyn.models import load_causal_lm, load_tokenizer, locate_model
-from persyn.models.forest import BATCH_TOKENS
 from tests.support.tiny import ROOT
 
 STUDENT = "packaged:gemma3-270m"
+BATCH_TOKENS = 512
+"""As forest.prepare says for a CPU."""
 Row = tuple[list[int], list[int]]
 """Token ids of a prompt and of a response."""
 
@@ -106,7 +107,7 @@ def rate() -> None:
     work = 2 * trunk * (sum(map(len, groups)) + responses) + 2 * head.numel() * responses
     cpu = time.process_time()
     trees = [(list(shared), group) for shared, group in groups.items()]
-    for _ in score_groups(model, trees, LearnabilitySettings(), BATCH_TOKENS["cpu"]):
+    for _ in score_groups(model, trees, LearnabilitySettings(), BATCH_TOKENS):
         pass
     reached = work / (time.process_time() - cpu)
     print(f"matmul {best / 1e9:.0f} GFLOP/CPU-s, scoring {reached / 1e9:.0f}: {reached / best:.0%}")  # noqa: T201
@@ -125,9 +126,9 @@ def long() -> None:
 def memory(tokens: int, responses: int) -> None:
     """Print what scoring responses of so many tokens adds to the peak."""
     model, row = load_causal_lm(STUDENT), read_rows()[0]
-    score_group(model, row[0], [row[1]], LearnabilitySettings(), BATCH_TOKENS["cpu"])
+    score_group(model, row[0], [row[1]], LearnabilitySettings(), BATCH_TOKENS)
     before = peak()
-    score_group(model, row[0], [list(range(9, 9 + tokens))] * responses, LearnabilitySettings(), BATCH_TOKENS["cpu"])
+    score_group(model, row[0], [list(range(9, 9 + tokens))] * responses, LearnabilitySettings(), BATCH_TOKENS)
     print(peak() - before)  # noqa: T201
 
 
@@ -183,7 +184,7 @@ def ours() -> Callable[[list[Row]], list[float]]:
         places = list(by_prompt.values())
         groups = [(rows[group[0]][0], [rows[place][1] for place in group]) for group in places]
         scores = [0.0] * len(rows)
-        for part in score_groups(model, groups, LearnabilitySettings(), BATCH_TOKENS["cpu"]):
+        for part in score_groups(model, groups, LearnabilitySettings(), BATCH_TOKENS):
             for group, index, value in part:
                 scores[places[group][index]] = value
         return scores

@@ -327,7 +327,8 @@ def test_a_block_mask_is_the_one_that_torch_makes(length: int) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_flex_attention_scores_as_the_rows_do(tmp_path: Path) -> None:
     model = load_causal_lm(build_model(tmp_path / "m", "gemma3", head_dim=16), dtype=torch.float32)
-    forest.use_block_masks(model)
+    assert forest.prepare(model, 0) == 4096
+    assert forest.prepare(model, forest.LARGE) == 16_384
     assert model.config._attn_implementation == "flex_attention"
     groups = [([5, 6, 7], [[8] * 3, [9] * 40]), ([5], [[10, 11]])]
     scores = {(n, i): score for part in score_groups(model, groups, MEAN, 4096) for n, i, score in part}

@@ -82,7 +82,7 @@ class LearnabilitySpeed(ScoringSpeed):
 
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
     """Tokens in one forward pass at most (one response at least), of several prompts; null is 512 on a CPU, where
-    longer rows only add attention, and 16,384 on a GPU."""
+    longer rows only add attention, and 4,096 on a GPU, or 16,384 where more than five million are scored."""
 
 
 def score_learnability(

@@ -12,11 +12,9 @@ from tqdm import tqdm
 from persyn.errors import InputError
 from persyn.learnability import LearnabilitySettings
 from persyn.learnability.logprobs import Branch, branch_tokens, forget_stretch, stretch_length, token_scores
-from persyn.models.forest import BATCH_TOKENS, compile_layers, pack, use_block_masks
+from persyn.models.forest import pack, prepare
 from persyn.store import Store
 
-COMPILED = 5_000_000
-"""Compiling layers takes a GPU longer than it saves on fewer tokens than these."""
 TOLERANCE = {torch.float32: 1e-3}
 """Nats per token that tree_is_exact tolerates, by precision; 0.05 in others."""
 CHECKED = 64
@@ -33,10 +31,8 @@ def score_missing(
     total: int,
 ) -> None:
     """Score `rows` in groups that share a prompt, and store each group's scores as they come."""
-    use_block_masks(model)
-    if sum(len(prompt) + len(response) for prompt, response in rows.values()) > COMPILED:
-        compile_layers(model)
-    batch_tokens = batch_tokens or BATCH_TOKENS.get(model.device.type, BATCH_TOKENS["cuda"])
+    prepared = prepare(model, sum(len(prompt) + len(response) for prompt, response in rows.values()))
+    batch_tokens = batch_tokens or prepared
     by_prompt: dict[tuple[int, ...], list[str]] = {}
     for key, (prompt, _) in rows.items():
         by_prompt.setdefault(tuple(prompt), []).append(key)

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
-BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
-"""Tokens of a pass where nobody says otherwise: on a CPU longer passes only add attention."""
-PADDING = 1024
-"""Under block masks a pass is padded to a multiple of this: a kernel is made for each length."""
+LARGE = 5_000_000
+"""Tokens of a job from which on a GPU saves more time than compiling takes (some 25 s)."""
 BLOCK = 128
 """Queries and keys of a block of a BlockMask; flex attention's own default."""
 SLAB = 1024
 """Queries whose pairs with all keys exist at once while a BlockMask is made."""
+PADDING = 1024
+"""Under block masks a pass is padded to a multiple of this: a kernel is made for each length."""
 SPLIT = 16
 """A tree may be split where its shared tokens, which are then read twice, are this many times fewer than the room."""
 
@@ -56,20 +56,23 @@ def pack(trees: Sequence[tuple[int, Sequence[int]]], batch_tokens: int) -> list[
     return passes
 
 
-def use_block_masks(model: Any) -> None:
-    """Let a model on a GPU read forests with flex attention, which skips what the mask forbids; others read them with
-    the attention that they were loaded with.
+def prepare(model: Any, tokens: int) -> int:
+    """Make a model ready to read `tokens` tokens in all; returns how many a pass should hold.
+
+    On a GPU a large job is compiled: flex attention skips what the mask forbids, and the small operations of a layer,
+    which take as long as its matrix products, become few. Scores change by rounding only. A small job takes dense
+    masks. On a CPU longer passes only add attention.
     """
-    if model.device.type == "cuda" and model._supports_flex_attn and can_compile():
-        model.set_attn_implementation("flex_attention")
-
-
-def compile_layers(model: Any) -> None:
-    """Fuse the small operations of a layer, which take a GPU as long as its matrix products. It takes some 15 s, once;
-    scores change by rounding only."""
-    if model.device.type == "cuda" and can_compile():
-        for layer in getattr(model.base_model, "layers", ()):
-            layer.compile()
+    if model.device.type != "cuda":
+        return 512
+    if tokens < LARGE or not can_compile():
+        return 4096
+    for layer in getattr(model.base_model, "layers", ()):
+        layer.compile()
+    if not model._supports_flex_attn:
+        return 4096
+    model.set_attn_implementation("flex_attention")
+    return 16_384
 
 
 @cache

@@ -45,8 +45,8 @@ class RewardModelSpeed(ScoringSpeed):
     """How fast the reward model scores responses; the scores are the same."""
 
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Tokens in one forward pass at most (one response at least); null is one response on a CPU, and 16,384 tokens on a
-    GPU."""
+    """Tokens in one forward pass at most (one response at least); null is one response on a CPU, and on a GPU 4,096
+    tokens, or 16,384 where more than five million are scored."""
 
 
 @dataclass(frozen=True)
@@ -195,13 +195,13 @@ def _scores(
     """
     import torch
 
-    from persyn.models.forest import BATCH_TOKENS, pack, use_block_masks
+    from persyn.models.forest import pack, prepare
 
-    batch_tokens = batch_tokens or (1 if model.device.type == "cpu" else BATCH_TOKENS["cuda"])
-    use_block_masks(model)
+    lengths = [len(reading.ids or ()) for reading in readings]
+    prepared = prepare(model, sum(lengths))
+    batch_tokens = batch_tokens or (1 if model.device.type == "cpu" else prepared)
     if batch_tokens > 1 and not _reads_itself_only(model, readings):
         batch_tokens = 1
-    lengths = [len(reading.ids or ()) for reading in readings]
     passes = [[branch for _, branch in part] for part in pack([(0, lengths)], batch_tokens)][::-1]
     while passes:
         part = [readings[branch] for branch in passes[-1]]
