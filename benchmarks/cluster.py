@@ -15,7 +15,7 @@ import polars as pl
 import psutil
 
 from benchmarks.faults import CONCURRENCY, Row, differs, generation, print_table, sealed, write_prompts
-from persyn.generation.ray import configure
+from persyn.models.shares import configure
 from persyn.store import shelves, verify
 from tests.support.stub import StubServer, stub_teacher
 

@@ -1,5 +1,6 @@
 """Errors: a user's mistakes, each told in one line without terminal control characters."""
 
+import ctypes
 import difflib
 import os
 import signal
@@ -7,6 +8,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+PR_SET_PDEATHSIG = 1
 
 
 class InputError(ValueError):
@@ -50,6 +53,14 @@ def stopping_in_one_line() -> Iterator[None]:
         name = signal.Signals(number).name
         print(f"stopped by {name}; finished work is kept; run the same command to continue", file=sys.stderr)  # noqa: T201
         sys.exit(128 + number)
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends (Linux only), if `parent` is its parent."""
+    if sys.platform == "linux" and parent == os.getppid():
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if parent != os.getppid():  # it ended meanwhile
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

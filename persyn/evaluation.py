@@ -1,20 +1,24 @@
 """Evaluation: a student -> lm-eval's scores and its response to every item."""
 
+import logging
+import os
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
 
 import polars as pl
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from persyn.errors import InputError
 from persyn.schemas import SAMPLES
-from persyn.settings import Seed, Settings, Thinking
+from persyn.settings import Misfit, Seed, Settings, Thinking, VLLMKnobs
 from persyn.verifiers import prepare_ifeval
+
+logger = logging.getLogger(__name__)
 
 
 class EvaluationSettings(Settings):
@@ -32,18 +36,35 @@ class EvaluationSettings(Settings):
     """Of few-shot examples, and of whatever else a task draws."""
 
 
-class EvaluationSpeed(Settings):
-    """How fast students are evaluated."""
+class EvaluationSpeed(VLLMKnobs):
+    """How fast students are evaluated: by which engine, and its knobs. What it is asked and what counts is the same.
+    `batch_size` and `launch` are of transformers, the others of vllm.
+    """
 
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What generates. Both read the same tokens; greedy responses differ only where two tokens are as likely but for
+    rounding."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Items at once."""
+    launch: str | None = None
+    """A config file of accelerate, such as configs/accelerate/ddp.yaml, whose processes share the items."""
+
+    @model_validator(mode="after")
+    def _known_to_the_engine(self) -> Self:
+        of_vllm = set(VLLMKnobs.model_fields)
+        foreign = of_vllm if self.engine == "transformers" else {"batch_size", "launch"}
+        for name in sorted(foreign & self.model_fields_set):
+            if getattr(self, name) is not None:
+                other = "vllm" if name in of_vllm else "transformers"
+                raise Misfit(name, f"is a knob of the engine {other}, but engine is {self.engine}; leave it out")
+        return self
 
 
 def evaluate_student(
     folder: str | Path,
     task_folder: str | Path,
     settings: EvaluationSettings,
-    batch_size: int,
+    speed: EvaluationSpeed,
     thinking: Thinking = "none",
 ) -> tuple[dict[str, dict[str, dict[str, Any]]], pl.DataFrame]:
     """Run lm-eval tasks on a trained student, rendered by the chat template it was trained with.
@@ -51,7 +72,7 @@ def evaluate_student(
     Args:
         folder: the student.
         task_folder: yaml task files that lm-eval finds beside its own.
-        batch_size: items in one batch.
+        speed: the engine and its knobs. Of the processes of its `launch` only the main one returns; the others end.
         thinking: keep if the student was trained to think: a response is then scored on what follows its thought.
 
     Returns:
@@ -61,24 +82,13 @@ def evaluate_student(
         InputError: a task is unknown, its code or the student cannot be loaded, or a prompt does not fit the context.
     """
     prepare_ifeval()
-    import torch
     from lm_eval import simple_evaluate
 
-    from persyn.evaluation_model import EvaluatedStudent
-
-    on_gpu = torch.cuda.is_available()
-    try:
-        model = EvaluatedStudent(
-            thinking=thinking,
-            pretrained=str(folder),
-            device="cuda" if on_gpu else "cpu",
-            dtype="bfloat16" if on_gpu else "float32",
-            batch_size=batch_size,
-        )
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise InputError(f"the student in {folder} cannot be loaded ({reason}); run `dvc repro student`") from error
-    with tempfile.TemporaryDirectory() as scratch, _task_code(task_folder):
+    with (
+        closing(_load_student(str(folder), settings, speed, thinking)) as model,
+        tempfile.TemporaryDirectory() as scratch,
+        _task_code(task_folder),
+    ):
         manager = _task_manager(Path(task_folder), settings.tasks, Path(scratch))
         if not model.tokenizer.chat_template:
             raise InputError(f"{folder}: the student's tokenizer has no chat template; run `dvc repro student` again")
@@ -97,7 +107,51 @@ def evaluate_student(
             fewshot_random_seed=settings.seed,
             bootstrap_iters=1000,
         )
+    _leave_to_main(results)
     return _scores(results), _samples(results)
+
+
+def _load_student(folder: str, settings: EvaluationSettings, speed: EvaluationSpeed, thinking: Thinking) -> Any:
+    """The student in its engine, as an lm-eval model."""
+    import torch
+
+    from persyn.evaluation_model import EvaluatedStudent, load_in_vllm
+
+    on_gpu = torch.cuda.is_available()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > (settings.limit or processes):
+        raise InputError(
+            f"speed.evaluation.launch starts {processes} processes, but evaluation.limit leaves {settings.limit} items "
+            f"a task; start no more processes than items"
+        )
+    if speed.engine == "transformers" and processes == 1 and torch.cuda.device_count() > 1:
+        logger.warning("%d GPUs are visible, evaluation uses one: see speed.evaluation", torch.cuda.device_count())
+    try:
+        if speed.engine == "vllm":
+            return load_in_vllm(folder, speed, thinking, settings.seed)
+        return EvaluatedStudent(
+            thinking=thinking,
+            pretrained=folder,
+            device="cuda" if on_gpu else "cpu",
+            dtype="bfloat16" if on_gpu else "float32",
+            batch_size=speed.batch_size,
+        )
+    except InputError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"the student in {folder} cannot be loaded ({reason}); run `dvc repro student`") from error
+
+
+def _leave_to_main(results: Any) -> None:
+    """End every process but the main one, which has all results."""
+    import torch
+
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    if results is None:
+        raise SystemExit(0)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ the reference of all parameters and `params.schema.json` are generated from it.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from functools import cache
@@ -17,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -47,6 +49,8 @@ Day = Annotated[
 """An ISO date."""
 DATE = "2025-01-01"
 """What chat templates write as today's date, unless told otherwise: a prompt must read the same tomorrow."""
+VLLM_PARENT = "PERSYN_VLLM_PARENT"
+"""Environment variable: the id of the process whose children, if they are vLLM's, end with it."""
 Thinking = Literal["none", "keep"]
 """Whether a thought is part of what the student learns."""
 KEY = "[key]"
@@ -72,6 +76,8 @@ class Settings(BaseModel):
 
     renamed: ClassVar[Mapping[str, str]] = {}
     """Keys of earlier versions -> what they are called now."""
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came later. One with its default is not dumped, so that hashes of dumps stay what they were."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -83,6 +89,12 @@ class Settings(BaseModel):
             mistakes = _deepest(error.errors(include_url=False), data)
             details = [cls._detail(found, data) for found in mistakes]
             raise ValidationError.from_exception_data(cls.__name__, details) from None
+
+    @model_serializer(mode="wrap")
+    def _without_later(self, handler: Any) -> dict[str, Any]:
+        fields = type(self).model_fields
+        unused = {name for name in self.later if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in handler(self).items() if name not in unused}
 
     @classmethod
     def _detail(cls, found: Any, data: Any) -> InitErrorDetails:
@@ -251,3 +263,36 @@ def _place(found: Any, data: Any) -> tuple[Any, ...]:
             place.append(part)
             node = here.get(part)
     return tuple(place)
+
+
+class VLLMKnobs(Settings):
+    """Knobs of vLLM's engine, wherever it runs."""
+
+    tensor_parallel: Annotated[int, Field(ge=1)] = 1
+    """GPUs that share one copy of the model."""
+    data_parallel: Annotated[int, Field(ge=1)] = 1
+    """Copies of the model. Faster than tensor_parallel if the model fits one GPU."""
+    gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.9
+    """Share of each GPU's memory to use."""
+    max_num_seqs: Annotated[int, Field(ge=1)] = 256
+    """Responses that are generated at once."""
+    max_model_len: Annotated[int, Field(ge=1)] | None = None
+    """Tokens of prompt and response at most, to save memory; null is the model's context."""
+    compile: bool = False
+    """Whether vLLM compiles the model first: it takes minutes and pays off from tens of thousands of responses."""
+
+    def engine_arguments(self) -> dict[str, Any]:
+        """The knobs under vLLM's own names. It also readies the environment of vLLM's processes, which end with this
+        one; what the user has set there stays.
+        """
+        os.environ.update({VLLM_PARENT: str(os.getpid()), "VLLM_NO_USAGE_STATS": "1"})
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # another model may have used the GPU here
+        return {
+            "tensor_parallel_size": self.tensor_parallel,
+            "data_parallel_size": self.data_parallel,
+            "gpu_memory_utilization": self.gpu_memory,
+            "max_num_seqs": self.max_num_seqs,
+            "max_model_len": self.max_model_len,
+            "enforce_eager": not self.compile,
+        }

@@ -52,6 +52,13 @@ PHI4 = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}<|im_sep|>{{ m['content'] }}<|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant<|im_sep|>{% endif %}"
 )
+GPT_OSS = (
+    "<|start|>system<|message|>Reasoning: {{ reasoning_effort or 'medium' }}<|end|>"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}<|start|>assistant<|channel|>final<|message|>"
+    "{{ m['content'] }}{{ '<|return|>' if loop.last else '<|end|>' }}{% else %}"
+    "<|start|>{{ 'developer' if m['role'] == 'system' else m['role'] }}<|message|>{{ m['content'] }}<|end|>{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
 MISTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %} {{ m['content'] }}{{ eos_token }}"
     "{% else %}[INST] {{ m['content'] }}[/INST]{% endif %}{% endfor %}"
@@ -92,6 +99,13 @@ DEEPSEEK_CODER_TOKENS = Tokens(
     pad="<\uff5cend\u2581of\u2581sentence\uff5c>",
 )
 MISTRAL_TOKENS = Tokens("</s>", "</s>", ("[INST]", "[/INST]"), bos="<s>")
+GPT_OSS_TOKENS = Tokens(
+    "<|endoftext|>",
+    "<|return|>",
+    ("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|call|>"),
+    bos="<|startoftext|>",
+    pad="<|endoftext|>",
+)
 
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 DEEPSEEK_V3 = {
@@ -100,6 +114,7 @@ DEEPSEEK_V3 = {
     **{"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8},
     "num_key_value_heads": 4,
 }
+GPT_OSS_SIZES = {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}
 MIXTRAL = {"num_local_experts": 4}
 GEMMA_2 = {"query_pre_attn_scalar": 8, "sliding_window": 8, "tie_word_embeddings": True}
 
@@ -128,7 +143,14 @@ FAMILIES = (
     Family(r"Qwen/Qwen2(\.5)?-(Coder-)?[\d.]+B-Instruct", "Qwen2", CHATML_TOKENS, QWEN),
     Family(r"Qwen/Qwen2(\.5)?-(Coder-)?[\d.]+B", "Qwen2", CHATML_TOKENS, QWEN, ends_text=True),
     Family(r"Qwen/QwQ-32B(-Preview)?", "Qwen2", CHATML_TOKENS, QWQ),
-    Family(r"Qwen/Qwen3-[\d.]+B", "Qwen3", CHATML_TOKENS, CHATML, sizes={"head_dim": 8}),
+    Family(
+        r"(Qwen/Qwen3-[\d.]+B(-AWQ)?|Skywork/Skywork-Reward-V2-Qwen3-[\d.]+B)",
+        "Qwen3",
+        CHATML_TOKENS,
+        CHATML,
+        sizes={"head_dim": 8},
+    ),
+    Family(r"Qwen/Qwen3-[\d.]+B-Base", "Qwen3", CHATML_TOKENS, CHATML, ends_text=True, sizes={"head_dim": 8}),
     Family(
         r"Qwen/Qwen3-\d+B-A\d+B(-Instruct-2507|-Thinking-2507)?",
         "Qwen3Moe",
@@ -149,6 +171,7 @@ FAMILIES = (
     Family(r"google/gemma-2-\d+b", "Gemma2", GEMMA_TOKENS, None, context=8192, sizes=GEMMA_2),
     # Phi-3-small is an architecture of its own, which transformers does not have: it is code on the hub.
     Family(r"microsoft/Phi-3(\.5)?-(mini|small|medium)-128k-instruct", "Phi3", PHI_TOKENS, PHI3),
+    Family(r"openai/gpt-oss-\d+b", "GptOss", GPT_OSS_TOKENS, GPT_OSS, context=131_072, sizes=GPT_OSS_SIZES),
     Family(r"microsoft/phi-4", "Phi3", PHI4_TOKENS, PHI4, context=16_384),
     Family(r"mistralai/(Mistral-7B-Instruct-v0\.[23]|Mathstral-7B-v0\.1)", "Mistral", MISTRAL_TOKENS, MISTRAL),
     Family(r"mistralai/Mixtral-8x7B-Instruct-v0\.1", "Mixtral", MISTRAL_TOKENS, MISTRAL, sizes=MIXTRAL),

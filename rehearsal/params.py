@@ -85,4 +85,6 @@ def _on_this_machine(speed: Mapping[str, Any]) -> dict[str, Any]:
     for section in ("router", "student"):
         if section in kept:
             kept[section] = {**kept[section], "launch": None, "report_to": None}
+    if kept.get("evaluation", {}).get("engine") == "vllm":
+        kept["evaluation"] = {}
     return {**kept, "transformers": {"batch_size": PROMPTS}}

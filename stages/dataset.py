@@ -4,7 +4,7 @@ from persyn.dataset import build_dataset
 from persyn.dataset.card import build_card
 from persyn.files import read_json, write_json, write_text
 from persyn.project.params import JUDGE, read_params
-from persyn.quality import score_quality
+from persyn.quality import QualitySpeed, score_quality
 from persyn.schemas import DATASET, PROMPTS, RESPONSES, ROUTES, read_table, write_table
 from persyn.store import store_folder
 from stages import run
@@ -13,7 +13,8 @@ from stages import run
 def main(name: str, prompts: str, cleaning: str, routes: str, routed: str, out: str, metrics: str, readme: str) -> None:
     params = read_params()
     asked, teachers = read_table(prompts, PROMPTS), params.teachers
-    scoring = store_folder(), params.quality, params.speed_of(JUDGE), params.budget, teachers
+    speed = QualitySpeed(params.speed_of(JUDGE), params.speed.reward_model)
+    scoring = store_folder(), params.quality, speed, params.budget, teachers
     dataset, counts = build_dataset(
         asked,
         read_table(routed, RESPONSES),

@@ -10,10 +10,10 @@ from stages import run
 def main(student: str, tasks: str, out: str, samples: str) -> None:
     params = read_params()
     speed = params.speed.evaluation
-    scores, responses = evaluate_student(student, tasks, params.evaluation, speed.batch_size, params.student.thinking)
+    scores, responses = evaluate_student(student, tasks, params.evaluation, speed, params.student.thinking)
     write_table(responses, samples, SAMPLES)
     write_json(scores, out)
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, launched="evaluation")

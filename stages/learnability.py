@@ -12,7 +12,7 @@ from stages import run
 def main(prompts: str, responses: str, out: str) -> None:
     params = read_params()
     written = pl.concat(read_folder(responses, list(params.teachers), RESPONSES).values())
-    how = params.student, params.learnability, store_folder(), params.speed.learnability.batch_tokens
+    how = params.student, params.learnability, store_folder(), params.speed.learnability
     scores = score_learnability(read_table(prompts, PROMPTS), written, *how)
     for teacher in params.teachers:
         write_table(scores.filter(teacher=teacher), f"{out}/{teacher}.parquet", LEARNABILITY)

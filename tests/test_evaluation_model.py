@@ -11,7 +11,7 @@ from tokenizers import processors
 
 from persyn.chat import encode_completion, encode_parts, encode_prompt, student_tokenizer
 from persyn.errors import InputError
-from persyn.evaluation import EvaluationSettings, evaluate_student
+from persyn.evaluation import EvaluationSettings, EvaluationSpeed, evaluate_student
 from persyn.evaluation_model import EvaluatedStudent
 from persyn.files import write_json
 from persyn.messages import Message, user_message
@@ -268,7 +268,7 @@ def test_whole_tasks_are_read_by_their_own_tokens(tasks: Path, tmp_path: Path, m
     monkeypatch.setattr(EvaluatedStudent, "_model_generate", generating)
     monkeypatch.setattr(EvaluatedStudent, "_model_call", calling)
     settings = EvaluationSettings(tasks=["asked", "begun", "chosen", "chosen_begun"], max_tokens=2)
-    scores, samples = evaluate_student(model, tasks, settings, 1)
+    scores, samples = evaluate_student(model, tasks, settings, EvaluationSpeed(batch_size=1))
     assert set(scores) == {"asked", "begun", "chosen", "chosen_begun"}
     assert samples.height == 16
     turns, prefix = {"<|im_start|>", "<|im_end|>"}, tokenizer.encode("Answer:", add_special_tokens=False)

@@ -7,7 +7,7 @@ import pytest
 
 from persyn.errors import InputError
 from persyn.generation.budget import Budget
-from persyn.quality import QualitySettings, score_quality
+from persyn.quality import QualitySettings, QualitySpeed, score_quality
 from persyn.quality.judge import JudgeSettings, judge_scores
 from persyn.schemas import QUALITY, check_table
 from tests.support.stub import StubServer, stub_teacher
@@ -45,9 +45,11 @@ def test_the_budget_stops_a_judge_as_it_does_a_teacher(tmp_path: Path) -> None:
     settings = QualitySettings(methods={"instruction": "judge"}, judge=judge)
     with stub_teacher(say=lambda asked: "Score: 5") as server:
         with pytest.raises(InputError, match=r"tokens are spent; .* exceed budget.max_tokens"):
-            score_quality(PROMPTS, RESPONSES, tmp_path, settings, server.speed(), Budget(max_tokens=500))
+            score_quality(PROMPTS, RESPONSES, tmp_path, settings, QualitySpeed(server.speed()), Budget(max_tokens=500))
         assert server.counts["ok"] == 0
-        enough = score_quality(PROMPTS, RESPONSES, tmp_path, settings, server.speed(), Budget(max_tokens=5000))
+        enough = score_quality(
+            PROMPTS, RESPONSES, tmp_path, settings, QualitySpeed(server.speed()), Budget(max_tokens=5000)
+        )
     assert enough.height == rows.height
 
 
@@ -109,7 +111,7 @@ def test_what_a_judge_took_is_counted(tmp_path: Path) -> None:
         seen: list[dict[str, Any]] = []
         for _ in range(2):
             counts: dict[str, Any] = {}
-            score_quality(PROMPTS, RESPONSES, tmp_path, settings, server.speed(), counts=counts)
+            score_quality(PROMPTS, RESPONSES, tmp_path, settings, QualitySpeed(server.speed()), counts=counts)
             seen.append(counts["judge"])
     assert seen[0] == seen[1], "a verdict found in the store was paid for once"
     assert {name: seen[0][name] for name in ("calls", "asked_again", "failed", "unreadable")} == {
@@ -130,7 +132,7 @@ def test_too_many_failures_are_an_error_and_few_leave_their_rows_out(
     lenient = JudgeSettings(model="judge", max_error_share=0.7)
     settings = QualitySettings(methods={"instruction": "judge"}, judge=lenient)
     with stub_teacher(say=lambda asked: "Score: 4" if "hello" in asked else "Who knows") as server:
-        table = score_quality(PROMPTS, RESPONSES, tmp_path, settings, server.speed())
+        table = score_quality(PROMPTS, RESPONSES, tmp_path, settings, QualitySpeed(server.speed()))
     check_table(table, QUALITY, "quality")
     assert table["quality"].to_list() == [4.0]
     assert "2 scores are not finite" in caplog.text

@@ -4,10 +4,11 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
 from persyn.chat import encode_completion, with_chat_template
 from persyn.errors import InputError
-from persyn.learnability import LearnabilitySettings, logprobs, score_learnability, scoring
+from persyn.learnability import LearnabilitySettings, LearnabilitySpeed, logprobs, score_learnability, scoring
 from persyn.learnability.scoring import score_group, score_groups
 from persyn.messages import as_text
 from persyn.models import Student, forest, load_causal_lm, load_tokenizer
@@ -57,7 +58,12 @@ def test_equals_the_naive_loop_in_any_group_order_and_chunk(
     for batch_tokens, chunk, order in ((1, 1024, responses), (10_000, 1024, responses.reverse()), (60, 3, responses)):
         monkeypatch.setattr(logprobs, "LOGIT_CHUNK", chunk)
         table = score_learnability(
-            prompts, order, student, MEAN, tmp_path / str(batch_tokens), batch_tokens=batch_tokens
+            prompts,
+            order,
+            student,
+            MEAN,
+            tmp_path / str(batch_tokens),
+            speed=LearnabilitySpeed(batch_tokens=batch_tokens),
         )
         check_table(table, LEARNABILITY, "learnability")
         scores = {row[:2]: row[2] for row in table.iter_rows()}
@@ -66,7 +72,8 @@ def test_equals_the_naive_loop_in_any_group_order_and_chunk(
 
 def test_a_score_is_made_once(base_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts, student = prompts_table(TEXTS), Student(model=base_model, license="x")
-    responses, scored = several_teachers(prompts), []
+    responses = several_teachers(prompts)
+    scored: list[list[int]] = []
 
     def counting(model: Any, groups: list[tuple[list[int], list[list[int]]]], *how: Any) -> Any:
         scored.extend(response for _, responses in groups for response in responses)
@@ -157,7 +164,12 @@ def test_the_variants_equal_their_slow_references(family: str, method: Learnabil
     prompts, student = prompts_table(TEXTS), Student(model=folder, license="x")
     for batch_tokens in (1, 100, 10_000):
         table = score_learnability(
-            prompts, several_teachers(prompts), student, method, tmp_path / str(batch_tokens), batch_tokens=batch_tokens
+            prompts,
+            several_teachers(prompts),
+            student,
+            method,
+            tmp_path / str(batch_tokens),
+            speed=LearnabilitySpeed(batch_tokens=batch_tokens),
         )
         for row in table.join(prompts, on="prompt_id").filter(teacher="t1").iter_rows(named=True):
             response = RESPONSES[(TEXTS.index(as_text(row["prompt"])) + 1) % 4]
@@ -292,6 +304,36 @@ def test_a_forest_scores_as_its_rows_do(family: str, batch_tokens: int, tmp_path
             expected = -torch.nn.functional.cross_entropy(logits, torch.tensor(response)).item()
             assert scores.pop((n, i)) == pytest.approx(expected, abs=1e-4)
     assert not scores
+
+
+@pytest.mark.parametrize("length", [1024, 2048])
+def test_a_block_mask_is_the_one_that_torch_makes(length: int) -> None:
+    nodes = torch.randint(0, 30, (length,), generator=torch.Generator().manual_seed(length)).sort().values
+    follows, positions = nodes // 5 * 5, torch.arange(length)
+
+    def allowed(query: Any, key: Any) -> Any:
+        return ((nodes[query] == nodes[key]) | (follows[query] == nodes[key])) & (positions[query] >= positions[key])
+
+    ours = forest._block_mask(allowed, positions)
+    theirs = create_block_mask(lambda _, __, query, key: allowed(query, key), None, None, length, length, "cpu")
+    for kind in ("kv", "full_kv", "q", "full_q"):
+        numbers, indices = (getattr(ours, f"{kind}_{part}")[0, 0] for part in ("num_blocks", "indices"))
+        assert torch.equal(numbers, getattr(theirs, f"{kind}_num_blocks")[0, 0])
+        for number, mine, expected in zip(numbers, indices, getattr(theirs, f"{kind}_indices")[0, 0], strict=True):
+            assert torch.equal(mine[:number], expected[:number])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_flex_attention_scores_as_the_rows_do(tmp_path: Path) -> None:
+    model = load_causal_lm(build_model(tmp_path / "m", "gemma3", head_dim=16), dtype=torch.float32)
+    forest.use_block_masks(model)
+    assert model.config._attn_implementation == "flex_attention"
+    groups = [([5, 6, 7], [[8] * 3, [9] * 40]), ([5], [[10, 11]])]
+    scores = {(n, i): score for part in score_groups(model, groups, MEAN, 4096) for n, i, score in part}
+    model.set_attn_implementation("sdpa")
+    for (n, i), score in scores.items():
+        assert score == pytest.approx(score_group(model, groups[n][0], [groups[n][1][i]], MEAN, 1)[0], abs=1e-3)
 
 
 def test_a_cut_response_is_scored_without_the_end_of_turn(base_model: str, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from persyn.planning.text import ledger_text, plan_text
 from persyn.project import params as project_params
 from persyn.project.params import check_params, read_params
 from persyn.prompts import Source, anchor_prompts
-from persyn.quality import QualitySettings, judge_ledger, score_quality
+from persyn.quality import QualitySettings, QualitySpeed, judge_ledger, score_quality
 from persyn.quality.judge import JudgeSettings, question
 from persyn.responses import generate_responses
 from persyn.routed import build_routed
@@ -174,7 +174,11 @@ def test_a_wrong_strategy_is_found_before_anything_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("profile", "calls", "select"),
-    [("paper-math", 15 * 2500 + 7_500, 15 * 10_000), ("code", 9 * 2500 + 47_974, 9 * 50_474)],
+    [
+        ("one-gpu", 5 * 400 + 1_600, 5 * 2_000),
+        ("paper-math", 15 * 2500 + 7_500, 15 * 10_000),
+        ("code", 9 * 2500 + 47_974, 9 * 50_474),
+    ],
 )
 def test_every_profile_of_the_hub_is_planned_offline(profile: str, calls: int, select: int) -> None:
     result = CliRunner().invoke(app, ["plan", "--params", str(ROOT / f"profiles/{profile}/params.yaml"), "--json"])
@@ -276,7 +280,7 @@ def test_a_second_verdict_that_is_due_is_in_the_plan(tmp_path: Path) -> None:
         generate_responses(first, "the judge", judge.asked_as, tmp_path, server.speed())
         due = plan(tmp_path, {"strong": STRATEGIES["strong"]}, **changes)
         before = server.counts["ok"]
-        score_quality(parallel, responses, tmp_path, quality, server.speed())
+        score_quality(parallel, responses, tmp_path, quality, QualitySpeed(server.speed()))
         assert due["judge"]["judge"]["calls"] == [server.counts["ok"] - before] * 2 == [10, 10]
     assert plan(tmp_path, {"strong": STRATEGIES["strong"]}, **changes)["judge"]["judge"]["calls"] == [0, 0]
 
@@ -298,7 +302,7 @@ def test_the_verdicts_that_a_second_opinion_needs_are_in_the_plan(tmp_path: Path
             mine = both.filter(teacher=name).select("prompt_id")
             wanted = TABLE.filter(pl.col("parallel") | pl.col("prompt_id").is_in(mine["prompt_id"].to_list()))
             rows = generate_responses(wanted, name, teacher, tmp_path, server.speed())
-            score_quality(TABLE, rows, tmp_path, judge, server.speed())
+            score_quality(TABLE, rows, tmp_path, judge, QualitySpeed(server.speed()))
     assert plan(tmp_path, two, made={"persyn": both}, quality=judge)["judge"]["judge"]["calls"] == [0, 0]
 
 
@@ -327,7 +331,7 @@ def test_a_judge_is_in_the_plan_the_budget_and_the_ledger(tmp_path: Path) -> Non
         warm = plan(tmp_path, strategies, **changes)
         before = server.counts["ok"]
         for _ in range(2):
-            score_quality(parallel, responses, tmp_path, quality, speed)
+            score_quality(parallel, responses, tmp_path, quality, QualitySpeed(speed))
         calls = server.counts["ok"] - before
     spent = judge_ledger(TABLE, [responses, responses], tmp_path, quality)
     assert spent is not None

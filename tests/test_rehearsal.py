@@ -38,6 +38,8 @@ EXAMPLES = [
     "Qwen/Qwen2.5-1.5B",
     "Qwen/QwQ-32B",
     "Qwen/Qwen3-8B",
+    "Qwen/Qwen3-1.7B-Base",
+    "openai/gpt-oss-20b",
     "Qwen/Qwen3-30B-A3B",
     "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
     "deepseek-ai/DeepSeek-R1-Distill-Llama-70B",

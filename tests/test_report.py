@@ -328,3 +328,11 @@ def test_a_chart_of_four_metrics_has_no_empty_frame(monkeypatch: pytest.MonkeyPa
 def test_fewer_is_not_said_of_as_many() -> None:
     words = [_fewer(ratio, "calls") for ratio in (1.5, 1.001, 0.5)]
     assert words == ["1.50 times fewer calls", "as many calls", "2.00 times more calls"]
+
+
+def test_the_validation_loss_is_told_where_it_was_measured(run: Snapshot) -> None:
+    measured = run.training["strong"].with_columns(eval_loss=pl.when(pl.col("step") > 1).then(0.5 / pl.col("step")))
+    shown = run.replace(training={**run.training, "strong": measured})
+    found = {row[0]: row[-2:] for row in rows(build_report(shown, sample=0)) if row[1:2] == ["1,000"]}
+    assert found["strong"] == ["0.250", "0.001"]
+    assert found["persyn"] == ["—", "—"]

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from persyn.errors import InputError
-from persyn.models import LoraSettings
 from persyn.pairs import PairSettings, build_pairs
 from persyn.router import fit_router, fit_trusted, load_router, read_lesson, router_split, train_router
 from persyn.router.features import embed
@@ -30,6 +29,7 @@ from persyn.router.settings import RouterSettings
 from persyn.router.worth import worth_text
 from persyn.schemas import REWARDS
 from persyn.training import Session
+from persyn.training.lora import LoraSettings
 from tests.support.planted import POEM, SOURCES, SUM, TEACHERS, planted, settings
 from tests.support.tables import prompts_table
 
@@ -162,7 +162,7 @@ def test_methods_beside_the_router_are_saved_with_it(shrink: bool, base_model: s
 
 def test_a_finetuned_router_beside_another_one(base_model: str, tmp_path: Path) -> None:
     """It keeps its adapter, its shrinkage and the placed teacher."""
-    lora = {"r": 8, "alpha": 16}
+    lora: dict[str, Any] = {"r": 8, "alpha": 16}
     changes: dict[str, Any] = {"method": "source", "beside": ["finetuned"], "lora": lora, "learning_rate": 1e-2}
     router, card, _ = fit(32, base_model, ("middle",), **changes, shrink=True, folds=2)
     assert card["controls"]["finetuned"]["regret"] == 0.0

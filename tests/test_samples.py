@@ -19,7 +19,7 @@ from persyn.learnability import LearnabilitySettings, score_learnability
 from persyn.planning import build_plan
 from persyn.planning.known import known_routes
 from persyn.project.snapshot import Snapshot
-from persyn.quality import QualitySettings, judge_ledger, score_quality
+from persyn.quality import QualitySettings, QualitySpeed, judge_ledger, score_quality
 from persyn.quality.judge import JudgeSettings
 from persyn.responses import generate_responses
 from persyn.rewards import RewardSettings, build_rewards
@@ -198,7 +198,7 @@ def test_the_ledger_and_the_plan_have_every_sample(tmp_path: Path) -> None:
         assert server.counts["ok"] == 36
         warm = plan(quality=judge)
         assert warm["total"]["all"]["calls"] == warm["judge"]["judge"]["calls"] == [20, 72]
-        score_quality(TABLE, responses, tmp_path, judge, server.speed())
+        score_quality(TABLE, responses, tmp_path, judge, QualitySpeed(server.speed()))
     paid = judge_ledger(TABLE, [responses, routed], tmp_path, judge)
     assert paid is not None
     assert 20 <= paid["calls"] <= 40

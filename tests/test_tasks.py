@@ -10,7 +10,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from persyn.errors import InputError
-from persyn.evaluation import EvaluationSettings, evaluate_student
+from persyn.evaluation import EvaluationSettings, EvaluationSpeed, evaluate_student
 from rehearsal.tasks import ROWS, local_tasks
 from tests.support.modules import load_module
 from tests.support.tiny import ROOT
@@ -41,7 +41,7 @@ def evaluated(chat_model: str, tmp_path_factory: pytest.TempPathFactory) -> tupl
         patch.setattr(lm_eval, "simple_evaluate", _keeping(kept))
         folder = local_tasks(ROOT / "tasks", ROWS, cache / "tasks")
         settings = EvaluationSettings(tasks=GROUPED, max_tokens=4, limit=2)
-        scores, samples = evaluate_student(chat_model, folder, settings, 2)
+        scores, samples = evaluate_student(chat_model, folder, settings, EvaluationSpeed(batch_size=2))
     return scores, samples, kept[0]
 
 
@@ -107,7 +107,7 @@ def test_a_task_of_several_filters_and_of_repeated_items_keeps_them_apart(chat_m
     )
     folder = local_tasks(tasks, rows, tmp_path / "tasks")
     settings = EvaluationSettings(tasks=["gsm8k"], max_tokens=4, limit=2)
-    scores, samples = evaluate_student(chat_model, folder, settings, 2)
+    scores, samples = evaluate_student(chat_model, folder, settings, EvaluationSpeed(batch_size=2))
     assert set(scores["gsm8k"]) == {"exact_match,strict-match", "exact_match,flexible-extract"}
     assert samples.height == samples.select("metric", "sample_id").n_unique() == 4
     assert samples.group_by("sample_id").agg(pl.col("response").n_unique())["response"].to_list() == [1, 1]

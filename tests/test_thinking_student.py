@@ -10,7 +10,7 @@ import torch
 
 from persyn.chat import encode_parts, student_tokenizer, with_chat_template
 from persyn.errors import InputError
-from persyn.evaluation import EvaluationSettings, evaluate_student
+from persyn.evaluation import EvaluationSettings, EvaluationSpeed, evaluate_student
 from persyn.learnability import LearnabilitySettings, score_learnability
 from persyn.learnability.scoring import score_group
 from persyn.models import Student, load_causal_lm, load_tokenizer
@@ -128,7 +128,7 @@ def test_a_trained_student_answers_lm_eval_in_the_form_it_learnt(
     tasks.mkdir()
     (tasks / "colours.yaml").write_text(TASK.replace("FILE", str(items)))
     evaluation = EvaluationSettings(tasks=["colours"], max_tokens=40)
-    scores, samples = evaluate_student(tmp_path / "student", tasks, evaluation, batch_size=2)
+    scores, samples = evaluate_student(tmp_path / "student", tasks, evaluation, speed=EvaluationSpeed(batch_size=2))
     for response in samples["response"].unique():
         assert ANSWER in response, response
         assert ("think>" in response or THOUGHT in response) == (thinking == "keep"), response

@@ -7,7 +7,6 @@ store while it works, so that actors left behind by a killed run and those of a 
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from persyn.errors import InputError
 from persyn.generation import Backend, BackendSpeed, RaySpeed, Teacher, load_backend
 from persyn.generation.budget import Budget
 from persyn.generation.requests import Request, generate_rows, still_open, stored_response
+from persyn.models.shares import connect
 from persyn.store import Store, position
 
 
@@ -41,6 +41,8 @@ def generate_on_ray(
     """
     knobs = speed.ray or RaySpeed()
     connect(knobs.address)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    ray.data.DataContext.get_current().enable_progress_bars = False
     try:
         ordered = sorted(requests, key=lambda request: request.key)
         for wave in (budget or Budget()).waves(store.folder.parent, ordered, teacher.sampling.max_tokens):
@@ -97,22 +99,3 @@ class Worker:
             for new in generate_rows(left, self.backend, self.sampling, self.store):
                 rows |= new
         return {key: {**row, "response": "", "reasoning": None} for key, row in rows.items() if row}
-
-
-def connect(address: str | None) -> None:
-    """Join the cluster at `address`, or start one on this machine."""
-    configure()
-    # Ray listens on every interface, even on one machine: no dashboard, which could be attacked; its tokens stay on.
-    local: dict[str, Any] = {"include_dashboard": False} if address is None else {}
-    ray.init(address=address, logging_level=logging.WARNING, **local)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-
-
-def configure() -> None:
-    """Settings for nodes started on this machine, unless the environment has its own. On a busy machine they start too
-    slowly for Ray's timeout, and the low priority of its workers keeps them from getting a core.
-    """
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "300")
-    os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

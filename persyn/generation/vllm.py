@@ -1,42 +1,26 @@
 """The vllm backend: vLLM's engine in its own processes, which end with this one; on GPUs, or its CPU build."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, get_args
 
 from persyn.chat import stop_strings, with_chat_template
 from persyn.errors import InputError
 from persyn.generation import NAMED, BackendSpeed, Generation, Sampling, Teacher, check_context
 from persyn.generation.event_loop import Calls
 from persyn.generation.reading import encode_conversations, read_generation
-from persyn.generation.vllm_plugin import PARENT
 from persyn.messages import Message
 from persyn.models import adapter_folder, load_tokenizer, locate_model
+from persyn.settings import VLLMKnobs
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
 
-class VLLMSpeed(BackendSpeed):
+class VLLMSpeed(BackendSpeed, VLLMKnobs):
     """Knobs of the backend vllm."""
-
-    tensor_parallel: Annotated[int, Field(ge=1)] = 1
-    """GPUs that share one copy of the model."""
-    data_parallel: Annotated[int, Field(ge=1)] = 1
-    """Copies of the model. Faster than tensor_parallel if the model fits one GPU."""
-    gpu_memory: Annotated[float, Field(gt=0, le=1)] = 0.9
-    """Share of each GPU's memory to use."""
-    max_num_seqs: Annotated[int, Field(ge=1)] = 256
-    """Responses that are generated at once."""
-    max_model_len: Annotated[int, Field(ge=1)] | None = None
-    """Tokens of prompt and response at most, to save memory; null is the model's context."""
-    compile: bool = False
-    """Whether vLLM compiles the model first: it takes minutes and pays off from tens of thousands of responses."""
 
 
 class VLLMBackend:
@@ -53,9 +37,7 @@ class VLLMBackend:
         where, lora = locate_model(teacher.model, teacher.revision), _lora_arguments(teacher.adapter)
         tokenizer = load_tokenizer(teacher.model, teacher.revision, teacher.trust_remote_code)
         self.tokenizer = with_chat_template(tokenizer, date=teacher.date)
-        os.environ.update({PARENT: str(os.getpid()), "VLLM_NO_USAGE_STATS": "1"})
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # another teacher may have used the GPU here
+        knobs = speed.engine_arguments()
         try:
             self.engine = AsyncLLM.from_engine_args(
                 AsyncEngineArgs(
@@ -66,12 +48,7 @@ class VLLMBackend:
                     dtype=_dtype(teacher, on_cpu=current_platform.is_cpu()),
                     quantization=teacher.quantization,
                     **lora,
-                    tensor_parallel_size=speed.tensor_parallel,
-                    data_parallel_size=speed.data_parallel,
-                    gpu_memory_utilization=speed.gpu_memory,
-                    max_num_seqs=speed.max_num_seqs,
-                    max_model_len=speed.max_model_len,
-                    enforce_eager=not speed.compile,
+                    **knobs,
                 )
             )
         except (RuntimeError, ValueError) as error:

@@ -4,19 +4,12 @@ vLLM's engine outlives a parent that was killed (kill -9, out of memory) and kee
 could not start. Processes that PerSyn did not start, such as `vllm serve`, are not affected.
 """
 
-import ctypes
 import os
-import signal
-import sys
 
-PARENT = "PERSYN_VLLM_PARENT"
-"""Environment variable: the id of the process whose children end with it."""
-PR_SET_PDEATHSIG = 1
+from persyn import errors
+from persyn.settings import VLLM_PARENT
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends (Linux only), if PerSyn is its parent."""
-    if sys.platform == "linux" and os.environ.get(PARENT) == str(os.getppid()):
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.environ[PARENT] != str(os.getppid()):  # it ended meanwhile
-            os.kill(os.getpid(), signal.SIGKILL)
+    """As errors.end_with_parent, if PerSyn is this process's parent."""
+    errors.end_with_parent(int(os.environ.get(VLLM_PARENT, "0")))

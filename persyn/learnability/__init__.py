@@ -1,7 +1,8 @@
-"""Learnability: how well a response fits the untuned student. All responses to a prompt share one forward pass."""
+"""Learnability: how well a response fits the untuned student. A prompt is read once for all."""
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,6 +13,7 @@ from persyn.chat import count_altered, encode_parts, with_chat_template
 from persyn.errors import InputError
 from persyn.messages import as_messages, assistant_message
 from persyn.models import Student, default_precision, load_causal_lm, load_tokenizer, model_identity
+from persyn.models.shares import ScoringSpeed, divide, work_in_shares
 from persyn.schemas import LEARNABILITY, row_key
 from persyn.settings import Settings, Thinking
 from persyn.store import Store, response_key, slug
@@ -75,12 +77,12 @@ class LearnabilitySettings(Settings):
         return logprobs.double().mean().item()
 
 
-class LearnabilitySpeed(Settings):
-    """How fast responses are scored; the scores are the same."""
+class LearnabilitySpeed(ScoringSpeed):
+    """How fast the student scores responses; the scores are the same."""
 
     batch_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Tokens in one forward pass at most (one response at least); null is 512 on a CPU, where longer rows only add
-    attention, and 4096 on a GPU."""
+    """Tokens in one forward pass at most (one response at least), of several prompts; null is 512 on a CPU, where
+    longer rows only add attention, and 16,384 on a GPU."""
 
 
 def score_learnability(
@@ -89,7 +91,7 @@ def score_learnability(
     student: Student,
     method: LearnabilitySettings,
     folder: Path,
-    batch_tokens: int | None = None,
+    speed: LearnabilitySpeed | None = None,
 ) -> pl.DataFrame:
     """Score every response under the student.
 
@@ -104,7 +106,7 @@ def score_learnability(
         prompts: PROMPTS.
         responses: RESPONSES of any number of teachers.
         folder: the response store, which keeps every score, so that only new responses are scored.
-        batch_tokens: as in LearnabilitySpeed.
+        speed: None takes its defaults.
 
     Returns:
         LEARNABILITY.
@@ -133,9 +135,7 @@ def score_learnability(
     store = Store(folder / slug(identity))
     missing = {key: row for key, row in zip(keys, kept, strict=True) if not store.get(key)}
     if missing:
-        from persyn.learnability.scoring import score_missing
-
-        score_missing(load_causal_lm(*where), missing, method, store, batch_tokens, total=len(set(keys)))
+        _score_missing(missing, where, method, store, speed or LearnabilitySpeed())
     table = {
         "prompt_id": [row["prompt_id"] for row in rows],
         "teacher": [row["teacher"] for row in rows],
@@ -147,6 +147,42 @@ def score_learnability(
     if "sample" in responses.columns:
         scores = scores.with_columns(sample=pl.Series([row["sample"] for row in rows], dtype=pl.Int64))
     return scores.drop_nulls("learnability")
+
+
+def _score_missing(
+    rows: dict[str, tuple[list[int], list[int]]],
+    where: tuple[str, str | None, bool],
+    method: LearnabilitySettings,
+    store: Store,
+    speed: LearnabilitySpeed,
+) -> None:
+    """Score `rows` into the store; a prompt is in one share with all of its responses."""
+    by_prompt: dict[tuple[int, ...], list[str]] = {}
+    for key, (prompt, _) in rows.items():
+        by_prompt.setdefault(tuple(prompt), []).append(key)
+    weights = {prompt: len(prompt) + sum(len(rows[key][1]) for key in keys) for prompt, keys in by_prompt.items()}
+    parts = divide(weights, speed.ray.workers if speed.ray else speed.processes)
+    shares = [{key: rows[key] for prompt in part for key in by_prompt[prompt]} for part in parts]
+    work_in_shares(
+        partial(_score_share, where, method, store.folder, speed.batch_tokens), shares, speed, "learnability"
+    )
+    store.refresh()
+
+
+def _score_share(
+    where: tuple[str, str | None, bool],
+    method: LearnabilitySettings,
+    folder: Path,
+    batch_tokens: int | None,
+    rows: dict[str, tuple[list[int], list[int]]],
+) -> None:
+    """Score what the store still lacks of these rows."""
+    from persyn.learnability.scoring import score_missing
+
+    store = Store(folder)
+    missing = {key: row for key, row in rows.items() if not store.get(key)}
+    if missing:
+        score_missing(load_causal_lm(*where), missing, method, store, batch_tokens, total=len(rows))
 
 
 def _scored_tokens(

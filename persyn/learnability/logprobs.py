@@ -4,12 +4,11 @@ Only the hidden states that predict a scored token reach the LM head.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
 
-from persyn.models.forest import branch_states, can_compile, on_device
+from persyn.models.forest import branch_states, on_device
 
 VOCABULARY_TILE = {"cpu": 8192, "cuda": 65536}
 """Tokens of the vocabulary whose logits exist at once: on a CPU they fit its cache, which is three times faster."""
@@ -97,28 +96,17 @@ def _head(
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     chosen = (hidden.float() * head.weight[targets].float()).sum(dim=1)  # (C,)
     chosen = _capped(chosen if bias is None else chosen + bias[targets].float(), cap)
-    ranks, masses, log_mass = torch.full_like(targets, with_ranks), [], _fused_log_mass(hidden.device.type)
+    ranks, masses = torch.full_like(targets, with_ranks), []
     for start in range(0, len(head.weight), tile):
         part = slice(start, start + tile)
         logits = torch.nn.functional.linear(hidden, head.weight[part], None if bias is None else bias[part])
-        masses.append(log_mass(logits, cap))  # logits are (C, tile)
+        logits = _capped(logits.float(), cap)  # (C, tile)
+        masses.append(logits.logsumexp(dim=1))
         if with_ranks:
-            logits = _capped(logits.float(), cap)
             inside = (targets >= start) & (targets < start + tile)  # a target does not count for its own rank
             logits[inside, targets[inside] - start] = float("-inf")
             ranks += (logits > chosen[:, None]).sum(dim=1)
     return chosen - torch.stack(masses).logsumexp(dim=0), ranks
-
-
-@cache
-def _fused_log_mass(device: str) -> Any:
-    """_log_mass; on a GPU one kernel, which reads the logits twice instead of ten times."""
-    return torch.compile(_log_mass, dynamic=True) if device == "cuda" and can_compile() else _log_mass
-
-
-def _log_mass(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
-    """log of the sum of the exponentials of logits (C, tile), in fp32."""
-    return _capped(logits.float(), cap).logsumexp(dim=1)
 
 
 def _capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:

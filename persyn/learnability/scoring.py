@@ -1,4 +1,4 @@
-"""Scoring: responses to one prompt under a model, in as few forward passes as memory allows."""
+"""Scoring: responses to many prompts under a model, in as few forward passes as memory allows."""
 
 import logging
 import math
@@ -16,7 +16,7 @@ from persyn.models.forest import BATCH_TOKENS, compile_layers, pack, use_block_m
 from persyn.store import Store
 
 COMPILED = 5_000_000
-"""Tokens from which on a GPU saves more time than it takes to compile the model's layers."""
+"""Compiling layers takes a GPU longer than it saves on fewer tokens than these."""
 TOLERANCE = {torch.float32: 1e-3}
 """Nats per token that tree_is_exact tolerates, by precision; 0.05 in others."""
 CHECKED = 64

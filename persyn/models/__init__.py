@@ -14,7 +14,7 @@ from tqdm import tqdm
 from persyn.errors import InputError
 from persyn.files import cache_folder, write_text
 from persyn.models.packaged import PACKAGED, find_packaged, packaged_model
-from persyn.settings import DATE, Commit, Day, Settings, Share, Thinking
+from persyn.settings import DATE, Commit, Day, Settings, Thinking
 
 
 class Student(Settings):
@@ -37,17 +37,6 @@ class Student(Settings):
     writes one without a thought. keep: it learns the thought too, in the template's own form."""
     date: Day = DATE
     """What the chat template writes as today's date, where it writes one, in scoring, training and evaluation."""
-
-
-class LoraSettings(Settings):
-    """LoRA on every linear layer."""
-
-    r: Annotated[int, Field(ge=1)] = 16
-    """Rank."""
-    alpha: Annotated[int, Field(ge=1)] = 32
-    """The update is scaled by alpha / r."""
-    dropout: Share = 0.0
-    """Dropout of the inputs of LoRA's layers."""
 
 
 def locate_model(model: str, revision: str | None) -> dict[str, Any]:
@@ -160,14 +149,6 @@ def default_precision(device: str = "") -> str:
 
     on_cpu = device == "cpu" or (not device and not torch.cuda.is_available())
     return "float32" if on_cpu else "bfloat16"
-
-
-def lora_config(task: str, lora: LoraSettings, trained_tokens: list[int] | None = None) -> Any:
-    """PEFT's configuration of LoRA; the embeddings of `trained_tokens` are trained whole."""
-    from peft import LoraConfig
-
-    shape: dict[str, Any] = {"r": lora.r, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout}
-    return LoraConfig(**shape, target_modules="all-linear", task_type=task, trainable_token_indices=trained_tokens)
 
 
 @contextmanager

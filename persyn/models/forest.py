@@ -11,12 +11,16 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import create_block_mask
+from torch.nn.attention.flex_attention import BlockMask
 
 BATCH_TOKENS = {"cpu": 512, "cuda": 16384}
 """Tokens of a pass where nobody says otherwise: on a CPU longer passes only add attention."""
 PADDING = 1024
 """Under block masks a pass is padded to a multiple of this: a kernel is made for each length."""
+BLOCK = 128
+"""Queries and keys of a block of a BlockMask; flex attention's own default."""
+SLAB = 1024
+"""Queries whose pairs with all keys exist at once while a BlockMask is made."""
 SPLIT = 16
 """A tree may be split where its shared tokens, which are then read twice, are this many times fewer than the room."""
 
@@ -138,17 +142,48 @@ def forest_mask(model: Any, nodes: torch.Tensor, follows: torch.Tensor, position
         return full(query, key) & (positions[query] < positions[key] + window)
 
     def mask(allowed: Callable[[Any, Any], Any]) -> Any:
-        if not _has_block_masks(model):
-            return allowed(every[:, None], every[None])[None, None]
-        rule = lambda _, __, query, key: allowed(query, key)  # noqa: E731
-        return create_block_mask(rule, None, None, *size, nodes.device, _compile=True)  # else a (T, T) mask exists
+        if _has_block_masks(model):
+            return _block_mask(allowed, every)
+        return allowed(every[:, None], every[None])[None, None]
 
     config = model.config.get_text_config()
-    window, kinds = getattr(config, "sliding_window", None), set(getattr(config, "layer_types", None) or [])
-    every, size = torch.arange(len(nodes), device=nodes.device), (len(nodes), len(nodes))
+    window: Any = getattr(config, "sliding_window", None)
+    kinds = set(getattr(config, "layer_types", None) or [])
+    every = torch.arange(len(nodes), device=nodes.device)
     if "sliding_attention" in kinds:
         return {"full_attention": mask(full), "sliding_attention": mask(sliding if window else full)}
     return mask(sliding if window and not kinds else full)
+
+
+def _block_mask(allowed: Callable[[Any, Any], Any], every: torch.Tensor) -> BlockMask:
+    """What create_block_mask makes of a rule, without a (T, T) tensor of counts (10 bytes a pair of tokens) and without
+    its compiled form, whose kernel Triton had not compiled after three minutes on an H100.
+
+    Args:
+        allowed: whether a query may attend to a key, by their places in the row.
+        every: (T,) all places; T is a multiple of BLOCK.
+    """
+    length, blocks = len(every), len(every) // BLOCK
+    counts = torch.cat(  # (T / BLOCK, T / BLOCK), how many pairs of each block are allowed
+        [
+            allowed(rows[:, None], every[None]).view(-1, BLOCK, blocks, BLOCK).sum(dim=(1, 3))
+            for rows in every.split(SLAB)
+        ]
+    )
+    whole = counts == BLOCK**2
+    some = (counts > 0) & ~whole
+    (number, which), (whole_number, whole_which) = (  # how many blocks of each row, and which, those that count first
+        (kind.sum(dim=1), kind.to(torch.int8).argsort(dim=1, descending=True, stable=True)) for kind in (some, whole)
+    )
+    return BlockMask.from_kv_blocks(
+        number.to(torch.int32)[None, None],
+        which.to(torch.int32)[None, None],
+        whole_number.to(torch.int32)[None, None],
+        whole_which.to(torch.int32)[None, None],
+        BLOCK_SIZE=BLOCK,
+        mask_mod=lambda _, __, query, key: allowed(query, key),
+        seq_lengths=(length, length),
+    )
 
 
 def _has_block_masks(model: Any) -> bool:

@@ -25,6 +25,7 @@ from persyn.models import Student
 from persyn.pairs import PairSettings
 from persyn.prompts import PromptSettings
 from persyn.quality import QualitySettings
+from persyn.quality.reward_model import RewardModelSpeed
 from persyn.responses import ResponseSettings
 from persyn.rewards import RewardSettings
 from persyn.router.settings import RouterSettings
@@ -62,6 +63,8 @@ class Speed(Settings):
     """Teacher (or `judge`) -> its own knobs, which override those of its backend's section."""
     learnability: LearnabilitySpeed = LearnabilitySpeed()
     """Of the stage learnability."""
+    reward_model: RewardModelSpeed = RewardModelSpeed()
+    """Of the method reward_model of the stage quality."""
     router: TrainingSpeed = TrainingSpeed()
     """Of the router's training."""
     student: TrainingSpeed = TrainingSpeed()
@@ -222,8 +225,17 @@ def read_params(path: Path | str | None = None) -> Params:
         InputError: it cannot be read, holds a secret, or is wrong: a line for every mistake.
     """
     path = path or PARAMS
+    return check_params(load_yaml(path), str(path))
+
+
+def load_yaml(path: Path | str) -> Any:
+    """The content of a params.yaml, unchecked.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
-        data = YAML(typ="safe", pure=True).load(Path(path))
+        return YAML(typ="safe", pure=True).load(Path(path))
     except FileNotFoundError:
         raise InputError(f"there is no {path} here; run the command in the folder of a project") from None
     except OSError as error:
@@ -231,7 +243,6 @@ def read_params(path: Path | str | None = None) -> Params:
     except (YAMLError, ValueError, RecursionError) as error:
         reason = SECRET.sub("(a key)", " ".join(str(error).split()))
         raise InputError(f"cannot read {path}: {reason}; it must be YAML text") from error
-    return check_params(data, str(path))
 
 
 def check_params(data: Any, name: str = str(PARAMS)) -> Params:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import polars as pl
 from pydantic import AfterValidator, Field, model_validator
@@ -20,7 +20,7 @@ from persyn.generation.precomputed import read_scores
 from persyn.messages import as_text
 from persyn.prompts import Domain
 from persyn.quality.judge import JudgeSettings, Verdicts, count_verdicts, judge_scores
-from persyn.quality.reward_model import RewardModelSettings, reward_model_scores
+from persyn.quality.reward_model import RewardModelSettings, RewardModelSpeed, reward_model_scores
 from persyn.schemas import QUALITY, alike
 from persyn.settings import Misfit, Settings, shown
 from persyn.verifiers import is_right_answer, share_of_checks
@@ -70,12 +70,20 @@ class QualitySettings(Settings):
         return self
 
 
+class QualitySpeed(NamedTuple):
+    """How fast scores come; they are the same."""
+
+    judge: OpenAISpeed = OpenAISpeed()
+    """The knobs of the judge's server."""
+    reward_model: RewardModelSpeed = RewardModelSpeed()
+
+
 def score_quality(
     prompts: pl.DataFrame,
     responses: pl.DataFrame,
     folder: Path,
     settings: QualitySettings,
-    speed: OpenAISpeed | None = None,
+    speed: QualitySpeed | None = None,
     budget: Budget | None = None,
     teachers: Mapping[str, Teacher] | None = None,
     counts: dict[str, Any] | None = None,
@@ -87,7 +95,7 @@ def score_quality(
         prompts: PROMPTS.
         responses: RESPONSES, each prompt_id in `prompts`.
         folder: the response store, which keeps the scores of reward models and the verdicts of judges.
-        speed: the knobs of the judge's server.
+        speed: None takes the defaults.
         budget: tokens that may be paid for; None sets no limit.
         teachers: name -> teacher of these responses, for the method given.
         counts: receives what the scores took: {judge: Verdicts.use, reward_model: {responses, cut}}, summed over the
@@ -109,11 +117,12 @@ def score_quality(
             raise InputError(f"quality.methods.{domain} is missing; it must be one of {', '.join(quality_methods())}")
         if method == "reward_model" and settings.reward_model:
             cut: dict[str, Any] = {}
-            scores: Sequence[float | None] = reward_model_scores(part, folder, settings.reward_model, cut)
+            knobs = (speed or QualitySpeed()).reward_model
+            scores: Sequence[float | None] = reward_model_scores(part, folder, settings.reward_model, knobs, cut)
             _count(counts, method, cut)
         elif method == "judge" and settings.judge:
             found = Verdicts()
-            scores = judge_scores(part, folder, speed or OpenAISpeed(), budget, settings.judge, found)
+            scores = judge_scores(part, folder, (speed or QualitySpeed()).judge, budget, settings.judge, found)
             _count(counts, method, found.use)
         elif method == "given":
             scores = _given(part, teachers or {})

@@ -1,10 +1,10 @@
 """Reward model: a sequence-classification model scores each response; the store keeps the scores."""
 
-import functools
 import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from persyn.chat import encode_conversation, with_chat_template
 from persyn.errors import InputError
 from persyn.messages import Message, as_messages, assistant_message
 from persyn.models import load_model, load_tokenizer, model_identity
+from persyn.models.shares import ScoringSpeed, divide, work_in_shares
 from persyn.settings import Commit, Settings
 from persyn.store import Store, response_key, slug
 
@@ -40,6 +41,14 @@ class RewardModelSettings(Settings):
     beginning and its end are scored; a warning counts these rows. fail: nothing is scored."""
 
 
+class RewardModelSpeed(ScoringSpeed):
+    """How fast the reward model scores responses; the scores are the same."""
+
+    batch_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Tokens in one forward pass at most (one response at least); null is one response on a CPU, and 16,384 tokens on a
+    GPU."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """A conversation as a reward model reads it."""
@@ -53,7 +62,11 @@ class Reading:
 
 
 def reward_model_scores(
-    rows: pl.DataFrame, folder: Path, settings: RewardModelSettings, counts: dict[str, Any] | None = None
+    rows: pl.DataFrame,
+    folder: Path,
+    settings: RewardModelSettings,
+    speed: RewardModelSpeed | None = None,
+    counts: dict[str, Any] | None = None,
 ) -> list[float]:
     """The logit of a one-label sequence-classification model on each rendered conversation, computed once.
 
@@ -70,15 +83,30 @@ def reward_model_scores(
     conversations = [as_messages(p) + assistant_message(r) for p, r in rows.select("prompt", "response").rows()]
     readings = _read(conversations, identity, store, settings)
     _tell_cut(readings, settings, counts if counts is not None else {})
-    scores: dict[str, float] = {}
-    missing = [reading for reading in readings if reading.ids is not None]
-    with tqdm(total=len(readings), initial=len(readings) - len(missing), desc="reward model", unit="response") as bar:
-        for made in _scores(_reward_model(settings.model, settings.revision), missing) if missing else ():
+    speed = speed or RewardModelSpeed()
+    missing = {reading.key: reading for reading in readings if reading.ids is not None}
+    weights = {key: len(reading.ids or ()) for key, reading in missing.items()}
+    parts = divide(weights, speed.ray.workers if speed.ray else speed.processes)
+    shares = [[missing[key] for key in part] for part in parts]
+    work_in_shares(partial(_score_share, settings, store.folder, speed.batch_tokens), shares, speed, "reward_model")
+    store.refresh()
+    return [row["quality"] if (row := store.get(reading.key)) else math.nan for reading in readings]
+
+
+def _score_share(
+    settings: RewardModelSettings, folder: Path, batch_tokens: int | None, readings: Sequence[Reading]
+) -> None:
+    """Score what the store still lacks of these readings. A score that is not finite is not stored."""
+    store = Store(folder)
+    missing = [reading for reading in readings if not store.get(reading.key)]
+    if not missing:
+        return
+    model = _reward_model(settings.model, settings.revision)
+    with tqdm(total=len(missing), desc="reward model", unit="response") as bar:
+        for made in _scores(model, missing, batch_tokens):
             finite = [(reading, value) for reading, value in made if math.isfinite(value)]
             store.put({of.key: {"quality": value, "num_tokens": of.num_tokens} for of, value in finite})
-            scores |= {reading.key: value for reading, value in made}
             bar.update(len(made))
-    return [row["quality"] if (row := store.get(reading.key)) else scores[reading.key] for reading in readings]
 
 
 def _read(
@@ -88,7 +116,7 @@ def _read(
     the end of a response, did not note its tokens: such a score serves if the conversation fits.
     """
     limit = settings.max_length
-    tokenizer = functools.cache(lambda: with_chat_template(load_tokenizer(settings.model, settings.revision)))
+    tokenizer = cache(lambda: with_chat_template(load_tokenizer(settings.model, settings.revision)))
     readings = []
     for messages in conversations:
         asked = {"model": identity, "messages": messages, "max_length": limit}

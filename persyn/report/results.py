@@ -68,8 +68,20 @@ def training_section(run: Snapshot) -> Section:
         caption += f" Of more than {charts.MAX_STEPS} steps, means over equally many are drawn."
     chart = Chart(charts.losses("losses", told, steps, order), caption, order, "line")
     rows = [[name, count(number), decimal(first), decimal(last)] for name, (number, first, last) in ends.items()]  # type: ignore[arg-type]
-    table = Table("Losses, nats a token", ["strategy", "steps", "first", "last"], rows)
+    columns = ["strategy", "steps", "first", "last"]
+    if any("eval_loss" in run.training[name].columns for name in order):
+        columns += ["validation, first", "lowest"]
+        rows = [row + _validation(run.training[name]) for row, name in zip(rows, order, strict=True)]
+    table = Table("Losses, nats a token", columns, rows)
     return Section("training", title, lead, [chart], [table])
+
+
+def _validation(training: pl.DataFrame) -> list[str]:
+    """The first and the lowest loss on the rows that were held out from the training."""
+    if "eval_loss" not in training.columns:
+        return [decimal(None), decimal(None)]
+    losses = training["eval_loss"].drop_nulls()
+    return [decimal(losses.first()), decimal(losses.min())]  # type: ignore[arg-type]
 
 
 def ledger_section(run: Snapshot) -> Section:

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from persyn.models import load_model, load_tokenizer, lora_config
+from persyn.models import load_model, load_tokenizer
 from persyn.router.losses import ITEMS, LOSSES
 from persyn.router.metrics import routing_metrics
 from persyn.router.settings import RouterSettings
 from persyn.training import Session
-from persyn.training.trainer import SameBatches, is_main, save_trained, train, training_arguments
+from persyn.training.lora import lora_config
+from persyn.training.trainer import SameBatches, early_stopping, is_main, save_trained, train, training_arguments
 
 CLASS_TOKEN = "<|route|>"
 
@@ -87,7 +88,7 @@ def finetune_router(
     Raises:
         InputError: as training_arguments.
     """
-    from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
+    from transformers import Trainer, TrainingArguments, set_seed
 
     class RouterTrainer(SameBatches, Trainer):
         def get_batch_samples(self, *args: Any) -> tuple[list[Any], Any]:
@@ -109,7 +110,7 @@ def finetune_router(
     if settings.lora is not None:
         from peft import get_peft_model
 
-        router = get_peft_model(router, lora_config("SEQ_CLS", settings.lora, _class_token(tokenizer) or None))
+        router = get_peft_model(router, lora_config("SEQ_CLS", settings.lora, router, _class_token(tokenizer) or None))
     watching = session.live.callbacks() if session.live else []
     # The regret needs only the strengths. The loss on the validation prompts is not used, so any target will do.
     unused = [targets[0]] * len(validation[0]) if validation else []
@@ -121,7 +122,7 @@ def finetune_router(
         processing_class=tokenizer,
         compute_loss_func=LOSSES[settings.loss],
         compute_metrics=partial(_regret, validation[1]) if validation else None,
-        callbacks=[*watching, *([EarlyStoppingCallback(settings.patience)] if validation else [])],
+        callbacks=[*watching, *([early_stopping("eval_regret", settings.patience)] if validation else [])],
     )
     train(trainer, {"input_ids": [0], "labels": np.full_like(targets[0], np.nan).tolist()})
     save_trained(trainer, base if settings.lora is not None else None, session.scratch / "saving")

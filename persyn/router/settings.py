@@ -4,8 +4,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from persyn.models import LoraSettings
 from persyn.settings import Commit, Misfit, Seed, Settings
+from persyn.training.lora import LoraSettings
 
 Method = Literal["blend", "regression", "knn", "source", "linear", "finetuned"]
 BRADLEY_TERRY: tuple[Method, ...] = ("linear", "finetuned")

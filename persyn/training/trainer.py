@@ -8,10 +8,11 @@ without them there is one process.
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,76 @@ class SameBatches:
         super()._save(output_dir, once or None)  # type: ignore[misc]
 
 
+class ValidationLoss:
+    """Mixin for TRL's SFTTrainer: `eval_loss` is the mean over all response tokens of the validation rows.
+
+    The Trainer's own is a mean over rows of their batches' means, which depends on how rows are batched and shared.
+    """
+
+    padding: dict[str, Any]
+    accelerator: Any
+    args: Any
+    eval_dataset: Any
+    _summed: Any
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        """The rows of this process. Rows without weight complete the last round; accelerate would repeat others."""
+        from datasets import Dataset, concatenate_datasets
+
+        rows = self.eval_dataset
+        missing = -len(rows) % (self.args.per_device_eval_batch_size * self.args.world_size)
+        padding = {name: self.padding[name] for name in rows.features}
+        if missing:
+            rows = concatenate_datasets([rows, Dataset.from_list([padding] * missing, features=rows.features)])
+        return super().get_eval_dataloader(rows)  # type: ignore[misc]
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        self._summed = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+        output = super().evaluation_loop(*args, **kwargs)  # type: ignore[misc]
+        nats, tokens = self.accelerator.reduce(self._summed, "sum").tolist()
+        output.metrics["eval_loss"] = nats / tokens
+        return output
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> tuple[None, None, None]:
+        inputs = self._prepare_inputs(inputs)  # type: ignore[attr-defined]
+        with torch.no_grad(), self.compute_loss_context_manager():  # type: ignore[attr-defined]
+            outputs = model(**inputs, use_cache=False, fused_lm_head=True)
+        self._summed += torch.stack([-outputs.log_probs.double().sum(), outputs.label_mask.sum().double()])
+        return None, None, None
+
+
+def early_stopping(metric: str, patience: int) -> Any:
+    """A callback that ends the training as stopping_step says. transformers' own forgets at a resume how long it has
+    waited; this one counts in the training's log, which checkpoints hold.
+    """
+    from transformers import TrainerCallback
+
+    class EarlyStopping(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            if stopping_step(state.log_history, metric, patience) is not None:
+                control.should_training_stop = True
+
+        on_train_begin = on_evaluate  # it was resumed after its end: the Trainer then takes one more step
+
+    return EarlyStopping()
+
+
+def stopping_step(log: Iterable[Mapping[str, Any]], metric: str, patience: int) -> int | None:
+    """The first step at which `metric` has reached no new minimum in `patience` measurements; None if there is none.
+
+    Args:
+        log: a Trainer's log_history.
+    """
+    best, waited = math.inf, 0
+    for entry in log:
+        if metric in entry:
+            better = entry[metric] < best
+            best, waited = (entry[metric], 0) if better else (best, waited + 1)
+            if waited >= patience:
+                return int(entry["step"])
+    return None
+
+
 class _Padded(Sampler):
     """Positions of all rows, shuffled anew each epoch, then that of the padding, up to a multiple of `together`.
 
@@ -205,29 +276,36 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def save_trained(trainer: Any, base: Callable[[], Any] | None, folder: str | Path) -> None:
+def save_trained(trainer: Any, base: Callable[[], Any] | None, folder: str | Path) -> Path | None:
     """Write the whole trained model, as safetensors, and its tokenizer. Every process must call it, since sharded
     weights are gathered. The files exist when it returns on the main process.
 
     Args:
         base: loads, on the CPU, the model that the trained adapter is merged into; None without an adapter.
+
+    Returns:
+        On the main process, the folder of the adapter, which is that of a checkpoint; None without one.
     """
     saved = Path(trainer.args.output_dir) / "adapter" if base else Path(folder)
     trainer.save_model(str(saved))
     if not is_main():
-        return
+        return None
     (saved / "training_args.bin").unlink()
-    if base:
-        from peft import PeftModel
+    if not base:
+        return None
+    from peft import PeftModel
 
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", "Found missing adapter keys")  # else the base would be saved as trained
-            merged = PeftModel.from_pretrained(base(), str(saved)).merge_and_unload()
-        for name in ("config", "generation_config"):  # training has aligned their special tokens with the tokenizer
-            if hasattr(trainer.model, name):
-                setattr(merged, name, getattr(trainer.model, name))
-        merged.save_pretrained(folder)
-        trainer.processing_class.save_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "Found missing adapter keys")  # else the base would be saved as trained
+        merged = PeftModel.from_pretrained(base(), str(saved)).merge_and_unload()
+    for name in ("config", "generation_config"):  # training has aligned their special tokens with the tokenizer
+        if hasattr(trainer.model, name):
+            setattr(merged, name, getattr(trainer.model, name))
+    if hasattr(merged.config, "quantization_config"):  # the base in training had 4 bits; this one has not
+        del merged.config.quantization_config
+    merged.save_pretrained(folder)
+    trainer.processing_class.save_pretrained(folder)
+    return saved
 
 
 def leave_to_main() -> None:

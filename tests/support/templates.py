@@ -7,6 +7,7 @@ read from the template's rendering of the whole conversation by character offset
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -287,7 +288,7 @@ This table is made by rendering, and held by `tests/test_templates.py`: {cases} 
 {templates} templates (all for text that TRL ships, its patched ones for training included, and some shapes that it
 lacks), as a student that does not think and as one that does.
 
-**exact / refused / wrong = {exact:,} / {refused} / 0**
+**exact / refused / wrong = {exact:,} / {refused} / {wrong}**
 
 `exact`: the tokens of the response are those that the template itself writes for the whole conversation; the text comes
 back unchanged; the last token is the one that ends the turn; text that looks like a control token stays text; and the
@@ -306,20 +307,30 @@ library's. A refusal is one line, before anything is scored or trained. Models f
 """
 
 
+def _kind(name: str, case: Case, thinking: Thinking) -> str:
+    """exact, refused or wrong."""
+    try:
+        return "exact" if check(name, case, thinking) == "exact" else "refused"
+    except AssertionError:
+        return "wrong"
+
+
 def page() -> str:
     """docs/templates.md."""
-    counted = [check(name, case, mode) for name in templates() for case in CASES.values() for mode in MODES]
-    exact = counted.count("exact")
+    counted = Counter(_kind(name, case, mode) for name in templates() for case in CASES.values() for mode in MODES)
     columns = ("template", "student, `thinking: none`", "student, `thinking: keep`", "teacher", "teacher, thinking off")
     return PAGE.format(
         cases=len(CASES),
         titles=", ".join(CASES),
         templates=len(templates()),
-        exact=exact,
-        refused=len(counted) - exact,
+        exact=counted["exact"],
+        refused=counted["refused"],
+        wrong=counted["wrong"],
         rows=markdown_table(columns, table()),
     )
 
 
 if __name__ == "__main__":
-    Path("docs/templates.md").write_text(page())
+    text = page()
+    Path("docs/templates.md").write_text(text)
+    print(next(line.strip("*") for line in text.splitlines() if "exact / refused / wrong" in line))  # noqa: T201
