@@ -52,13 +52,19 @@ def check_url(base_url: str, allow_http: Sequence[str] = ()) -> None:
     """
     url = urlsplit(base_url)
     if not base_url:
-        raise InputError("a served teacher has no address; set speed.openai.base_url, or base_url below speed.teachers")
+        raise InputError(
+            "a served teacher has no address; set speed.openai.base_url, such as http://127.0.0.1:8000/v1, or base_url "
+            "below its name in speed.teachers"
+        )
+    if re.search(r"[,\s]", base_url.strip()):
+        raise InputError(f"base_url is {base_url!r}; several addresses are a list: [http://..., http://...]")
     if url.username or url.password:
         raise InputError("base_url holds a user name or password; remove it and set api_key_env instead")
     if not url.hostname or not (url.scheme == "https" or (url.scheme == "http" and _open(url.hostname, allow_http))):
+        named = f" (it names {', '.join(allow_http)})" if allow_http else ""
         raise InputError(
             f"base_url is {base_url!r}; it must be https://..., or http:// on this machine (a tunnel, say), or http:// "
-            f"in a private network that allow_http beside it names"
+            f"in a private network that allow_http beside it names{named}"
         )
 
 

@@ -98,7 +98,7 @@ class Budget(Settings):
 
     def divided(self, folder: Path, num_parts: int) -> "Budget":
         """The budget of one of `num_parts` processes at once: each may spend an equal share of the tokens left now."""
-        if self.max_tokens is None:
+        if self.max_tokens is None or num_parts == 1:
             return self
         spent = self.spent(folder)
         return self.changed(max_tokens=spent + max(0, int(self.max_tokens) - spent) // num_parts)

@@ -107,6 +107,7 @@ class LoadBalancer(httpx2.AsyncBaseTransport):
             try:
                 response = await self._send(number, path, request)
             except (httpx2.ConnectError, httpx2.ConnectTimeout):
+                self._tell(number)
                 if self._choose(tried) is None:
                     raise
                 continue
@@ -156,15 +157,20 @@ class LoadBalancer(httpx2.AsyncBaseTransport):
             self._rest_until[number] = time.monotonic() + rest
         elif response.status_code not in FAILED:
             self._lost.pop(number, None)
+            self._told.discard(number)
         return response
 
-    def _note(self, number: int, gate: Gate) -> None:
-        """Log once that a server is down while others are not; put a new gate in the place of one that gave up."""
-        if not gate.is_shut:
-            self._told.discard(number)
-        elif number not in self._told and not all(gate.is_shut for gate in self.gates):
+    def _tell(self, number: int) -> None:
+        """Log once, until it answers again, that a server is not there while another is."""
+        others = (n for n, gate in enumerate(self.gates) if n != number and n not in self._told and not gate.is_shut)
+        if number not in self._told and any(True for _ in others):
             self._told.add(number)
             logger.warning("%s is down or overloaded; the other addresses get its requests", self.urls[number])
+
+    def _note(self, number: int, gate: Gate) -> None:
+        """Tell of a server that is down; put a new gate in the place of one that gave up."""
+        if gate.is_shut:
+            self._tell(number)
         if gate.trouble and gate is self.gates[number]:
             self._lost[number] = gate.trouble
             if not self.trouble:

@@ -104,6 +104,8 @@ class OpenAIBackend:
         self.limit_name, self.refused_names = LIMITS[0], set[str]()
         self.succeeded, self.shown, self.refusals, self.since = False, False, 0, 0.0
         headers = headers_from(speed.headers_env)
+        named = key or any(header.lower() == "authorization" for header in headers)
+        hooks: Any = {} if named else {"request": [_without_key]}  # the client wants a key all the same
         self.secrets = [*headers.values(), *([os.environ[key]] if key else [])]
         self.client = openai.AsyncOpenAI(
             base_url=urls[0],
@@ -112,7 +114,7 @@ class OpenAIBackend:
             max_retries=0,  # `_respond` tries again, by the table of servers.py
             timeout=speed.timeout,
             # A redirect could carry the key to another host: it is an error instead.
-            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, transport=self.gate),
+            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False, transport=self.gate, event_hooks=hooks),
         )
         waiting = speed.max_outage, lambda: self.gate.trouble
         server = Server(self.client, self.calls, teacher.model, self._body, self._rename, self.secrets, *waiting)
@@ -311,3 +313,8 @@ def request_body(
     template = {"chat_template_kwargs": teacher.template} if teacher.template else {}
     body = {"model": teacher.model, "messages": list(conversation), "max_tokens": sampling.max_tokens}
     return {**body, **sampling.drawn_for(key), **sampling.more, **teacher.extra_body, **template}
+
+
+async def _without_key(request: Any) -> None:
+    """Send no key where none was named."""
+    request.headers.pop("authorization", None)

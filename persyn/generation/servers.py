@@ -72,7 +72,10 @@ SPEAKS = (
     r"only \S+ is (?:allowed|supported)|参数|validation error"
 )
 """Words about a parameter."""
-CHECK = "check that name, base_url, and the key in the variable named by api_key_env"
+CHECK = (
+    "check that name, base_url (it mostly ends in /v1; /chat/completions is added), and the key in the variable named "
+    "by api_key_env (without one no key is sent)"
+)
 SHORTER = (
     "set prompts.max_characters, or lower sampling.max_tokens; once the model has a longer context, another "
     "sampling.max_tokens (one more) asks again"

@@ -8,9 +8,11 @@ import heapq
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partialmethod
 from typing import Annotated, Any
 
 from pydantic import Field
+from tqdm import tqdm
 
 from persyn.errors import InputError, end_with_parent
 from persyn.settings import Settings
@@ -101,8 +103,8 @@ def _one_of_several(rank: int, work: Callable[[Any], None], shares: Sequence[Any
     end_with_parent(parent)
     logging.basicConfig(format="%(message)s")
     os.environ["LOCAL_RANK"] = str(rank)  # models.load_model takes this GPU
-    if rank:
-        os.environ["TQDM_DISABLE"] = "1"
+    if rank:  # its variable TQDM_DISABLE is read when it is imported, which it is by now
+        tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
     else:
         logger.warning("%d processes score; the progress is that of the first", len(shares))
     if not torch.cuda.is_available():
