@@ -166,7 +166,8 @@ def test_dvc_draws_every_plot_of_whatever_teachers_and_strategies(strategies: li
     reports = tmp_path / "metrics" / "reports"
     for name, curve in run(strategies).items():
         write_text(curve.write_csv(), reports / "plots" / f"{name}.csv")
-    for name in ("prompts", "router", *(f"evaluation/{strategy}" for strategy in strategies)):
+    of_strategies = [f"{kind}/{name}" for kind in ("allocation", "dataset", "evaluation") for name in strategies]
+    for name in ("prompts", "defects", "rewards", "router", "comparison", "cost", *of_strategies):
         write_json({}, tmp_path / "metrics" / f"{name}.json")  # they are plots to DVC, for its run cache
     for name in strategies:
         write_text("step,loss\n1,2.0\n2,1.0\n", reports / "training" / f"{name}.csv")
