@@ -108,6 +108,7 @@ def test_a_stop_text_that_is_a_special_token_ends_its_row(chat_model: str, monke
     assert given[1] == sorted([*ends, student.tokenizer.bos_token_id])
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_items(chat_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stage launches itself. The files are equal to the byte: an odd number of items, and means and errors too."""
     params = tiny_params(chat_model)

@@ -179,7 +179,7 @@ def test_one_process_goes_on_after_kill_9(stage: str, argv: list[str], steps: in
     assert losses == ([99.0, *curve()] if losses else []), "it was gone on with, and the curve is the same"
 
 
-@pytest.mark.parametrize("dies", [pytest.param(3, marks=pytest.mark.slow), 7, None])
+@pytest.mark.parametrize("dies", [*(pytest.param(step, marks=pytest.mark.slow) for step in (3, 7)), None])
 def test_a_training_with_a_validation_share_goes_on_after_kill_9(
     dies: int | None, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -181,6 +181,7 @@ def test_how_a_model_is_quantised_is_part_of_what_it_is(model: str) -> None:
         prepare_requests(PROMPTS, plain.changed(adapter="none"))
 
 
+@pytest.mark.slow
 def test_in_a_ray_actor(model: str, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     knobs = VLLMSpeed(max_num_seqs=4, ray=RaySpeed(workers=1, unit=4))
