@@ -428,7 +428,7 @@ def test_a_stage_that_is_told_to_stop_says_how_to_go_on(number: signal.Signals) 
         assert stage.stdout
         stage.stdout.readline()
         stage.send_signal(number)
-        _, message = stage.communicate(timeout=10)
+        _, message = stage.communicate(timeout=50)
     assert stage.returncode == 128 + number
     assert message.startswith(f"stopped by {number.name}; ")
     assert message.endswith("run the same command to continue\n")
