@@ -10,7 +10,12 @@ ELSEWHERE = {"graph", "scoring-7B", "scoring-0.5B", "student-1.5B"}
 """The pipeline on tiny models has a test of its own; at toy sizes the others are the parts that are tested."""
 
 
-@pytest.mark.parametrize("part", [part for part in PARTS if part not in ELSEWHERE])
+FAST = ("scoring-1.5B", "vocabulary", "reward")
+
+
+@pytest.mark.parametrize(
+    "part", [*FAST, *(pytest.param(p, marks=pytest.mark.slow) for p in PARTS if p not in {*FAST, *ELSEWHERE})]
+)
 def test_a_part_gives_a_row_for_each_method(part: str) -> None:
     name, *size = part.split("-")
     table = getattr(Bench(toy=True, rate=1e10), name)(*size)

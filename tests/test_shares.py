@@ -49,6 +49,10 @@ def test_two_processes_give_the_tables_of_one(base_model: str, tmp_path: Path) -
     found = learn(base_model, tmp_path / "two", LearnabilitySpeed(processes=2))
     assert found.drop("learnability").equals(expected.drop("learnability"))
     assert found["learnability"].to_list() == pytest.approx(expected["learnability"].to_list(), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_with_a_reward_model_give_the_scores_of_one(tmp_path: Path) -> None:
     build_reward_model(tmp_path / "model")
     prompts, responses = tables()
     rows, settings = responses.join(prompts, on="prompt_id"), RewardModelSettings(model=str(tmp_path / "model"))
