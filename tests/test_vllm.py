@@ -146,6 +146,7 @@ def save_adapter(model: str, folder: Path) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 def test_a_lora_adapter_makes_another_model(engine: Backend, model: str, tmp_path: Path) -> None:
     """Its responses are those of transformers with the adapter merged in; its keys are not those of the plain model."""
     from peft import PeftModel
@@ -205,6 +206,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+@pytest.mark.slow
 def test_killed_it_leaves_no_engine_behind(model: str, tmp_path: Path) -> None:
     (tmp_path / "run.py").write_text(SCRIPT)
     command = [sys.executable, str(tmp_path / "run.py"), model]
