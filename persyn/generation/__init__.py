@@ -11,6 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from persyn.errors import InputError, did_you_mean
 from persyn.messages import Message, as_messages, assistant_message, user_message
+from persyn.models.shares import Nodes
 from persyn.prompts.sources import Rows
 from persyn.settings import DATE, Commit, Day, Misfit, Seed, Settings, shown
 
@@ -283,17 +284,9 @@ class Generation:
     """Response tokens of the same."""
 
 
-class RaySpeed(Settings):
+class RaySpeed(Nodes):
     """Ray actors that run a teacher's backend, on one machine or a cluster."""
 
-    address: str | None = None
-    """A running cluster (`auto` on one of its nodes); null starts one on this machine and ends it afterwards."""
-    workers: Annotated[int, Field(ge=1)] = 1
-    """Actors, each with an engine of its own."""
-    cpus: Annotated[float, Field(ge=0)] = 1
-    """CPU cores of an actor."""
-    gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs of an actor: tensor_parallel x data_parallel for vLLM."""
     unit: Annotated[int, Field(ge=1)] = 32
     """Requests that an actor takes at a time."""
 

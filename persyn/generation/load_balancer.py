@@ -162,8 +162,8 @@ class LoadBalancer(httpx2.AsyncBaseTransport):
 
     def _tell(self, number: int) -> None:
         """Log once, until it answers again, that a server is not there while another is."""
-        others = (n for n, gate in enumerate(self.gates) if n != number and n not in self._told and not gate.is_shut)
-        if number not in self._told and any(True for _ in others):
+        others = set(range(len(self.gates))) - {number} - self._told
+        if number not in self._told and not all(self.gates[other].is_shut for other in others):
             self._told.add(number)
             logger.warning("%s is down or overloaded; the other addresses get its requests", self.urls[number])
 

@@ -21,16 +21,16 @@ logger = logging.getLogger(__name__)
 
 
 class Nodes(Settings):
-    """Ray tasks that score, on one machine or a cluster. Every node must see the store's folder."""
+    """Ray's processes, on one machine or a cluster. Every node must see the store's folder."""
 
     address: str | None = None
     """A running cluster (`auto` on one of its nodes); null starts one on this machine and ends it afterwards."""
     workers: Annotated[int, Field(ge=1)] = 1
-    """Tasks, each with a copy of the model."""
+    """Processes, each with a copy of the model."""
     cpus: Annotated[float, Field(ge=0)] = 1
-    """CPU cores of a task."""
+    """CPU cores of each."""
     gpus: Annotated[float, Field(ge=0)] = 0
-    """GPUs of a task."""
+    """GPUs of each: tensor_parallel x data_parallel for vLLM."""
 
 
 class ScoringSpeed(Settings):
