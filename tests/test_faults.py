@@ -3,8 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import pytest
+
 from benchmarks.faults import Row, damaged, full_disk, killed, sealed, two_writers, write_prompts
-from benchmarks.kills import COMMANDS, Project
+from benchmarks.kills import Project
 from benchmarks.kills import killed as killed_everywhere
 from tests.support.tiny import build_model
 
@@ -31,10 +33,10 @@ def test_a_full_disk_and_two_runs_at_once(tmp_path: Path) -> None:
     check(two_writers(tmp_path, prompts), lines=3)
 
 
-def test_dvc_killed_in_a_stage_goes_on_where_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["dvc repro", pytest.param("dvc exp run --temp", marks=pytest.mark.slow)])
+def test_dvc_killed_in_a_stage_goes_on_where_it_was(tmp_path: Path, command: str) -> None:
     model = build_model(tmp_path / "model")
     calm = Project(tmp_path / "calm", model)
     seconds = calm.undisturbed("defects")
     lock = calm.lock("dvc repro")
-    for command in COMMANDS:
-        check(killed_everywhere(tmp_path, model, command, seconds, lock, "terse", "defects"), lines=5)
+    check(killed_everywhere(tmp_path, model, command, seconds, lock, "terse", "defects"), lines=5)

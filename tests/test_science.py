@@ -69,6 +69,7 @@ def test_recipes_that_cannot_work_are_refused(tmp_path: Path) -> None:
         load_recipes(file)
 
 
+@pytest.mark.slow
 def test_a_recipe_runs_its_variants_and_ends_in_a_table_and_a_plot(work: Path, tmp_path: Path) -> None:
     """The real pipeline on a tiny random model, two values of alpha: what both share runs once."""
     params = tiny_params(build_model(tmp_path / "tiny"))

@@ -187,6 +187,7 @@ def save_experiment(folder: Path, alpha: float) -> None:
     call(folder, "git", "checkout", "-q", ".")
 
 
+@pytest.mark.slow
 def test_experiments_fit_the_screen_and_one_that_stopped_early_has_no_numbers(repository: Path) -> None:
     said = dvc(repository, "exp", "run", "--temp", "-n", "early", "-S", "rewards.alpha=0.7", "routes@persyn")
     assert re.findall("Running stage '(.*)'", said) == ["rewards", "pairs", "router", "routes@persyn"]
