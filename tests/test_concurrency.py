@@ -60,8 +60,8 @@ def test_a_server_that_is_down_for_a_while_is_waited_for(tmp_path: Path, caplog:
         assert (table["finish_reason"] != "error").all()
         assert server.counts["ok"] == len(PROMPTS)
         assert server.counts["500"] <= FAILURES + START + 4, "while it is down, one call at a time is tried"
-    assert f"fails (status 500) {FAILURES} times in a row" in caplog.text
-    assert "answers again" in caplog.text
+    assert f"the server of stub at {server.url} fails (status 500) {FAILURES} times in a row" in caplog.text
+    assert f"the server of stub at {server.url} answers again" in caplog.text
 
 
 def test_a_server_that_stays_away_ends_the_run_and_answers_are_kept(tmp_path: Path) -> None:
@@ -86,14 +86,16 @@ def test_a_server_that_asks_for_more_patience_than_there_is(tmp_path: Path) -> N
 
 def test_connections_are_used_again_and_closed_beyond_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[Wire] = []
-    monkeypatch.setattr(httpx2, "AsyncHTTPTransport", lambda **_: opened.append(Wire()) or opened[-1])
-    asyncio.run(_use_connections(Gate(START, 60.0), opened))
+    monkeypatch.setattr(httpx2, "AsyncHTTPTransport", lambda **_: Wire(opened))
+    asyncio.run(_use_connections(Gate(START, 60.0, "m", "http://127.0.0.1"), opened))
 
 
 class Wire(httpx2.AsyncBaseTransport):
     """A connection to a server that answers as the path says."""
 
-    closed = False
+    def __init__(self, opened: list["Wire"]) -> None:
+        self.closed = False
+        opened.append(self)
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         if request.url.path == "/lost":

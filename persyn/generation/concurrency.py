@@ -43,10 +43,15 @@ class Gate(httpx2.AsyncBaseTransport):
     a call begins or ends; with many in flight that takes longer than the calls themselves.
     """
 
-    def __init__(self, most: int, max_outage: float, **transport: Any) -> None:
-        """Let at most `most` requests through at once; give up on a server that fails for `max_outage` seconds."""
+    def __init__(self, most: int, max_outage: float, model: str, url: str) -> None:
+        """Let at most `most` requests through at once; give up on a server that fails for `max_outage` seconds.
+
+        Args:
+            model: what is asked there, for messages; so is `url`.
+        """
         self.most, self.max_outage = most, max_outage
-        self._connect = partial(httpx2.AsyncHTTPTransport, verify=httpx2.create_ssl_context(), **transport)
+        self._server = f"{model} at {url.partition('?')[0]}"
+        self._connect = partial(httpx2.AsyncHTTPTransport, verify=httpx2.create_ssl_context())
         self._connections: set[httpx2.AsyncHTTPTransport] = set()
         self._idle: list[httpx2.AsyncHTTPTransport] = []
         """Those that no request uses; the one used last comes first."""
@@ -167,7 +172,7 @@ class Gate(httpx2.AsyncBaseTransport):
             self._failed(sent, f"status {response.status_code}")
         else:
             if self._failures >= FAILURES:
-                logger.warning("%s answers again", request.url.host)
+                logger.warning("the server of %s answers again", self._server)
             self._failures, self._pause = 0, 1.0
         if response.status_code < 400:
             self._crowded_since = None
@@ -188,8 +193,8 @@ class Gate(httpx2.AsyncBaseTransport):
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             self.close(
                 InputError(
-                    f"{request.url.scheme}://{request.url.netloc.decode()} never answered ({reason}); check base_url "
-                    f"(host and port), and that the server runs"
+                    f"the server of {self._server} never answered ({reason}); check base_url (host and port), and that "
+                    f"the server runs"
                 )
             )
 
@@ -200,9 +205,9 @@ class Gate(httpx2.AsyncBaseTransport):
         if waited > max(1.0, self.max_outage):
             self.close(
                 InputError(
-                    f"the server has answered nothing but `too many requests` for {waited:.0f} s, which is more than "
-                    f"max_outage {self.max_outage:.0f} s. All responses are kept; lower concurrency or run again "
-                    f"later{self._said()}"
+                    f"the server of {self._server} has answered nothing but `too many requests` for {waited:.0f} s, "
+                    f"which is more than max_outage {self.max_outage:.0f} s. All responses are kept; lower concurrency "
+                    f"or run again later{self._said()}"
                 )
             )
 
@@ -218,10 +223,8 @@ class Gate(httpx2.AsyncBaseTransport):
             return
         if self._failures == FAILURES:
             logger.warning(
-                "the server fails (%s) %d times in a row: waiting up to %.0f s for it",
-                reason,
-                FAILURES,
-                self.max_outage,
+                "the server of %s fails (%s) %d times in a row: waiting up to %.0f s for it",
+                *(self._server, reason, FAILURES, self.max_outage),
             )
         if self._failures == FAILURES or sent >= self._shut_until:  # ignores the others in flight
             self.shut(self._pause, reason)
@@ -235,9 +238,9 @@ class Gate(httpx2.AsyncBaseTransport):
         if max(down, seconds) > self.max_outage:
             self.close(
                 InputError(
-                    f"the server has failed for {down:.0f} s ({reason}) and would have to rest for {seconds:.0f} s, "
-                    f"which is more than max_outage {self.max_outage:.0f} s. All responses are kept; run again once it "
-                    f"is back{self._said()}"
+                    f"the server of {self._server} has failed for {down:.0f} s ({reason}) and would have to rest for "
+                    f"{seconds:.0f} s, which is more than max_outage {self.max_outage:.0f} s. All responses are kept; "
+                    f"run again once it is back{self._said()}"
                 )
             )
 
