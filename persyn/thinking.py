@@ -33,6 +33,7 @@ def _either(texts: Iterable[str]) -> str:
 
 
 OPENING = re.compile(rf"\s*({_either(TAGS)})")
+OPENED = re.compile(_either(TAGS))
 OPEN_AT_END = re.compile(rf"({_either(TAGS)})\s*\Z")
 ALONE = re.compile(rf"^[ \t]*{_either(TAGS.values())}|{_either(TAGS.values())}[ \t]*$", re.MULTILINE)
 """A closing tag at the beginning or the end of a line, where models write it."""
@@ -113,7 +114,7 @@ def _thought(parts: Iterable[str], answer: str | None) -> Thought:
 
 def _end_of_thought(text: str) -> re.Match[str] | None:
     """The last closing tag that ends a thought whose opening tag is not in the text."""
-    opening = re.search(_either(TAGS), text)
+    opening = OPENED.search(text)
     before = text[: opening.start()] if opening else text
     found = [*ALONE.finditer(before)] or ([*GLUED.finditer(before)] if not opening else [])
     ends = [end for end in found if before.count("```", 0, end.start()) % 2 == 0]

@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from persyn.cli import app, main
+from persyn.errors import InputError
 from persyn.planning.known import known_routes
 from persyn.routes import Strong
 from persyn.schemas import PROMPTS, ROUTES, read_table, write_table
@@ -101,6 +102,22 @@ def test_plan_asks_nobody_but_for_a_probe(project: StubServer) -> None:
     again = CliRunner().invoke(app, ["plan", "--probe", "4"])
     assert again.exit_code == 0
     assert project.counts["ok"] == 8, "a probe is paid for once"
+
+
+def test_a_probe_tells_the_errors_of_all_teachers(project: StubServer) -> None:
+    project.faults = {"401": 1.0}
+    result = CliRunner().invoke(app, ["plan", "--probe", "4"])
+    assert isinstance(result.exception, InputError)
+    assert [line.split(":")[0] for line in result.exception.args] == ["a", "b"]
+    assert all("responds with status 401" in line for line in result.exception.args)
+
+
+def test_generate_without_prompts_names_the_command(project: StubServer) -> None:
+    result = CliRunner().invoke(app, ["generate"])
+    assert "data/prompts.parquet does not exist; run `dvc repro prompts`" in str(result.exception)
+    other = CliRunner().invoke(app, ["generate", "--prompts", "other.parquet"])
+    assert "other.parquet does not exist" in str(other.exception)
+    assert "repro prompts" not in str(other.exception)
 
 
 def test_ledger_prints_the_bill_at_todays_prices(project: StubServer) -> None:

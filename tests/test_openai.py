@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import polars as pl
 import pytest
 
 from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.generation.addresses import check_url
-from persyn.generation.openai import OpenAISpeed, request_body
+from persyn.generation.openai import OpenAISpeed, redirect_words, request_body
 from persyn.responses import generate_responses
 from persyn.store import Store, shelves, verify
 from tests.support.proxies import ROUTED, THOUGHT, litellm, openrouter
@@ -56,7 +57,7 @@ def test_every_fault_is_survived_and_the_answers_are_those_of_a_calm_server(tmp_
         ("429", "rate_limit: status 429"),
         ("500", "server: status 500"),
         ("400", "refused: status 400"),
-        ("redirect", "refused: status 307"),
+        ("redirect", 'refused: status 307, "redirects to http://localhost:9/elsewhere"'),
         ("cut", "connection: RemoteProtocolError"),
         ("hang", "timeout: ReadTimeout"),
         ("html", "malformed: the body is not"),
@@ -64,11 +65,15 @@ def test_every_fault_is_survived_and_the_answers_are_those_of_a_calm_server(tmp_
     ],
 )
 def test_what_keeps_failing_becomes_a_typed_error_and_is_asked_again_later(
-    fault: str, error: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    fault: str, error: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("persyn.generation.openai.pause", lambda _: 0.0)
+    caplog.set_level("INFO")
     with stub_teacher({fault: 1.0}, hang=0.5) as server:
         table = ask(server, tmp_path, PROMPTS[:2], max_attempts=2, timeout=0.2, max_outage=0.0)
         permanent = fault in ("400", "redirect")
+        repeated = f"stub: 2 calls brought no response and were made again ({error.partition(':')[0]} x 2)"
+        assert (repeated in caplog.text) is not permanent
         assert server.counts[fault] == 2 * (1 if permanent else 2)
     assert table["finish_reason"].to_list() == ["error"] * 2
     assert error in caplog.text
@@ -129,7 +134,13 @@ def test_told_to_stop_it_keeps_what_is_in_flight(number: int, tmp_path: Path) ->
     previous = signal.signal(number, stop)
     try:
         with stub_teacher(delay=0.2) as server:
-            threading.Timer(0.8, os.kill, (os.getpid(), number)).start()
+
+            def stop_once_it_answers() -> None:
+                while server.counts["ok"] < 8:
+                    time.sleep(0.01)
+                os.kill(os.getpid(), number)
+
+            threading.Thread(target=stop_once_it_answers, daemon=True).start()
             with pytest.raises(KeyboardInterrupt):
                 ask(server, tmp_path)
             time.sleep(0.3)
@@ -393,6 +404,34 @@ def test_while_one_address_is_down_the_others_go_on(
     assert "error" not in table["finish_reason"].to_list()
 
 
+def test_a_refusal_names_its_address(tmp_path: Path) -> None:
+    with stub_teacher({"401": 1.0}) as one, stub_teacher(delay=0.05) as other:
+        with pytest.raises(InputError, match=f"^{one.url} responds with status 401 to the model stub; check"):
+            ask(one, tmp_path, base_url=[other.url, one.url])
+        assert other.counts["401"] == 0
+
+
+def test_refusals_of_several_addresses_name_the_last(tmp_path: Path) -> None:
+    with stub_teacher({"400": 1.0}) as one, stub_teacher({"400": 1.0}) as other:
+        urls = [one.url, other.url]
+        told = rf"^one of {urls[0]}, {urls[1]} \(the last: ({urls[0]}|{urls[1]})\) responds with status 400 .* 5 times"
+        with pytest.raises(InputError, match=told):
+            ask(one, tmp_path, base_url=urls)
+
+
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        ("https://me:secret@host.example/v1/chat/completions?token=secret#x", "https://host.example/v1"),
+        ("/login?next=/v1", "http://127.0.0.1:9/login"),
+        ("http://host.example:port", "what is no address"),
+    ],
+)
+def test_a_redirect_is_shown_without_secrets(location: str, told: str) -> None:
+    words = redirect_words(httpx2.URL("http://127.0.0.1:9/v1/chat/completions"), location)
+    assert words.decode() == f"redirects to {told}"
+
+
 def test_an_address_that_dies_and_comes_back_is_used_again(tmp_path: Path) -> None:
     prompts = prompts_table([f"Tell story number {number}." for number in range(150)])
     with stub_teacher(delay=0.05) as one, stub_teacher(delay=0.05) as other:
@@ -429,7 +468,7 @@ def test_an_address_that_was_given_up_is_tried_again_later(tmp_path: Path, monke
 
 def test_the_run_fails_when_all_addresses_are_down(tmp_path: Path) -> None:
     with stub_teacher({"500": 1.0}) as one, stub_teacher({"500": 1.0}) as other:
-        with pytest.raises(InputError, match=r"all 2 addresses are down; of the last: the server has failed for"):
+        with pytest.raises(InputError, match=r"all 2 addresses are down; of the last: the server of stub at \S+ has"):
             ask(one, tmp_path, base_url=[one.url, other.url], max_outage=0.5, max_attempts=20)
         assert min(server.counts["500"] for server in (one, other)) >= 8
 

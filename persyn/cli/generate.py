@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from persyn.generation.budget import Budget
     from persyn.project.params import Params
 
-ROUTES = Path("data/routes")
+PROMPTS, ROUTES = Path("data/prompts.parquet"), Path("data/routes")
 
 
 def generate(
     teacher: Annotated[str | None, typer.Option(help="Its name in params.yaml; without it, all are asked.")] = None,
     shard: Annotated[str, typer.Option(help="i/n: the i-th of n shares, counted from 0.")] = "0/1",
-    prompts: Annotated[Path, typer.Option(help="The table of prompts.")] = Path("data/prompts.parquet"),
+    prompts: Annotated[Path, typer.Option(help="The table of prompts.")] = PROMPTS,
     routes: Annotated[Path, typer.Option(help="The folder of routes; missing ones are skipped.")] = ROUTES,
 ) -> None:
     """Generate the responses that teachers still owe; `dvc repro` then finds them in the store.
@@ -79,12 +79,15 @@ def _log() -> None:
 
 def _wanted(names: list[str], params: "Params", prompts: Path, routes: Path) -> "dict[str, pl.DataFrame]":
     """Teacher -> its prompts."""
+    from persyn import schemas
+    from persyn.errors import InputError
     from persyn.prompts import wanted_prompts
-    from persyn.schemas import PROMPTS, ROUTES, read_table
 
-    table = read_table(prompts, PROMPTS)
+    if prompts == PROMPTS and not prompts.is_file():
+        raise InputError(f"{prompts} does not exist; run `dvc repro prompts` to make it, then this command again")
+    table = schemas.read_table(prompts, schemas.PROMPTS)
     files = [routes / f"{strategy}.parquet" for strategy in params.strategies]
-    made = [read_table(file, ROUTES) for file in files if file.is_file()]
+    made = [schemas.read_table(file, schemas.ROUTES) for file in files if file.is_file()]
     return {name: wanted_prompts(table, name, params.teachers[name].anchors, made) for name in names}
 
 
@@ -126,7 +129,7 @@ def _ask_all(wanted: "Mapping[str, pl.DataFrame]", params: "Params", budget: "Bu
         ended = side_by_side({name: functools.partial(ask, name) for name in served})
     for name, error in ended.items():
         if isinstance(error, InputError | OSError):
-            mistakes += [f"{name}: {mistake}" for mistake in _mistakes(error)]
+            mistakes += mistakes_of(name, error)
         elif error:
             raise error
     for name in asked:
@@ -134,15 +137,17 @@ def _ask_all(wanted: "Mapping[str, pl.DataFrame]", params: "Params", budget: "Bu
             try:
                 ask(name)
             except (InputError, OSError) as error:
-                mistakes += [f"{name}: {mistake}" for mistake in _mistakes(error)]
+                mistakes += mistakes_of(name, error)
     if mistakes:
         raise InputError(*mistakes)
 
 
-def _mistakes(error: "InputError | OSError") -> list[str]:
+def mistakes_of(name: str, error: "InputError | OSError") -> list[str]:
+    """The lines of a teacher's error, each with its name."""
     from persyn.errors import InputError
 
-    return [str(mistake) for mistake in error.args] if isinstance(error, InputError) else [str(error)]
+    mistakes = error.args if isinstance(error, InputError) else [error]
+    return [f"{name}: {mistake}" for mistake in mistakes]
 
 
 @contextmanager

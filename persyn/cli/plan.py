@@ -22,7 +22,10 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="The same as json.")] = False,
     data: Data = Path("data"),
 ) -> None:
-    """Estimate what a run will cost: calls, tokens, GPU-hours, disk and money, as intervals."""
+    """Estimate what a run will cost: calls, tokens, GPU-hours, disk and money, as intervals.
+
+    A teacher that fails stops no other: all errors of a probe are told at its end.
+    """
     import json
 
     from persyn.generation.terms import refused_teachers
@@ -94,6 +97,12 @@ def _prompts(data: Path, params: "Params") -> tuple["pl.DataFrame", str]:
 
 
 def _probe(prompts: "pl.DataFrame", params: "Params", folder: Path, count: int) -> None:
+    """Ask every teacher for some of its prompts.
+
+    Raises:
+        InputError: the mistakes of all teachers.
+    """
+    from persyn.cli.generate import mistakes_of
     from persyn.errors import InputError
     from persyn.prompts import anchor_prompts
     from persyn.responses import check_asking, generate_responses
@@ -107,9 +116,15 @@ def _probe(prompts: "pl.DataFrame", params: "Params", folder: Path, count: int) 
         for name, teacher in params.teachers.items()
     }
     check_asking(wanted, params.teachers, params.licenses, folder)
+    mistakes: list[str] = []
     for name, teacher in params.teachers.items():
         speed = params.speed_of(name)
         if getattr(speed, "batch", None):
             speed = speed.changed(batch=None)  # a probe is small, and a batch may take a day
         paying = folder, speed, params.budget
-        generate_responses(wanted[name], name, teacher, *paying, max_error_share=allowed)
+        try:
+            generate_responses(wanted[name], name, teacher, *paying, max_error_share=allowed)
+        except (InputError, OSError) as error:
+            mistakes += mistakes_of(name, error)
+    if mistakes:
+        raise InputError(*mistakes)

@@ -28,6 +28,8 @@ class Attempt:
     usage: Usage = (0, 0)
     """What it took, where `generation` does not say."""
     status: int = 0
+    address: str = ""
+    """Of the server that answered, where there are several."""
 
 
 @dataclass

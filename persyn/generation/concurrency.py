@@ -11,8 +11,9 @@ import email.utils
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -35,13 +36,25 @@ FIRST_PATIENCE = 10.0
 logger = logging.getLogger(__name__)
 
 
-class Gate(httpx2.AsyncHTTPTransport):
-    """The transport of an httpx client: every attempt of every call goes through it."""
+class Gate(httpx2.AsyncBaseTransport):
+    """The transport of an httpx client: every attempt of every call goes through it.
 
-    def __init__(self, most: int, max_outage: float, **transport: Any) -> None:
-        """Let at most `most` requests through at once; give up on a server that fails for `max_outage` seconds."""
-        super().__init__(**transport)
+    Each connection is a transport of its own. One transport for all of them would look at each idle connection whenever
+    a call begins or ends; with many in flight that takes longer than the calls themselves.
+    """
+
+    def __init__(self, most: int, max_outage: float, model: str, url: str) -> None:
+        """Let at most `most` requests through at once; give up on a server that fails for `max_outage` seconds.
+
+        Args:
+            model: what is asked there, for messages; so is `url`.
+        """
         self.most, self.max_outage = most, max_outage
+        self._server = f"{model} at {url.partition('?')[0]}"
+        self._connect = partial(httpx2.AsyncHTTPTransport, verify=httpx2.create_ssl_context())
+        self._connections: set[httpx2.AsyncHTTPTransport] = set()
+        self._idle: list[httpx2.AsyncHTTPTransport] = []
+        """Those that no request uses; the one used last comes first."""
         self._limit, self._growing, self._last_cut = float(min(most, START)), True, 0.0
         self._shut_until = 0.0
         self._failures, self._down_since, self._pause, self._turn = 0, 0.0, 1.0, asyncio.Lock()
@@ -107,6 +120,34 @@ class Gate(httpx2.AsyncHTTPTransport):
                     return await self._send(request)
         return await self._send(request)
 
+    async def aclose(self) -> None:
+        """Close the connections."""
+        self._idle.clear()
+        while self._connections:
+            await self._connections.pop().aclose()
+
+    async def _release(self, connection: httpx2.AsyncHTTPTransport) -> None:
+        """Keep a connection for later requests, unless there are more than may be used now."""
+        if len(self._connections) <= self.limit:
+            self._idle.append(connection)
+        else:
+            self._connections.discard(connection)
+            await connection.aclose()
+
+    async def _exchange(self, request: httpx2.Request, sent: float) -> httpx2.Response:
+        """Send a request by a connection that is free, or by a new one."""
+        connection = self._idle.pop() if self._idle else self._connect()
+        self._connections.add(connection)
+        try:
+            response = await connection.handle_async_request(request)
+        except BaseException:
+            await self._release(connection)
+            raise
+        limit = request.extensions.get("timeout", {}).get("read")
+        end = sent + limit if limit else math.inf
+        response.stream = _Body(response.stream, end, request, partial(self._release, connection))
+        return response
+
     async def _send(self, request: httpx2.Request) -> httpx2.Response:
         sent = time.monotonic()
         if not self.answered:
@@ -114,7 +155,7 @@ class Gate(httpx2.AsyncHTTPTransport):
             patient = min(limits.get("connect") or FIRST_CONNECT, FIRST_CONNECT)
             request.extensions = {**request.extensions, "timeout": {**limits, "connect": patient}}
         try:
-            response = await super().handle_async_request(request)
+            response = await self._exchange(request, sent)
         except httpx2.TransportError as error:
             self._never_reached(sent, error, request)
             self._failed(sent, type(error).__name__)
@@ -122,8 +163,6 @@ class Gate(httpx2.AsyncHTTPTransport):
                 self._cut(sent)
             raise
         self.answered = True
-        limit = request.extensions.get("timeout", {}).get("read")
-        response.stream = _Body(response.stream, sent + limit if limit else math.inf, request)
         request.extensions = {**request.extensions, "began": True}
         if response.status_code in TOO_MUCH:
             self._cut(sent)
@@ -133,7 +172,7 @@ class Gate(httpx2.AsyncHTTPTransport):
             self._failed(sent, f"status {response.status_code}")
         else:
             if self._failures >= FAILURES:
-                logger.warning("%s answers again", request.url.host)
+                logger.warning("the server of %s answers again", self._server)
             self._failures, self._pause = 0, 1.0
         if response.status_code < 400:
             self._crowded_since = None
@@ -154,8 +193,8 @@ class Gate(httpx2.AsyncHTTPTransport):
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             self.close(
                 InputError(
-                    f"{request.url.scheme}://{request.url.netloc.decode()} never answered ({reason}); check base_url "
-                    f"(host and port), and that the server runs"
+                    f"the server of {self._server} never answered ({reason}); check base_url (host and port), and that "
+                    f"the server runs"
                 )
             )
 
@@ -166,9 +205,9 @@ class Gate(httpx2.AsyncHTTPTransport):
         if waited > max(1.0, self.max_outage):
             self.close(
                 InputError(
-                    f"the server has answered nothing but `too many requests` for {waited:.0f} s, which is more than "
-                    f"max_outage {self.max_outage:.0f} s. All responses are kept; lower concurrency or run again "
-                    f"later{self._said()}"
+                    f"the server of {self._server} has answered nothing but `too many requests` for {waited:.0f} s, "
+                    f"which is more than max_outage {self.max_outage:.0f} s. All responses are kept; lower concurrency "
+                    f"or run again later{self._said()}"
                 )
             )
 
@@ -184,10 +223,8 @@ class Gate(httpx2.AsyncHTTPTransport):
             return
         if self._failures == FAILURES:
             logger.warning(
-                "the server fails (%s) %d times in a row: waiting up to %.0f s for it",
-                reason,
-                FAILURES,
-                self.max_outage,
+                "the server of %s fails (%s) %d times in a row: waiting up to %.0f s for it",
+                *(self._server, reason, FAILURES, self.max_outage),
             )
         if self._failures == FAILURES or sent >= self._shut_until:  # ignores the others in flight
             self.shut(self._pause, reason)
@@ -201,9 +238,9 @@ class Gate(httpx2.AsyncHTTPTransport):
         if max(down, seconds) > self.max_outage:
             self.close(
                 InputError(
-                    f"the server has failed for {down:.0f} s ({reason}) and would have to rest for {seconds:.0f} s, "
-                    f"which is more than max_outage {self.max_outage:.0f} s. All responses are kept; run again once it "
-                    f"is back{self._said()}"
+                    f"the server of {self._server} has failed for {down:.0f} s ({reason}) and would have to rest for "
+                    f"{seconds:.0f} s, which is more than max_outage {self.max_outage:.0f} s. All responses are kept; "
+                    f"run again once it is back{self._said()}"
                 )
             )
 
@@ -211,8 +248,9 @@ class Gate(httpx2.AsyncHTTPTransport):
 class _Body(httpx2.AsyncByteStream):
     """An answer's body, which may take no longer than the call, however slowly it drips, and have no end."""
 
-    def __init__(self, inner: Any, end: float, request: httpx2.Request) -> None:
-        self.inner, self.end, self.request = inner, end, request
+    def __init__(self, inner: Any, end: float, request: httpx2.Request, release: Callable[[], Awaitable[None]]) -> None:
+        self.inner, self.end, self.request, self.release = inner, end, request, release
+        self.closed = False
         self.heard: list[bytes] = []
         request.extensions = {**request.extensions, "heard": self.heard}
 
@@ -228,7 +266,12 @@ class _Body(httpx2.AsyncByteStream):
             yield piece
 
     async def aclose(self) -> None:
-        await self.inner.aclose()
+        if not self.closed:
+            self.closed = True
+            try:
+                await self.inner.aclose()
+            finally:
+                await self.release()
 
 
 def read_retry_after(headers: Mapping[str, str]) -> float:

@@ -26,10 +26,10 @@ class LoadBalancer(httpx2.AsyncBaseTransport):
     overloaded) goes to another one at once. Of a server whose gate gives up, a new gate tries again later.
     """
 
-    def __init__(self, make_gate: Callable[[], Gate], urls: Sequence[str]) -> None:
+    def __init__(self, make_gate: Callable[[str], Gate], urls: Sequence[str]) -> None:
         """`urls` are the base addresses of the servers; the client knows only the first."""
         self.urls = [httpx2.URL(url.rstrip("/")) for url in urls]
-        self.gates, self._make_gate, self._retired = [make_gate() for _ in urls], make_gate, list[Gate]()
+        self.gates, self._make_gate, self._retired = [make_gate(url) for url in urls], make_gate, list[Gate]()
         self._in_flight, self._overloads = Counter[int](), Counter[int]()
         self._rest_until = [0.0] * len(self.gates)
         self._lost: dict[int, InputError] = {}
@@ -175,5 +175,5 @@ class LoadBalancer(httpx2.AsyncBaseTransport):
             self._lost[number] = gate.trouble
             if not self.trouble:
                 self._retired.append(gate)
-                self.gates[number] = self._make_gate()
+                self.gates[number] = self._make_gate(str(self.urls[number]))
                 self._rest_until[number] = time.monotonic() + LONGEST_PAUSE

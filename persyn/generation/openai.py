@@ -3,7 +3,9 @@
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Self
 
@@ -97,12 +99,14 @@ class OpenAIBackend:
         if key and not os.environ.get(key):
             raise InputError(f"the environment variable {key} is not set; it must hold the key for {', '.join(urls)}")
         self.teacher, self.max_attempts, self.max_outage = teacher, speed.max_attempts, speed.max_outage
-        make_gate = partial(Gate, speed.concurrency, speed.max_outage, limits=openai.DEFAULT_CONNECTION_LIMITS)
-        self.gate = make_gate() if len(urls) == 1 else LoadBalancer(make_gate, urls)
+        make_gate = partial(Gate, speed.concurrency, speed.max_outage, teacher.model)
+        self.gate, self.several = make_gate(urls[0]) if len(urls) == 1 else LoadBalancer(make_gate, urls), len(urls) > 1
         self.where = urls[0] if len(urls) == 1 else f"one of {', '.join(urls)}"
         self.calls = Calls()
         self.limit_name, self.refused_names = LIMITS[0], set[str]()
         self.succeeded, self.shown, self.refusals, self.since = False, False, 0, 0.0
+        self.repeated = Counter[str]()
+        """Kind of failure -> calls that were made again after it."""
         headers = headers_from(speed.headers_env)
         named = key or any(header.lower() == "authorization" for header in headers)
         hooks: Any = {} if named else {"request": [_without_key]}  # the client wants a key all the same
@@ -140,7 +144,13 @@ class OpenAIBackend:
         )
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, and tell how many calls failed on the way."""
+        if self.repeated:
+            logger.info(
+                "%s: %d calls brought no response and were made again (%s)",
+                *(self.teacher.model, self.repeated.total()),
+                ", ".join(f"{kind} x {count}" for kind, count in self.repeated.most_common()),
+            )
         self.calls.close(self.client.close())
 
     def _body(self, conversation: Sequence[Message], key: str, sampling: Sampling) -> dict[str, Any]:
@@ -218,7 +228,11 @@ class OpenAIBackend:
             if whole.verdict is None:  # all of it came before the connection broke
                 return whole
             return broken(error.__cause__ or error, began="began" in error.request.extensions)
-        return read_answer(answer.status_code, answer.content, body, sampling.max_tokens, self.secrets)
+        content = answer.content
+        if answer.has_redirect_location:
+            content = redirect_words(answer.request.url, answer.headers["location"])
+        attempt = read_answer(answer.status_code, content, body, sampling.max_tokens, self.secrets)
+        return replace(attempt, address=base_of(answer.request.url)) if self.several and attempt.verdict else attempt
 
     def _judge(self, attempt: Attempt) -> Action | None:
         """What follows from an attempt for this call and all others; None: it is a response.
@@ -264,9 +278,12 @@ class OpenAIBackend:
         return True
 
     def _pause(self, attempt: Attempt, number: int) -> float:
-        """Seconds until the next call for the same prompt. What asks all clients to wait shuts the gate."""
+        """Seconds until the next call for the same prompt, which is counted. What asks all clients to wait shuts the
+        gate.
+        """
         assert attempt.verdict is not None
         case, said = attempt.verdict.case, attempt.verdict.said
+        self.repeated[case.kind] += 1
         if case.kind in ("rate_limit", "server"):
             self.gate.words = said.told()
         if case.kind == "rate_limit" and (seconds := hinted_seconds(said.words)):
@@ -285,8 +302,11 @@ class OpenAIBackend:
             cure = f"it takes a limit on tokens neither as {' nor as '.join(LIMITS)}"
         several = f" {self.refusals} times and to nothing else" if self.refusals > 1 else ""
         told = verdict.said.told()
+        where = attempt.address or self.where
+        if self.refusals > 1 and self.several:  # not all are of this address
+            where = f"{self.where} (the last: {where})"
         return InputError(
-            f"{self.where} responds with status {attempt.status} to the model {self.teacher.model}{several}; "
+            f"{where} responds with status {attempt.status} to the model {self.teacher.model}{several}; "
             f"{about}{cure}. {f'It says: {told}. ' if told else ''}All responses are kept"
         )
 
@@ -313,6 +333,23 @@ def request_body(
     template = {"chat_template_kwargs": teacher.template} if teacher.template else {}
     body = {"model": teacher.model, "messages": list(conversation), "max_tokens": sampling.max_tokens}
     return {**body, **sampling.drawn_for(key), **sampling.more, **teacher.extra_body, **template}
+
+
+def base_of(url: Any) -> str:
+    """The address of a server, as base_url has it, of the url that a call went to; without user and query, which may
+    hold secrets.
+    """
+    return str(url.copy_with(userinfo=b"", query=None, fragment=None)).removesuffix("/chat/completions")
+
+
+def redirect_words(url: Any, location: str) -> bytes:
+    """Where a redirect leads, as the words of its body: its own is a page for browsers, or empty."""
+    import httpx2
+
+    try:
+        return f"redirects to {base_of(url.join(location))}".encode()
+    except httpx2.InvalidURL:
+        return b"redirects to what is no address"
 
 
 async def _without_key(request: Any) -> None:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,8 @@ def notes_folder(folder: Path, teacher: Teacher) -> Path:
 
 def stored_response(store: Store, request: Request, sampling: Sampling) -> dict[str, Any] | None:
     """The stored row for `request` under `sampling`, or None. Generated responses win over precomputed ones."""
-    for whole in (store.get(request.key), store.get(request.precomputed)):
+    for key in filter(None, (request.key, request.precomputed)):
+        whole = store.get(key)
         if whole is not None and whole["num_response_tokens"] <= sampling.max_tokens:
             return whole
     return store.get(f"{request.key}:{sampling.max_tokens}")
@@ -168,8 +169,7 @@ def _has(store: Store, key: str, row: Mapping[str, Any], max_tokens: int) -> boo
 
 
 def _row(generation: Generation) -> dict[str, Any]:
-    given = asdict(generation).items()
-    row = {name: _whole(value) for name, value in given if value or name not in RARE}
+    row = {name: _whole(value) for name, value in vars(generation).items() if value or name not in RARE}
     return row | {"created": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
