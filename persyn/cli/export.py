@@ -32,7 +32,8 @@ def export(
     """
     from persyn.errors import InputError
     from persyn.export import against_publishing
-    from persyn.export.hub import check_folder, check_push, push_export, write_export
+    from persyn.export.folder import check_folder
+    from persyn.export.hub import check_push, push_export, write_export
     from persyn.project.snapshot import open_snapshot
 
     folder = out or Path("exports") / strategy
