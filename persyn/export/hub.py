@@ -41,12 +41,13 @@ def _write(export: pl.DataFrame, card: Card, folder: Path, shard_bytes: int) -> 
     return shards
 
 
-def _feature(kind: pl.DataType) -> Any:
+def _feature(kind: Any) -> Any:
     """The type of `datasets` that holds a column of this type."""
     from datasets import List, Value
 
     if isinstance(kind, pl.List):
-        return List({field.name: Value("string") for field in kind.inner.fields})
+        inner: Any = kind.inner
+        return List({field.name: Value("string") for field in inner.fields})
     return Value({pl.String: "string", pl.Float64: "float64", pl.Int64: "int64"}[kind.base_type()])
 
 
