@@ -220,7 +220,7 @@ def _table(
         }
     sources = {name: shown(name) for name in rows["source"].unique()}
     rows = rows.with_columns(pl.col("domain").cast(pl.String), pl.col("source").replace(sources), **made)
-    return rows.select(COLUMNS)
+    return rows.select(*COLUMNS)
 
 
 LOAD = """```python
