@@ -46,7 +46,8 @@ def build_card(
         teachers: by name, those in `dataset` at least.
         cleaning: the counts of build_prompts.
         sections: heading -> markdown, placed after the conditions; None describes the columns of DATASET.
-        config: the entry of `configs` in the front matter, by which `datasets` loads the files beside the card.
+        config: the entry of `configs` in the front matter, by which `datasets` loads the files beside the card. Its
+            `features`, if any, go to `dataset_info`: the types of columns that the files do not say.
     """
     made = [
         f"- Strategy {markdown_text(strategy)} chose who answers a prompt; teachers that wrote what is here: "
@@ -116,12 +117,15 @@ def _front_matter(strategy: str, dataset: pl.DataFrame, config: Mapping[str, Any
     bounds = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
     size = next((name for bound, name in bounds.items() if dataset.height < bound), "n>1M")
     license_ = {"license": one} if one else {"license": "other", "license_name": "see-conditions"}
+    entry = dict(config or {})
+    features = entry.pop("features", None)
     data = DatasetCardData(
         pretty_name=f"PerSyn: {strategy}",
         size_categories=[size],
         task_categories=["text-generation"],
         tags=["synthetic", "distillation", "persyn"],
-        configs=config and [dict(config)],
+        configs=[entry] if entry else None,
+        dataset_info={"features": features} if features else None,
         **license_,
     )
     return f"---\n{data.to_yaml()}\n---\n\n"

@@ -17,7 +17,7 @@ FILES = re.compile(
 )
 """The files that an export of any format has."""
 Card = Callable[[dict[str, Any]], str]
-"""Makes a card with this entry of `configs`, by which `datasets` loads the files beside it."""
+"""Makes a card with this entry of `configs` (as build_card takes it), by which `datasets` loads the files beside it."""
 Made = TypeVar("Made")
 
 
@@ -66,14 +66,18 @@ def write_folder(fill: Callable[[Path], Made], folder: Path, replace: bool) -> M
     return made
 
 
-def write_card(card: Card, folder: Path, data_files: str) -> None:
+def write_card(card: Card, folder: Path, data_files: str, features: list[dict[str, Any]] | None = None) -> None:
     """Write the card of the files that lie in `folder`.
 
     Its entry of `configs` holds the sha256 of the data: the cache of `datasets` compares only the entry, not the files,
     and check_folder knows an export by it.
+
+    Args:
+        features: types of the columns, as `dataset_info` has them, where the files do not say them.
     """
     files = [{"split": "train", "path": data_files}]
-    entry = {"config_name": "default", "description": _identity(folder), "data_files": files}
+    entry: dict[str, Any] = {"config_name": "default", "description": _identity(folder), "data_files": files}
+    entry |= {"features": features} if features else {}
     (folder / CARD).write_text(card(entry))
 
 

@@ -42,6 +42,8 @@ class Converted:
     rows: list[Row] = field(default_factory=list)
     side: list[Row] = field(default_factory=list)
     """Of a format that allows no further columns: those columns, in the order of `rows`."""
+    features: list[Row] | None = None
+    """Types of the columns, where one may be null in all of the first rows, by which readers guess its type."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Why a row of the dataset is not among them -> how many are not."""
 
@@ -74,7 +76,7 @@ def write_records(made: Converted, form: Format, card: Card, folder: Path, repla
         if form.dataset_info:
             info = {"persyn": {"file_name": DATA, **form.dataset_info}}
             (place / "dataset_info.json").write_text(json.dumps(info, indent=2) + "\n")
-        write_card(card, place, DATA)
+        write_card(card, place, DATA, made.features)
         return len(made.rows)
 
     return write_folder(fill, folder, replace)
@@ -93,7 +95,8 @@ def write_parquet(rows: pl.DataFrame, card: Card, folder: Path, replace: bool) -
 
 def convert_rows(export: pl.DataFrame, thinking: Thinking) -> Converted:
     """The columns of EXPORT as they are; with `keep`, a thought is in its message too."""
-    return Converted((with_thoughts(export) if thinking == "keep" else export).to_dicts())
+    rows = with_thoughts(export) if thinking == "keep" else export
+    return Converted(rows.to_dicts(), features=[_feature(name, kind) for name, kind in rows.schema.items()])
 
 
 def convert_sharegpt(export: pl.DataFrame, thinking: Thinking) -> Converted:
@@ -158,6 +161,14 @@ def notes(export: pl.DataFrame, made: Converted, name: str, thinking: Thinking) 
     if name == "openai" and len(made.rows) < MIN_OPENAI:
         told.append(f"OpenAI takes no file with fewer than {MIN_OPENAI} rows; this one has {len(made.rows)}")
     return told
+
+
+def _feature(name: str, kind: Any) -> Row:
+    """A column and its type, as `dataset_info` has it."""
+    if isinstance(kind, pl.List):
+        inner: Any = kind.inner
+        return {"name": name, "list": [{"name": field.name, "dtype": "string"} for field in inner.fields]}
+    return {"name": name, "dtype": {pl.String: "string", pl.Float64: "float64", pl.Int64: "int64"}[kind.base_type()]}
 
 
 def _turns(row: Row, thinking: Thinking) -> list[Message]:
@@ -244,24 +255,34 @@ datasets:
     roles_to_train:  # empty, as train_on_eos: the loss is on the last answer only
     train_on_eos:
 ```"""
-TABLE = """```python
+LOADED = """```python
 from datasets import load_dataset
 
 dataset = load_dataset("path/to/this/folder", split="train")
 ```
 
-or `polars.read_{0}("path/to/this/folder/train.{1}")`. TRL's SFTTrainer takes it as it is and uses `prompt` and
-`completion`. Axolotl, with a thought in `reasoning_content` of the message:
+TRL's SFTTrainer takes it as it is and uses `prompt` and `completion`."""
+JSONL = (
+    LOADED
+    + """ The card holds the types of the columns, because a reader of
+`train.jsonl` alone guesses them from its first rows, which may be null. polars needs
+`polars.read_ndjson("path/to/this/folder/train.jsonl", infer_schema_length=None)`; for Axolotl, export parquet."""
+)
+PARQUET = (
+    LOADED
+    + """ Axolotl, which hands a thought in
+`reasoning_content` of the message to the chat template:
 
 ```yaml
 datasets:
-  - path: path/to/this/folder/train.{1}
-    ds_type: {2}
+  - path: path/to/this/folder/train.parquet
+    ds_type: parquet
     type: chat_template
     field_messages: messages
     roles_to_train:  # empty, as train_on_eos: the loss is on the last answer only
     train_on_eos:
 ```"""
+)
 IN_TAGS = "in `<think>` tags before the answer"
 IN_KEY = "in `reasoning_content` of the assistant's message, which a chat template that knows no thoughts ignores"
 FORMATS: dict[str, Format] = {
@@ -315,6 +336,6 @@ FORMATS: dict[str, Format] = {
         },
     ),
     "hub": Format("All columns as a Hugging Face dataset", "", {}, IN_KEY),
-    "jsonl": Format("All columns, one row a line", TABLE.format("ndjson", "jsonl", "json"), {}, IN_KEY, convert_rows),
-    "parquet": Format("All columns in one file", TABLE.format("parquet", "parquet", "parquet"), {}, IN_KEY),
+    "jsonl": Format("All columns, one row a line", JSONL, {}, IN_KEY, convert_rows),
+    "parquet": Format("All columns in one file", PARQUET, {}, IN_KEY),
 }
