@@ -123,12 +123,12 @@ def read_pairs(snapshot: Snapshot, rules: PairRules, thinking: Thinking | None) 
     )
     used = used_responses(rows)
     told = _pairs_told(rows, counts, kept)
-    scored = f"Learned from: {used.height} of the {parallel.height} responses to {counts['prompts']} parallel prompts."
+    scored = f"{used.height} of {parallel.height} responses of the parallel set are in a pair."
     sections = {
         "Provenance": bullets(
             [
                 *provenance_lines(provenance(snapshot, None)),
-                f"Weight of learnability, alpha: {params['rewards'].get('alpha')}.",
+                f"Weight of learnability in the reward, alpha: {markdown_text(params['rewards'].get('alpha'))}.",
             ]
         ),
         "Pairs": bullets(f"{markdown_text(line)}." for line in [*_rule_lines(rules), *told]),
