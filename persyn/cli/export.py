@@ -1,24 +1,43 @@
-"""`persyn export`: a strategy's dataset as a folder that the Hugging Face hub, `datasets` and trainers can read."""
+"""`persyn export`: a strategy's dataset, or preference pairs, as a folder that trainers and the hub can read."""
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    import polars as pl
+    from persyn.export.reading import Made
+    from persyn.settings import Thinking
 
-    from persyn.generation import Teacher
-    from persyn.project.snapshot import Snapshot
+Form = Literal["hub", "dpo", "sharegpt", "alpaca", "openai", "jsonl", "parquet"]
+PUSHED = ("hub", "dpo")
+"""Formats that the hub shows as a dataset."""
 
 
 def export(
-    strategy: Annotated[str, typer.Option(help="Its name in params.yaml.")] = "persyn",
-    out: Annotated[Path | None, typer.Option(help="The folder. Default: exports/<strategy>.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Its name in params.yaml. Default: persyn.")] = None,
+    form: Annotated[
+        Form, typer.Option("--format", help="hub: for datasets and TRL. dpo: preference pairs of the parallel set.")
+    ] = "hub",
+    out: Annotated[Path | None, typer.Option(help="The folder. Default: exports/<strategy>[-<format>].")] = None,
     rev: Annotated[str | None, typer.Option(help="A commit, tag or experiment. Default: the workspace.")] = None,
+    thinking: Annotated[
+        Literal["none", "keep"] | None,
+        typer.Option(help="Whether messages hold the teachers' thoughts. Default: student.thinking."),
+    ] = None,
+    pairs: Annotated[
+        Literal["best-worst", "all"] | None,
+        typer.Option(help="dpo: of each prompt the pair of the widest margin (default), or all."),
+    ] = None,
+    min_margin: Annotated[
+        float | None, typer.Option(min=0, help="dpo: rewards that differ by this much or less make no pair.")
+    ] = None,
+    same_length: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="dpo: lengths in tokens differ by at most this share of the longer."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export in the folder.")] = False,
     push: Annotated[str | None, typer.Option(help="Upload it to this dataset on the hub, owner/name.")] = None,
     public: Annotated[bool, typer.Option("--public/--private", help="Who sees what is pushed.")] = False,
@@ -26,92 +45,82 @@ def export(
         bool, typer.Option("--accept-terms", help="Push publicly what terms forbid or leave open: you have permission.")
     ] = False,
 ) -> None:
-    """Write a strategy's dataset and its card as a folder in the form of a Hugging Face dataset.
+    """Write a strategy's dataset, or preference pairs, and a card as a folder that trainers read.
 
-    `datasets.load_dataset(FOLDER)` and TRL's SFTTrainer read it. Nothing leaves this machine without --push.
+    `datasets.load_dataset(FOLDER)` reads every format. Nothing leaves this machine without --push.
     """
     from persyn.errors import InputError
     from persyn.export import against_publishing
-    from persyn.export.hub import check_folder, check_push, push_export, write_export
-    from persyn.project.snapshot import open_snapshot
+    from persyn.export.folder import check_folder
+    from persyn.export.hub import check_push, push_export
 
-    folder = out or Path("exports") / strategy
+    rules = {"pairs": pairs, "min_margin": min_margin, "same_length": same_length}
+    given = {name: value for name, value in rules.items() if value is not None}
+    _check_options(form, strategy, list(given))
+    name = strategy or "persyn"
+    folder = out or Path("exports") / {"hub": name, "dpo": "dpo"}.get(form, f"{name}-{form}")
     check_folder(folder)
     if push:
+        if form not in PUSHED:
+            raise InputError(f"--push takes --format {' or '.join(PUSHED)}, got {form}")
         check_push(push)
     elif public:
         raise InputError("--public says who sees what is pushed; name the dataset of the hub by --push owner/name")
-    with open_snapshot(rev, only=strategy) as snapshot:
-        rows, card = _make(snapshot, strategy)
-    reasons = against_publishing(rows)
+    made = _read(form, name, rev, thinking, given)
+    reasons = against_publishing(made.used)
     if push and public and reasons and not accept_terms:
         raise InputError(
             f"not pushed publicly: {'; '.join(reasons)}; push it privately, leave them out, or give --accept-terms "
             f"if you have permission to publish"
         )
-    shards, teachers = write_export(rows, card, folder, force), rows["teacher_id"].n_unique()
-    typer.echo(
-        f"{folder}: {rows.height} rows of {teachers} teacher{'s' * (teachers != 1)} in {shards} parquet "
-        f"file{'s' * (shards != 1)}, {rows['reward'].count()} rows with scores; README.md is the card"
-    )
+    typer.echo(f"{folder}: {_write(made, form, folder, force)}; README.md is the card")
+    for line in made.told:
+        typer.echo(f"  {line}")
     if push:
         typer.echo(f"pushed: {push_export(folder, push, not public)}")
 
 
-def _make(snapshot: "Snapshot", strategy: str) -> "tuple[pl.DataFrame, Callable[[dict[str, Any]], str]]":
-    """EXPORT of a strategy, and the function that writes its card for write_export."""
-    from persyn.dataset.card import build_card
-    from persyn.export import build_export, describe_export
-    from persyn.project.lock import check_lock, provenance
-
-    params = snapshot.params
-    teachers = _teachers(params, strategy)
-    check_lock(snapshot, strategy)
-    tables = _tables(snapshot, strategy)
-    _gate(params, teachers, tables["dataset"])
-    rows = build_export(**tables, teachers=teachers)
-    counts, allocation = (snapshot.need_metric(name, strategy) for name in ("dataset", "allocation"))
-    cleaning, router = (snapshot.need_metric(name) for name in ("prompts", "router"))
-    sections = describe_export(strategy, rows, params, allocation, router, provenance(snapshot, strategy))
-    about = tables["prompts"], tables["dataset"], counts, teachers, cleaning
-    return rows, partial(build_card, strategy, *about, sections)
-
-
-def _teachers(params: "Mapping[str, Any]", strategy: str) -> "dict[str, Teacher]":
-    from persyn.errors import InputError, nearest
-    from persyn.generation import Teacher
-    from persyn.models import Student
-
-    for section in ("prompts", "quality", "rewards", "strategies", "student", "teachers"):
-        if not isinstance(params.get(section), dict):
-            raise InputError(f"{section} in params.yaml must be keys and their values, got {params.get(section)!r}")
-    if not isinstance(params["strategies"].get(strategy), dict):
-        raise InputError(f"--strategy {strategy!r} is not in params.yaml{nearest(strategy, params['strategies'])}")
-    Student.parse(params["student"], "student")
-    return {name: Teacher.parse(entry, f"teachers.{name}") for name, entry in params["teachers"].items()}
-
-
-def _tables(snapshot: "Snapshot", strategy: str) -> "dict[str, pl.DataFrame]":
-    """The tables that build_export takes, by the names of its arguments."""
-    import polars as pl
-
-    return {
-        "prompts": snapshot.need("prompts"),
-        **{part: snapshot.need(part, strategy) for part in ("dataset", "routes", "routed")},
-        "parallel": pl.concat(snapshot.need("responses", name) for name in snapshot.teachers),
-        "rewards": snapshot.need("rewards"),
-    }
-
-
-def _gate(params: "Mapping[str, Any]", teachers: "dict[str, Teacher]", dataset: "pl.DataFrame") -> None:
+def _check_options(form: str, strategy: str | None, rules: list[str]) -> None:
+    """Refuse options that the format would ignore."""
     from persyn.errors import InputError
-    from persyn.generation.terms import Licenses, check_terms
 
-    licenses = Licenses.parse(params.get("licenses"), "licenses")
-    names = dataset["teacher"].unique().sort().to_list()
-    unknown = [name for name in names if name not in teachers]
-    if unknown:
+    if form == "dpo" and strategy is not None:
         raise InputError(
-            f"the dataset holds responses of {', '.join(unknown)}, which params.yaml does not name; run `dvc repro`"
+            f"--strategy {strategy} has no meaning for --format dpo, which pairs the responses of all teachers to the "
+            f"parallel set; leave it out"
         )
-    check_terms({name: teachers[name] for name in names}, licenses)
+    if form != "dpo" and rules:
+        option = f"--{rules[0].replace('_', '-')}"
+        raise InputError(f"{option} chooses preference pairs; give --format dpo with it, got {form}")
+
+
+def _read(form: str, strategy: str, rev: str | None, thinking: "Thinking | None", rules: "Mapping[str, Any]") -> "Made":
+    from persyn.export.preferences import PairRules
+    from persyn.export.reading import read_pairs, read_rows
+    from persyn.project.snapshot import open_snapshot
+
+    if form == "dpo":
+        with open_snapshot(rev) as snapshot:
+            return read_pairs(snapshot, PairRules(**rules), thinking)
+    with open_snapshot(rev, only=strategy) as snapshot:
+        return read_rows(snapshot, strategy, form, thinking)
+
+
+def _write(made: "Made", form: str, folder: Path, force: bool) -> str:
+    """Write it; returns what was written, in words."""
+    from persyn.export.formats import FORMATS, write_parquet, write_records
+    from persyn.export.hub import write_export
+
+    teachers = made.used["teacher_id"].n_unique()
+    of = f"of {teachers} teacher{'s' * (teachers != 1)}"
+    if form in PUSHED:
+        shards = write_export(made.rows, made.card, folder, force)
+        files = f"in {shards} parquet file{'s' * (shards != 1)}"
+        if form == "dpo":
+            return f"{made.rows.height} pairs {of} {files}"
+        return f"{made.rows.height} rows {of} {files}, {made.rows['reward'].count()} rows with scores"
+    if made.converted:
+        rows = write_records(made.converted, FORMATS[form], made.card, folder, force)
+    else:
+        rows = write_parquet(made.rows, made.card, folder, force)
+    return f"{rows} rows {of} as {form}"

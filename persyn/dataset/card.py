@@ -1,6 +1,6 @@
 """Card: the README of a dataset: how it was made, by whom, and the terms that bind its users."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import Any
 
@@ -46,33 +46,66 @@ def build_card(
         teachers: by name, those in `dataset` at least.
         cleaning: the counts of build_prompts.
         sections: heading -> markdown, placed after the conditions; None describes the columns of DATASET.
-        config: the entry of `configs` in the front matter, by which `datasets` loads the files beside the card.
+        config: the entry of `configs` in the front matter, by which `datasets` loads the files beside the card. Its
+            `features`, if any, go to `dataset_info`: the types of columns that the files do not say.
     """
-    sources = dataset.join(prompts.select("prompt_id", "source"), on="prompt_id", how="left", validate="m:1")
-    origins = sources.group_by("source", "license").len().sort("source", "license").rows()
-    parts = [
-        f"# PerSyn: {markdown_text(strategy)}",
-        "Synthetic data for supervised fine-tuning: every response was written by a language model. Made by PerSyn, "
-        "after [arXiv 2510.10925](https://arxiv.org/abs/2510.10925).",
-        "## How it was made",
+    made = [
         f"- Strategy {markdown_text(strategy)} chose who answers a prompt; teachers that wrote what is here: "
         f"{dataset['teacher'].n_unique()}.",
-        f"- Prompts: {cleaning['read']} read, {cleaning['kept']} kept; dropped: {_reasons(cleaning['dropped'])}.",
-        f"- Decontamination: {cleaning['dropped'].get('contaminated', 0)} of the prompts read repeated an item of an "
-        "evaluation set named in `prompts.decontaminate`, "
-        f"{cleaning['dropped'].get('nearly contaminated', 0)} nearly repeated one; they were dropped.",
-        f"- Responses: {counts['rows']} written, {counts['kept']} kept; dropped: {_reasons(counts['dropped'])}.",
+        *cleaning_lines(cleaning),
+        f"- Responses: {counts['rows']} written, {counts['kept']} kept; dropped: {reasons(counts['dropped'])}.",
+    ]
+    opening = "Synthetic data for supervised fine-tuning: every response was written by a language model."
+    sections = sections or {"Columns": COLUMNS}
+    return compose_card(strategy, opening, made, prompts, dataset, teachers, sections, config)
+
+
+def compose_card(
+    name: str,
+    opening: str,
+    made: Sequence[str],
+    prompts: pl.DataFrame,
+    rows: pl.DataFrame,
+    teachers: Mapping[str, Teacher],
+    sections: Mapping[str, str],
+    config: Mapping[str, Any] | None,
+) -> str:
+    """A card of any rows that teachers wrote.
+
+    Args:
+        name: whose data it is; `opening` says in a sentence what it is, the lines of `made` how it was made.
+        rows: prompt_id, teacher, license, teacher_license and training of each response.
+        prompts, teachers, sections, config: as build_card takes them.
+    """
+    sources = rows.join(prompts.select("prompt_id", "source"), on="prompt_id", how="left", validate="m:1")
+    origins = sources.group_by("source", "license").len().sort("source", "license").rows()
+    parts = [
+        f"# PerSyn: {markdown_text(name)}",
+        f"{opening} Made by PerSyn, after [arXiv 2510.10925](https://arxiv.org/abs/2510.10925).",
+        "## How it was made",
+        *made,
         "## Teachers",
-        _teachers_table(dataset, teachers),
+        _teachers_table(rows, teachers),
         "## Prompts",
         markdown_table(["source", "licence", "rows"], [(shown(source), *rest) for source, *rest in origins]),
         "## Conditions",
         "Who uses this data is bound by all of these. They are as recorded by who made the data, and no legal advice.",
-        "\n".join(_conditions(dataset, teachers)),
+        "\n".join(_conditions(rows, teachers)),
     ]
-    for heading, text in (sections or {"Columns": COLUMNS}).items():
+    for heading, text in sections.items():
         parts += [f"## {heading}", text]
-    return _front_matter(strategy, dataset, config) + "\n\n".join(parts) + "\n"
+    return _front_matter(name, rows, config) + "\n\n".join(parts) + "\n"
+
+
+def cleaning_lines(cleaning: Mapping[str, Any]) -> list[str]:
+    """What became of the prompts, by the counts of build_prompts."""
+    dropped = cleaning["dropped"]
+    return [
+        f"- Prompts: {cleaning['read']} read, {cleaning['kept']} kept; dropped: {reasons(dropped)}.",
+        f"- Decontamination: {dropped.get('contaminated', 0)} of the prompts read repeated an item of an "
+        "evaluation set named in `prompts.decontaminate`, "
+        f"{dropped.get('nearly contaminated', 0)} nearly repeated one; they were dropped.",
+    ]
 
 
 def _front_matter(strategy: str, dataset: pl.DataFrame, config: Mapping[str, Any] | None) -> str:
@@ -84,18 +117,22 @@ def _front_matter(strategy: str, dataset: pl.DataFrame, config: Mapping[str, Any
     bounds = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
     size = next((name for bound, name in bounds.items() if dataset.height < bound), "n>1M")
     license_ = {"license": one} if one else {"license": "other", "license_name": "see-conditions"}
+    entry = dict(config or {})
+    features = entry.pop("features", None)
     data = DatasetCardData(
         pretty_name=f"PerSyn: {strategy}",
         size_categories=[size],
         task_categories=["text-generation"],
         tags=["synthetic", "distillation", "persyn"],
-        configs=config and [dict(config)],
+        configs=[entry] if entry else None,
+        dataset_info={"features": features} if features else None,
         **license_,
     )
     return f"---\n{data.to_yaml()}\n---\n\n"
 
 
-def _reasons(dropped: Mapping[str, int]) -> str:
+def reasons(dropped: Mapping[str, int]) -> str:
+    """Reasons and their counts in a line."""
     return ", ".join(f"{markdown_text(reason)} {count}" for reason, count in sorted(dropped.items())) or "none"
 
 

@@ -1,7 +1,7 @@
 """Export: one strategy's dataset for others to use: every row with its teacher, terms and scores, and a card."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import polars as pl
@@ -41,7 +41,13 @@ COLUMNS: dict[str, tuple[Any, str]] = {
 """name -> type and meaning."""
 EXPORT = pl.Schema({name: kind for name, (kind, _) in COLUMNS.items()})
 NULLABLE = ("reasoning", "quality", "learnability", "reward", "strength", "margin")
-TYPES = {MESSAGES: "list of {role: string, content: string}", pl.String: "string", pl.Float64: "float64"}
+TYPES = {
+    MESSAGES: "list of {role: string, content: string}",
+    pl.String: "string",
+    pl.Float64: "float64",
+    pl.Int64: "int64",
+}
+THOUGHTFUL = "list of {role: string, content: string, reasoning_content: string}"
 
 
 def build_export(
@@ -149,8 +155,8 @@ def describe_export(
     settings = json.dumps({key: value for key, value in rule.items() if key != "rule"}, ensure_ascii=False)
     student, alpha = params["student"], params["rewards"].get("alpha")
     model = f"{shown(student['model'])} {student.get('revision') or ''}".strip()
-    lines = [f"{label}: {markdown_text(value or 'unknown')}." for label, value in provenance.items()]
-    lines += [
+    lines = [
+        *provenance_lines(provenance),
         f"Strategy: rule {markdown_text(rule['rule'])}, parameters {markdown_text(settings)}.",
         f"Student that it was made for: {markdown_text(model)} (licence {markdown_text(student['license'])}).",
         f"Weight of learnability in the reward, alpha: {markdown_text(alpha)}.",
@@ -160,21 +166,35 @@ def describe_export(
     counts = dict(export["teacher_id"].value_counts().rows())
     shares = [(name, f"{share:.1%}", counts.get(name, 0)) for name, share in sorted(allocation["share"].items())]
     return {
-        "Provenance": _list(lines),
+        "Provenance": bullets(lines),
         "Allocation": f"Of {allocation['prompts']} prompts; rows are those that were fit to train on.\n\n"
         + markdown_table(["teacher", "share of the routes", "rows"], shares),
-        "Scores": _scores(export, params),
-        "Limits": _list(_limits(export)),
-        "Load and train": LOAD,
-        "Columns": markdown_table(
-            ["column", "type", "meaning"],
-            [(name, TYPES.get(kind, "int64"), meaning.replace("`", "")) for name, (kind, meaning) in COLUMNS.items()],
+        "Scores": bullets(
+            [
+                *score_lines(params),
+                f"{export['reward'].count()} of {export.height} rows have scores: their prompts were parallel.",
+            ]
         ),
+        "Limits": bullets(limit_lines(export)),
+        "Load and train": LOAD,
+        "Columns": columns_table(export.schema, {name: meaning for name, (_, meaning) in COLUMNS.items()}),
         "Citation": CITATION,
     }
 
 
-def _list(lines: Sequence[str]) -> str:
+def columns_table(schema: pl.Schema, meanings: Mapping[str, str]) -> str:
+    """The columns of a table with their types and meanings, in markdown."""
+    rows = [(name, TYPES.get(kind, THOUGHTFUL), meanings[name].replace("`", "")) for name, kind in schema.items()]
+    return markdown_table(["column", "type", "meaning"], rows)
+
+
+def provenance_lines(provenance: Mapping[str, str | None]) -> list[str]:
+    """Label -> value in lines of a card; None is shown as unknown."""
+    return [f"{label}: {markdown_text(value or 'unknown')}." for label, value in provenance.items()]
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A list in markdown."""
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -198,7 +218,8 @@ def _evaluation_sets(params: Mapping[str, Any]) -> str:
     return ", ".join(markdown_text(shown(str(one.get("path") or one.get("hub")))) for one in named) or "none was named"
 
 
-def _scores(export: pl.DataFrame, params: Mapping[str, Any]) -> str:
+def score_lines(params: Mapping[str, Any]) -> list[str]:
+    """How quality, learnability and reward were made, by params.yaml."""
     quality, rewards = params["quality"], params["rewards"]
     methods = ", ".join(f"{domain} by {method}" for domain, method in quality.get("methods", {}).items())
     judges = [quality[kind] for kind in ("reward_model", "judge") if quality.get(kind)]
@@ -214,18 +235,17 @@ def _scores(export: pl.DataFrame, params: Mapping[str, Any]) -> str:
     slope = rewards.get("alpha_slope") or 0.0
     weight = f"; alpha follows the prompt, by a slope of {slope:g}" if slope else ""
     length = ", of quality freed from what length alone brings" if rewards.get("length_control") else ""
-    lines = [
+    return [
         f"quality: {markdown_text(methods + (f'; model {models}' if models else ''))}. Scales differ by method.",
         f"learnability: {learnability} of the answer under the student before training (mean\\_logprob: nats a token).",
         f"reward: (1 - alpha) quality + alpha learnability, both normalised "
         f"({markdown_text(rewards.get('normalization', 'min_max'))}) over the teachers of one prompt"
         f"{length}{minus}{weight}.",
-        f"{export['reward'].count()} of {export.height} rows have scores: their prompts were parallel.",
     ]
-    return _list(lines)
 
 
-def _limits(export: pl.DataFrame) -> list[str]:
+def limit_lines(export: pl.DataFrame) -> list[str]:
+    """What the rows (a column finish_reason) are not good for."""
     cut = export.filter(finish_reason="length").height
     return [
         "Language models wrote the answers; they were checked no further than the scores say.",

@@ -1,142 +1,54 @@
-"""Hub: a table and its card as the folder of a Hugging Face dataset, written whole or not at all, and its upload."""
+"""Hub: a table and its card as the folder of a Hugging Face dataset, and its upload."""
 
-import glob
-import hashlib
 import math
-import os
-import re
-import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 from persyn.errors import InputError
-from persyn.export import MESSAGES
+from persyn.export.folder import Card, write_card, write_folder
 
 DATA_FILES = "data/train-*.parquet"
-FILES = re.compile(r"README\.md|data/train-\d{5}-of-\d{5}\.parquet")
 SHARD_BYTES = 500 * 10**6
 """Size of a shard in memory; the file is smaller."""
 
 
-def write_export(
-    export: pl.DataFrame,
-    card: Callable[[dict[str, Any]], str],
-    folder: Path,
-    replace: bool,
-    shard_bytes: int = SHARD_BYTES,
-) -> int:
-    """Write README.md and data/train-*.parquet, which `datasets.load_dataset(folder)` reads. Equal inputs give equal
-    bytes. The folder appears whole or not at all; an identical one is left as it is.
+def write_export(export: pl.DataFrame, card: Card, folder: Path, replace: bool, shard_bytes: int = SHARD_BYTES) -> int:
+    """Write README.md and data/train-*.parquet, which `datasets.load_dataset(folder)` reads; else as write_folder.
 
     Args:
-        export: EXPORT.
-        card: makes the card with this entry of `configs`. The entry holds the sha256 of the data, because the cache
-            of `datasets` compares only the entry, not the files.
-        folder: a new or empty one, or, where `replace` is true, an earlier export.
+        export: EXPORT, or another table of texts, numbers and messages.
 
     Returns:
         The number of shards.
-
-    Raises:
-        InputError: the folder holds something else, or cannot be written.
     """
-    check_folder(folder)
-    place = folder.resolve()
-    for lost in place.parent.glob(f".{glob.escape(place.name)}.*.old"):
-        if not place.exists():
-            lost.rename(place)  # a process was killed while it replaced this export
-    partial, old = (place.with_name(f".{place.name}.{os.getpid()}.{what}") for what in ("partial", "old"))
-    try:
-        shutil.rmtree(partial, ignore_errors=True)
-        (partial / "data").mkdir(parents=True)
-        shards = _write(export, card, partial, shard_bytes)
-        there = _digests(folder)
-        if there == _digests(partial):
-            return shards
-        if there and not replace:
-            raise InputError(f"{folder} holds an earlier export that differs; --force replaces it")
-        if folder.exists():
-            place.rename(old)
-        try:
-            partial.rename(place)
-        except BaseException:
-            if old.exists():
-                old.rename(place)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written: {error.strerror or error}; choose another --out") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return shards
+    return write_folder(lambda place: _write(export, card, place, shard_bytes), folder, replace)
 
 
-def check_folder(folder: Path) -> None:
-    """Raise InputError unless `folder` is missing, is empty, or holds an unchanged earlier export and nothing else."""
-    try:
-        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise InputError(f"{folder} is not a folder; give --out a new one")
-        names = _names(folder)
-        other = [name for name in names if not FILES.fullmatch(name)]
-        if other or (names and not _is_export(folder)):
-            found = f", such as {other[0]}," if other else ""
-            raise InputError(
-                f"{folder} holds files{found} that are not an unchanged export; give --out a new or an empty folder"
-            )
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror or error}; choose another --out") from error
+def _write(export: pl.DataFrame, card: Card, folder: Path, shard_bytes: int) -> int:
+    from datasets import Dataset, Features, disable_progress_bars
 
-
-def _is_export(folder: Path) -> bool:
-    """Whether its card holds the sha256 of the data beside it."""
-    card = folder / "README.md"
-    return card.is_file() and _identity(folder) in card.read_text(errors="replace")
-
-
-def _identity(folder: Path) -> str:
-    """The line of a card that identifies the data of its folder."""
-    data = (content for name, content in _digests(folder).items() if name != "README.md")
-    return f"sha256 of the data: {hashlib.sha256(b''.join(data)).hexdigest()}"
-
-
-def _names(folder: Path) -> list[str]:
-    """Relative paths of all files in `folder`, sorted; none if it is missing.
-
-    Raises:
-        OSError: a folder in it cannot be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    walked = os.walk(folder, onerror=refuse) if folder.exists() else ()
-    paths = [Path(place, name) for place, folders, files in walked for name in [*folders, *files]]
-    return sorted(path.relative_to(folder).as_posix() for path in paths if path.is_symlink() or not path.is_dir())
-
-
-def _digests(folder: Path) -> dict[str, bytes]:
-    """Relative path -> sha256 of the files that an export has."""
-    return {name: hashlib.sha256((folder / name).read_bytes()).digest() for name in _names(folder)}
-
-
-def _write(export: pl.DataFrame, card: Callable[[dict[str, Any]], str], folder: Path, shard_bytes: int) -> int:
-    from datasets import Dataset, Features, List, Value, disable_progress_bars
-
-    messages = List({"role": Value("string"), "content": Value("string")})
-    kinds = {pl.String: Value("string"), pl.Float64: Value("float64"), pl.Int64: Value("int64"), MESSAGES: messages}
-    rows = Dataset.from_polars(export, features=Features({name: kinds[kind] for name, kind in export.schema.items()}))
+    features = Features({name: _feature(kind) for name, kind in export.schema.items()})
+    rows = Dataset.from_polars(export, features=features)
     shards = min(max(1, math.ceil(rows.data.nbytes / shard_bytes)), max(1, export.height))
     disable_progress_bars()
+    (folder / "data").mkdir()
     for index in range(shards):
         name = f"data/train-{index:05d}-of-{shards:05d}.parquet"
         rows.shard(shards, index, contiguous=True).to_parquet(folder / name)
-    files = [{"split": "train", "path": DATA_FILES}]
-    entry = {"config_name": "default", "description": _identity(folder), "data_files": files}
-    (folder / "README.md").write_text(card(entry))
+    write_card(card, folder, DATA_FILES)
     return shards
+
+
+def _feature(kind: Any) -> Any:
+    """The type of `datasets` that holds a column of this type."""
+    from datasets import List, Value
+
+    if isinstance(kind, pl.List):
+        inner: Any = kind.inner
+        return List({field.name: Value("string") for field in inner.fields})
+    return Value({pl.String: "string", pl.Float64: "float64", pl.Int64: "int64"}[kind.base_type()])
 
 
 def check_push(repo: str) -> None:

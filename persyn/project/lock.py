@@ -13,8 +13,9 @@ UNREAD = ("data/quality/", "data/defects", "data/pairs", "metrics/rewards")
 """Outputs of the stages behind a dataset that its export does not read, so that a cache may lack them."""
 
 
-def check_lock(snapshot: Snapshot, strategy: str) -> None:
-    """Check that everything behind a strategy's dataset equals its record in dvc.lock, where there is one.
+def check_lock(snapshot: Snapshot, strategy: str | None) -> None:
+    """Check that everything behind a strategy's dataset equals its record in dvc.lock, where there is one. Without a
+    strategy: everything behind the rewards.
 
     Raises:
         InputError: a table, a metric or a parameter differs.
@@ -28,7 +29,7 @@ def check_lock(snapshot: Snapshot, strategy: str) -> None:
     locked = _stages(snapshot)
     of_teachers = [f"{kind}@{name}" for name in snapshot.teachers for kind in ("responses", "quality")]
     of_strategy = [f"{kind}@{strategy}" for kind in ("routes", "routed", "dataset")]
-    for stage in ["prompts", *of_teachers, "rewards", "router", *of_strategy]:
+    for stage in ["prompts", *of_teachers, "rewards", *(["router", *of_strategy] if strategy else ["learnability"])]:
         entry = locked.get(stage) or {}
         other = [path for path, recorded in _read_files(entry) if md5(path) not in (recorded, None)]
         other += [f"{path} in params.yaml" for path in _changed_params(entry, snapshot.params)]
@@ -39,10 +40,12 @@ def check_lock(snapshot: Snapshot, strategy: str) -> None:
             )
 
 
-def provenance(snapshot: Snapshot, strategy: str) -> dict[str, str | None]:
-    """Label -> value: versions that made a strategy's dataset, and its md5 if dvc.lock has it (see check_lock)."""
-    path = f"data/dataset/{strategy}.parquet"
-    outs = (_stages(snapshot).get(f"dataset@{strategy}") or {}).get("outs") or []
+def provenance(snapshot: Snapshot, strategy: str | None) -> dict[str, str | None]:
+    """Label -> value: versions that made a strategy's dataset, or the rewards, and its md5 if dvc.lock has it (see
+    check_lock).
+    """
+    path = f"data/dataset/{strategy}.parquet" if strategy else "data/rewards.parquet"
+    outs = (_stages(snapshot).get(f"dataset@{strategy}" if strategy else "rewards") or {}).get("outs") or []
     known = {entry["path"]: entry["md5"] for entry in outs}
     return {
         "PerSyn": version("persyn"),
