@@ -15,7 +15,6 @@ import pytest
 
 from benchmarks.servers import run
 from persyn.cost import Prices, TokenPrice, build_ledger
-from persyn.dataset import drop_reason
 from persyn.defects import Policies, find_defects
 from persyn.errors import InputError
 from persyn.generation import Sampling, Teacher

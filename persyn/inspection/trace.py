@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from persyn.dataset import drop_reason
-from persyn.defects import DETECTORS, Policies, detect_defects
+from persyn.defects import DETECTORS, Policies, detect_defects, drop_reason
 from persyn.errors import InputError
 from persyn.messages import as_text
 from persyn.project.snapshot import Snapshot
