@@ -95,9 +95,14 @@ def _tables(snapshot: "Snapshot", strategy: str) -> "dict[str, pl.DataFrame]":
     """The tables that build_export takes, by the names of its arguments."""
     import polars as pl
 
+    from persyn.routed import asked_routes
+
+    routed = snapshot.need("routed", strategy)
     return {
         "prompts": snapshot.need("prompts"),
-        **{part: snapshot.need(part, strategy) for part in ("dataset", "routes", "routed")},
+        "dataset": snapshot.need("dataset", strategy),
+        "routes": asked_routes(snapshot.need("routes", strategy), routed),
+        "routed": routed,
         "parallel": pl.concat(snapshot.need("responses", name) for name in snapshot.teachers),
         "rewards": snapshot.need("rewards"),
     }

@@ -28,9 +28,10 @@ def plan(
     from persyn.generation.terms import refused_teachers
     from persyn.planning import build_plan
     from persyn.planning.known import known_routes
+    from persyn.planning.retries import Checks
     from persyn.planning.text import plan_text
     from persyn.project.params import read_params
-    from persyn.schemas import ROUTES, read_table
+    from persyn.schemas import QUALITY, ROUTES, read_table
     from persyn.store import store_folder
 
     read = read_params(params)
@@ -41,7 +42,9 @@ def plan(
     files = {name: data / "routes" / f"{name}.parquet" for name in read.strategies}
     made = {name: read_table(file, ROUTES) for name, file in files.items() if file.is_file()}
     routes = known_routes(prompts, list(teachers), read.strategies, made)
-    paying = folder, read.prices.in_batches(read.in_batches), read.budget, read.quality
+    scores = {name: data / "quality" / f"{name}.parquet" for name in teachers}
+    scored = {name: read_table(file, QUALITY) for name, file in scores.items() if file.is_file()}
+    paying = folder, read.prices.in_batches(read.in_batches), read.budget, Checks(read.quality, read.dataset, scored)
     found = build_plan(prompts, teachers, read.strategies, routes, *paying)
     found["prompts"]["from"], found["refused"] = origin, refused_teachers(teachers, read.licenses)
     found["precomputed"] = [name for name, teacher in teachers.items() if teacher.precomputed]
@@ -58,7 +61,7 @@ def ledger(data: Data = Path("data")) -> None:
     from persyn.project.params import read_params
     from persyn.quality import judge_ledger
     from persyn.responses import asked_of, count_lost
-    from persyn.schemas import PROMPTS, RESPONSES, read_folder, read_table
+    from persyn.schemas import PROMPTS, RESPONSES, ROUTES, read_folder, read_table
     from persyn.store import store_folder
 
     params = read_params()
@@ -68,7 +71,9 @@ def ledger(data: Data = Path("data")) -> None:
     judge = judge_ledger(prompts, [parallel, *routed.values()], store_folder(), params.quality)
     lost = count_lost(asked_of([parallel, *routed.values()], prompts), params.teachers, store_folder())
     batched = batched_pairs(prompts, params.teachers, store_folder())
-    ledger = build_ledger(prompts, parallel, routed, params.prices, judge, lost=lost, batched=batched)
+    files = {name: data / "routes" / f"{name}.parquet" for name in routed}
+    routes = {name: read_table(file, ROUTES) for name, file in files.items() if file.is_file()}
+    ledger = build_ledger(prompts, parallel, routed, params.prices, judge, lost, batched, routes)
     typer.echo(ledger_text(ledger))
 
 
