@@ -162,7 +162,9 @@ def asked_routes(routes: pl.DataFrame, routed: pl.DataFrame) -> pl.DataFrame:
         routed: RESPONSES of `routes`, and of further attempts.
     """
     chosen = routes.select(ROUTES.names())
-    others = routed.select(KEYS).unique().join(chosen, on=KEYS, how="anti").sort(KEYS)
-    others = others.join(chosen.select("prompt_id"), on="prompt_id", how="semi")
+    if "next" not in routes.columns:
+        return chosen
+    later = routes.unique("prompt_id", maintain_order=True).select("prompt_id", teacher="next").explode("teacher")
+    others = later.join(routed, on=KEYS, how="semi", maintain_order="left")
     empty = [pl.lit(None, ROUTES[name]).alias(name) for name in ROUTES.names()[2:]]
-    return pl.concat([chosen, others.with_columns(empty)]) if others.height else chosen
+    return pl.concat([chosen, others.with_columns(empty)])

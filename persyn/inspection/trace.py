@@ -70,8 +70,9 @@ def trace_prompt(
         The columns of its row in PROMPTS; router: `role`; responses: the row of each teacher that responded, with
         quality, learnability, truncated, reward (None: not made, or left out), defects (their names) and best (whether
         its reward is the highest); pairs: winner, loser, margin; strategies: name -> the rows of its routes and of the
-        teachers asked after them, with the routed response, `kept` (whether it is in the dataset; None: not made) and `reason` (why not, as build_dataset
-        counts them; outdated: the dataset was made from other routes or parameters); missing: parts not made yet.
+        teachers asked after them, with the routed response, `kept` (whether it is in the dataset; None: not made) and
+        `reason` (why not, as build_dataset counts them; outdated: the dataset was made from other routes or
+        parameters); missing: parts not made yet.
     """
     prompt = made.need("prompts").row(by_predicate=pl.col("prompt_id") == prompt_id, named=True)
     responses = _responses(made, prompt)

@@ -211,9 +211,9 @@ class Grape(Rule):
 
 
 class Scas(Rule):
-    """Generate then select: per prompt, of the responses that are right, the one likeliest under the student, as SCAS
-    (arXiv 2605.26872) selects among verified answers by what they cost to learn. If none is right, the likeliest of
-    all; the log tells on how many prompts, and dataset.require leaves them out.
+    """Generate then select: per prompt, of the responses that are right, the most learnable one, as SCAS (arXiv
+    2605.26872) selects among verified answers by what they cost to learn. If none is right, the most learnable of all;
+    the log tells on how many prompts, and dataset.require leaves them out.
     """
 
     rule: Literal["scas"]
@@ -230,8 +230,7 @@ class Scas(Rule):
         rows = rows.with_columns(right=pl.col("quality") >= least)
         none = rows.filter(~pl.col("right").any().over("prompt_id"))["prompt_id"].n_unique()
         logger.info(
-            "scas: no response to %d of %d parallel prompts is right; they go to the one that is likeliest under the "
-            "student",
+            "scas: no response to %d of %d parallel prompts is right; these go to the most learnable one of all",
             *(none, rows["prompt_id"].n_unique()),
         )
         return _select(prompts, pool, "learnability", self.seed, rows["right"])
