@@ -62,6 +62,7 @@ def build_card(
         "evaluation set named in `prompts.decontaminate`, "
         f"{cleaning['dropped'].get('nearly contaminated', 0)} nearly repeated one; they were dropped.",
         f"- Responses: {counts['rows']} written, {counts['kept']} kept; dropped: {_reasons(counts['dropped'])}.",
+        *_required(counts),
         "## Teachers",
         _teachers_table(dataset, teachers),
         "## Prompts",
@@ -97,6 +98,19 @@ def _front_matter(strategy: str, dataset: pl.DataFrame, config: Mapping[str, Any
 
 def _reasons(dropped: Mapping[str, int]) -> str:
     return ", ".join(f"{markdown_text(reason)} {count}" for reason, count in sorted(dropped.items())) or "none"
+
+
+def _required(counts: Mapping[str, Any]) -> list[str]:
+    """The line about the required quality; none if there is no such thing."""
+    if not (found := counts.get("require")):
+        return []
+    least = ", ".join(f"{domain} {value:g}" for domain, value in found["least"].items())
+    text = (
+        f"- Required quality, {least}: of {found['prompts']} prompts, {found['at_once']} had it at once, "
+        f"{found['retried']} from a teacher asked later, {found['dropped']} are left out."
+    )
+    unretried = f" {found['unretried']} of these were not asked as often as allowed: the budget was spent."
+    return [text + (unretried if found["unretried"] else "")]
 
 
 def _teachers_table(dataset: pl.DataFrame, teachers: Mapping[str, Teacher]) -> str:
