@@ -1,6 +1,6 @@
 """What the dataset requires: wrong answers are replaced by the next teacher's or left out, at the price foreseen."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from persyn.generation.budget import Budget
 from persyn.generation.terms import Licenses
 from persyn.planning import ANY, build_plan
 from persyn.planning.known import known_routes
-from persyn.planning.retries import Checks
+from persyn.planning.retries import Checks, tried_pairs
 from persyn.planning.text import ledger_text, plan_text
 from persyn.quality import QualitySettings, score_quality
 from persyn.responses import generate_responses
@@ -88,12 +88,14 @@ class Run:
         how = Policies(), TEACHERS, Licenses(), settings, self.routes, self.score
         return build_dataset(PROMPTS, routed, *how)
 
-    def plan(self, *seen: str, routes: Mapping[str, pl.DataFrame] | None = None) -> dict[str, Any]:
+    def plan(
+        self, *seen: str, routes: Mapping[str, pl.DataFrame] | None = None, tried: Sequence[pl.DataFrame] = ()
+    ) -> dict[str, Any]:
         scored = {name: self.score(self.parallel.filter(teacher=name)) for name in seen}
         strategies = {"persyn": Persyn(rule="persyn")}
         known = {"persyn": self.routes} if routes is None else routes
         money = Prices(teachers={"b": TokenPrice(input=1e6, output=1e6)})
-        checks = Checks(QUALITY, REQUIRE, scored)
+        checks = Checks(QUALITY, REQUIRE, scored, tried)
         return build_plan(PROMPTS, TEACHERS, strategies, known, self.folder, money, Budget(), checks)
 
 
@@ -129,7 +131,8 @@ def test_exactly_the_failing_prompts_are_asked_again_and_no_wrong_answer_is_kept
     assert asked_of(run.server, "c") == [number for number in range(6, 24) if number % 2 == 0]
     assert run.server.counts["ok"] == 18 + 2 + 18 + 9, "the two other prompts are not asked again"
     dataset, counts = run.dataset(routed)
-    assert run.score(routed.join(dataset, on=["prompt_id", "teacher"], how="semi"))["quality"].min() == 1
+    of_sums = routed.join(PROMPTS.filter(domain="math"), on="prompt_id", how="semi")
+    assert run.score(of_sums.join(dataset, on=["prompt_id", "teacher"], how="semi"))["quality"].min() == 1
     kept = dict(zip(texts_of(PROMPTS), PROMPTS["prompt_id"], strict=True))
     who = dict(dataset.select("prompt_id", "teacher").iter_rows())
     for number, text in enumerate(SUMS):
@@ -183,7 +186,10 @@ def test_the_ledger_is_what_the_plan_foresaw(run: Run) -> None:
     assert before["total"]["retries"]["calls"][0] <= 27 <= before["total"]["retries"]["calls"][1]
     fewer = before["generate_then_select"]["times_fewer_calls"]["persyn"]
     assert fewer[0] <= ledger["saved"]["persyn"]["calls"] <= fewer[1]
-    assert run.plan("a", "b", "c")["retries"] == {"persyn": {}}, "all is paid for"
+    assert run.plan("a", "b", "c")["retries"]["persyn"]["c"]["calls"] == [0, 9], "not known before the dataset"
+    tried = [tried_pairs(run.routes, routed, run.dataset(routed)[0])]
+    again = run.plan("a", "b", "c", tried=tried)
+    assert (again["retries"], again["expected"]) == ({"persyn": {}}, {"persyn": 0.0})
     assert "of it on retries of persyn (24 prompts, USD 216.00)" in ledger_text(ledger)
     plain = build_ledger(PROMPTS, run.parallel, {"persyn": routed}, prices)
     assert "retries" not in plain
@@ -251,9 +257,8 @@ def test_of_two_chosen_teachers_the_better_goes_before_later_ones() -> None:
 
 
 def test_routes_name_the_next_teachers_only_where_retries_need_them(tmp_path: Path) -> None:
-    rewards = [
-        (identity, n, 0.0, 0.0, r) for identity in PROMPTS["prompt_id"] for n, r in zip("abc", [1, 3, 2.0], strict=True)
-    ]
+    means = {"a": 1.0, "b": 3.0, "c": 2.0}
+    rewards = [(identity, *(name, 0.0, 0.0, mean)) for identity in PROMPTS["prompt_id"] for name, mean in means.items()]
     table = pl.DataFrame(rewards, schema=REWARDS, orient="row")
     strengths = lambda prompts, method: np.tile([1.0, 0.0, 2.0], (prompts.height, 1))  # noqa: E731
     pool = Pool(list("abc"), table, strengths, {}, with_next=True)
@@ -270,9 +275,8 @@ def test_routes_name_the_next_teachers_only_where_retries_need_them(tmp_path: Pa
     assert both["next"].to_list() == [["b"]] * 52
     write_table(both, tmp_path / "routes.parquet", ROUTES)
     assert read_table(tmp_path / "routes.parquet", ROUTES).columns == [*ROUTES.names(), "next"]
-    assert known_routes(PROMPTS, list("abc"), {"x": Strong(rule="strong", teacher="c")}, {"x": routes})["x"].equals(
-        routes
-    )
+    named = {"x": Strong(rule="strong", teacher="c")}
+    assert known_routes(PROMPTS, list("abc"), named, {"x": routes})["x"].equals(routes)
     plain = build_routes(PROMPTS, Pool(list("abc"), table, strengths, {}), Strong(rule="strong", teacher="c"))
     assert plain.equals(routes.drop("next"))
 

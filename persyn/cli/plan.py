@@ -44,11 +44,29 @@ def plan(
     routes = known_routes(prompts, list(teachers), read.strategies, made)
     scores = {name: data / "quality" / f"{name}.parquet" for name in teachers}
     scored = {name: read_table(file, QUALITY) for name, file in scores.items() if file.is_file()}
-    paying = folder, read.prices.in_batches(read.in_batches), read.budget, Checks(read.quality, read.dataset, scored)
-    found = build_plan(prompts, teachers, read.strategies, routes, *paying)
+    checks = Checks(read.quality, read.dataset, scored, _tried(data, read, routes) if read.dataset.retries else [])
+    paying = folder, read.prices.in_batches(read.in_batches), read.budget
+    found = build_plan(prompts, teachers, read.strategies, routes, *paying, checks)
     found["prompts"]["from"], found["refused"] = origin, refused_teachers(teachers, read.licenses)
     found["precomputed"] = [name for name, teacher in teachers.items() if teacher.precomputed]
     typer.echo(json.dumps(found, indent=2) if as_json else plan_text(found))
+
+
+def _tried(data: Path, params: "Params", routes: "dict[str, pl.DataFrame]") -> "list[pl.DataFrame]":
+    """What the strategies that have been run with this dataset.require tell of the responses they asked for."""
+    from persyn.files import read_json
+    from persyn.planning.retries import tried_pairs
+    from persyn.schemas import DATASET, RESPONSES, read_table
+
+    tried = []
+    for name, table in routes.items():
+        files = [data / part / f"{name}.parquet" for part in ("routed", "dataset")]
+        counts = data.parent / "metrics" / "dataset" / f"{name}.json"
+        if all(file.is_file() for file in (*files, counts)):
+            least = read_json(counts).get("require", {}).get("least")
+            if least == params.dataset.require:
+                tried.append(tried_pairs(table, read_table(files[0], RESPONSES), read_table(files[1], DATASET)))
+    return tried
 
 
 def ledger(data: Data = Path("data")) -> None:

@@ -33,6 +33,8 @@ class Checks:
     dataset: DatasetSettings = field(default_factory=DatasetSettings)
     scored: Mapping[str, pl.DataFrame] = field(default_factory=dict)
     """Teacher -> QUALITY of the parallel set; without those that are not made yet."""
+    tried: Sequence[pl.DataFrame] = ()
+    """As tried_pairs, of the strategies that have been run with the same dataset.require."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Chances:
         rows = rows.join(prompts.select("prompt_id", pl.col("domain").cast(pl.String)), on="prompt_id", how="inner")
         rows = rows.select(*keys, short=falls_short(checks.dataset.require))
         self._exact = {(prompt, teacher): short for prompt, teacher, _, short in rows.iter_rows()}
+        self._exact |= {(prompt, teacher): short for table in checks.tried for prompt, teacher, short in table.rows()}
         self._shares: dict[tuple[str, str], Chance] = {}
         for teacher, domain, short, count in rows.group_by("teacher", "domain").agg(pl.sum("short"), n=pl.len()).rows():
             ends = stats.binomtest(short, count).proportion_ci(LEVEL, method="wilson")
@@ -93,6 +96,20 @@ def retry_of(prompts: pl.DataFrame, sized: pl.DataFrame, checks: Checks, forecas
         return _planned(list(_asked(required, routes, chances, limit)), have, forecasts)
 
     return again
+
+
+def tried_pairs(routes: pl.DataFrame, routed: pl.DataFrame, dataset: pl.DataFrame) -> pl.DataFrame:
+    """prompt_id, teacher and short of the responses of a run that are known to fall short, or not: what is in the
+    dataset does not; all others of a prompt do, unless a chosen teacher's is there, which may have been better.
+
+    Args:
+        routes, routed, dataset: ROUTES, RESPONSES and DATASET of one strategy.
+    """
+    kept = dataset.select(*PAIR, kept=pl.lit(value=True))
+    first = kept.join(routes, on=PAIR, how="semi")
+    rows = routed.select(PAIR).unique().join(kept, on=PAIR, how="left").sort(PAIR)
+    rows = rows.filter(pl.col("kept").is_not_null() | ~pl.col("prompt_id").is_in(first["prompt_id"].implode()))
+    return rows.select(*PAIR, short=pl.col("kept").is_null())
 
 
 def required_prompts(prompts: pl.DataFrame, sized: pl.DataFrame, checks: Checks) -> pl.DataFrame:
