@@ -128,7 +128,8 @@ def build_rewards(
     }
     if settings.gate:
         counts["gate"] = count_gate(own, settings)
-    _tell_alpha(counts["alpha"], settings)
+    if not own["gated"].all():
+        _tell_alpha(counts["alpha"], settings)
     return rewards.select(REWARDS.names()), counts
 
 
