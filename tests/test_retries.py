@@ -1,15 +1,21 @@
 """What the dataset requires: wrong answers are replaced by the next teacher's or left out, at the price foreseen."""
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 import pytest
+from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
+from persyn import schemas
+from persyn.cli import app
 from persyn.cost import Prices, TokenPrice, build_ledger
 from persyn.dataset import DatasetSettings, build_dataset
 from persyn.dataset.card import build_card
@@ -286,3 +292,62 @@ def test_settings_that_make_no_sense_are_named() -> None:
         DatasetSettings.parse({"retries": 2}, "dataset")
     with pytest.raises(ValueError, match=r"require.*maths"):
         DatasetSettings.parse({"require": {"maths": 1.0}}, "dataset")
+
+
+def test_the_stages_ask_again_and_the_commands_tell_the_price(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", "persyn")
+    Path("data/raw").mkdir(parents=True)
+    sums = [{"prompt": text, "answer": str(number + 1)} for number, text in enumerate(SUMS)]
+    Path("data/raw/sums.jsonl").write_text("\n".join(map(json.dumps, sums)))
+
+    def stage(name: str, *arguments: str) -> None:
+        import_module(f"stages.{name}").main(*arguments)
+
+    with stub_teacher() as server:
+        server.dialect = answer
+        params = YAML(typ="safe", pure=True).load(Path(__file__).parent.parent / "params.yaml")
+        fields = {"license": "x", "training": "allowed", "backend": "openai", "sampling": {"max_tokens": 30}}
+        params["teachers"] = {name: {**fields, "model": f"stub-{name}"} for name in "abc"}
+        source = {"path": "sums.jsonl", "domain": "math", "reference": "answer", "license": "MIT"}
+        params["prompts"] = {"num_parallel": 6, "sources": [source], "decontaminate": []}
+        params["strategies"] = {"persyn": {"rule": "strong", "teacher": "a"}}
+        params["dataset"] = {"require": {"math": 1.0}, "retries": 2}
+        params["speed"] = {"openai": {"base_url": server.url}}
+        YAML().dump(params, Path("params.yaml"))
+        stage("prompts", "data/raw", "data/prompts.parquet", "metrics/prompts.json")
+        for name in "abc":
+            files = f"data/responses/{name}.parquet", f"data/quality/{name}.parquet"
+            stage("responses", name, "data/prompts.parquet", files[0])
+            stage("quality", name, "data/prompts.parquet", *files)
+        asked = read_table("data/prompts.parquet", schemas.PROMPTS).filter("parallel")["prompt_id"]
+        means = {"a": 0.0, "b": 3.0, "c": 2.0}
+        rewards = [(identity, *(name, 0.0, 0.0, mean)) for identity in asked for name, mean in means.items()]
+        write_table(pl.DataFrame(rewards, schema=REWARDS, orient="row"), "data/rewards.parquet", REWARDS)
+        tables = "data/rewards.parquet", "models/router", "data/responses", "data/routes/persyn.parquet"
+        stage("routes", "persyn", "data/prompts.parquet", *tables, "metrics/allocation/persyn.json")
+        planned = json.loads(CliRunner().invoke(app, ["plan", "--json"]).stdout)
+        before = server.counts["ok"]
+        paths = "data/routes/persyn.parquet", "data/responses", "data/routed/persyn.parquet"
+        stage("routed", "data/prompts.parquet", *paths)
+        paid = server.counts["ok"] - before - 18
+        made = "data/dataset/persyn.parquet", "metrics/dataset/persyn.json", "data/cards/persyn.md"
+        stage("dataset", "persyn", "data/prompts.parquet", "metrics/prompts.json", paths[0], paths[2], *made)
+        stage("cost", "data/prompts.parquet", "data/responses", "data/routes", "data/routed", "metrics/cost.json")
+        after = json.loads(CliRunner().invoke(app, ["plan", "--json"]).stdout)
+        told = CliRunner().invoke(app, ["ledger"]).stdout
+    cost = json.loads(Path("metrics/cost.json").read_text())
+    assert cost["retries"]["persyn"]["spent"]["calls"] == paid > 18
+    uses = planned["retries"]["persyn"].values()
+    assert sum(use["calls"][0] for use in uses) <= paid <= sum(use["calls"][1] for use in uses)
+    assert abs(planned["expected"]["persyn"] - paid) < 9
+    assert (after["expected"], after["total"]["all"]["calls"]) == ({"persyn": 0.0}, [0, 0])
+    assert "of it on retries of persyn (24 prompts)" in told
+    counts = json.loads(Path("metrics/dataset/persyn.json").read_text())
+    assert counts["kept"] == counts["require"]["retried"] == 18
+    assert "18 from a teacher asked later, 6 are left out" in Path("data/cards/persyn.md").read_text()
+    assert (
+        "24 of 24 prompts fall short of dataset.require; 24 are given to another teacher" in caplog.text
+    )
