@@ -348,6 +348,4 @@ def test_the_stages_ask_again_and_the_commands_tell_the_price(
     counts = json.loads(Path("metrics/dataset/persyn.json").read_text())
     assert counts["kept"] == counts["require"]["retried"] == 18
     assert "18 from a teacher asked later, 6 are left out" in Path("data/cards/persyn.md").read_text()
-    assert (
-        "24 of 24 prompts fall short of dataset.require; 24 are given to another teacher" in caplog.text
-    )
+    assert "24 of 24 prompts fall short of dataset.require; 24 are given to another teacher" in caplog.text
