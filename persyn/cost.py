@@ -60,6 +60,7 @@ def build_ledger(
     judge: Mapping[str, int] | None = None,
     lost: Mapping[str, Mapping[str, int]] | None = None,
     batched: pl.DataFrame | None = None,
+    routes: Mapping[str, pl.DataFrame] | None = None,
 ) -> dict[str, Any]:
     """Count every teacher response (every sample of it) once as spent; each further use of it is cached.
 
@@ -71,6 +72,7 @@ def build_ledger(
         judge: the use of the judge (count_verdicts); None if no domain has one.
         lost: teacher -> tokens that were paid for and are in no response (responses.count_lost).
         batched: prompt_id and teacher of the responses with the price of a batch; None if there are none.
+        routes: strategy -> ROUTES, by which retries are told from the rest; None tells none.
 
     Returns:
         parallel: teacher -> use. routed: strategy -> {teacher -> use, spent, cached}, as if it were the only strategy
@@ -80,7 +82,7 @@ def build_ledger(
         where a teacher has a price {currency, spent, judge: its part of it, strategies: strategy -> for the parallel
         set and what it adds, generate_then_select, unpriced: teachers without a price, left out of the sums}. A use is
         {calls, prompt_tokens, response_tokens}. lost: as given, if there are any; those tokens are in total.spent and
-        money.spent too.
+        money.spent too. retries: as _retries, if there are any; they are in all other counts.
     """
     keys = ["prompt_id", "teacher"]
     parallel = _use(responses)
@@ -129,7 +131,34 @@ def build_ledger(
             "generate_then_select": _money_for_all(means, prompts.height, spent, batched, prices),
             "unpriced": sorted({*spent["teacher"], *judged} - set(prices.teachers)),
         }
-    return {**ledger, "judge": judge, "money": money} | ({"lost": lost} if lost else {})
+    retries = _retries(responses, routed, routes or {}, prices or Prices(), batched)
+    return {**ledger, "judge": judge, "money": money, **({"lost": lost} if lost else {}), **retries}
+
+
+def _retries(
+    responses: pl.DataFrame,
+    routed: Mapping[str, pl.DataFrame],
+    routes: Mapping[str, pl.DataFrame],
+    prices: Prices,
+    batched: pl.DataFrame | None,
+) -> dict[str, Any]:
+    """{retries: strategy -> {prompts, teachers: {teacher -> use}, spent, cached, money: of spent, None without prices}}
+    of the responses of other teachers than the prompt's chosen ones; empty if there are none.
+    """
+    keys, found = ["prompt_id", "teacher"], dict[str, Any]()
+    for strategy in routed.keys() & routes.keys():
+        again = routed[strategy].join(routes[strategy], on=keys, how="anti")
+        if again.height:
+            new = again.join(responses, on=keys, how="anti")
+            cheaper = new[:0] if batched is None else new.join(batched, on=keys, how="semi")
+            found[strategy] = {
+                "prompts": again["prompt_id"].n_unique(),
+                "teachers": _by_teacher(again),
+                "spent": _use(new),
+                "cached": _use(again.join(responses, on=keys, how="semi")),
+                "money": _money(_by_teacher(new), cheaper, prices) if prices.teachers else None,
+            }
+    return {"retries": {name: found[name] for name in routed if name in found}} if found else {}
 
 
 def _money(uses: Uses, batched: pl.DataFrame, prices: Prices) -> float:

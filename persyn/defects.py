@@ -129,6 +129,31 @@ class Policies(Settings):
         return [kind for kind, policy in self if policy in policies]
 
 
+def drop_reason(policies: Policies) -> pl.Expr:
+    """Why a row (columns finish_reason and the other kinds of DEFECTS) is unfit to train on: error, length or a kind of
+    defect, the first that applies; null if none does.
+    """
+    reasons = [
+        pl.when(pl.col("finish_reason") == "error").then(pl.lit("error")),
+        pl.when((pl.col("finish_reason") == "length") & (policies.length == "drop")).then(pl.lit("length")),
+        *(pl.when(kind).then(pl.lit(kind)) for kind in policies.kinds("drop") if kind != "length"),
+    ]
+    return pl.coalesce(reasons)
+
+
+def falls_short(require: Mapping[Any, float]) -> pl.Expr:
+    """Whether a row (columns domain and quality) has less quality than its domain requires, or none; never in a domain
+    that is not named.
+
+    Args:
+        require: domain -> least quality.
+    """
+    if not require:
+        return pl.lit(value=False)
+    least = pl.col("domain").cast(pl.String).replace_strict(require, default=None, return_dtype=pl.Float64)
+    return least.is_not_null() & ~(pl.col("quality") >= least).fill_null(False)
+
+
 def empty(prompt: str, response: str) -> bool:
     """Nothing, or nothing but blanks."""
     return not response.strip()

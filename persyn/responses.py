@@ -142,6 +142,15 @@ def generate_responses(
     return table.hstack(prompts.select(pl.col("^sample$")))
 
 
+def with_responses(prompts: pl.DataFrame, name: str, teacher: Teacher, folder: Path) -> pl.DataFrame:
+    """The prompts that generate_responses would ask nobody about: all samples are in the store, or precomputed."""
+    each = each_sample(prompts, teacher)
+    requests, store = prepare_requests(each, teacher), open_store(folder, teacher)
+    left = {request.key for request in _open_requests(each, requests, name, teacher, store)}
+    lacking = [identity for identity, request in zip(each["prompt_id"], requests, strict=True) if request.key in left]
+    return prompts.filter(~pl.col("prompt_id").is_in(lacking))
+
+
 def _open_requests(
     prompts: pl.DataFrame, requests: Sequence[Request], name: str, teacher: Teacher, store: Store
 ) -> list[Request]:

@@ -9,9 +9,9 @@ import numpy as np
 import polars as pl
 from pydantic import Field
 
-from persyn.defects import Policies, best_samples
+from persyn.defects import Policies, best_samples, falls_short
 from persyn.errors import InputError
-from persyn.schemas import REWARDS, alike, row_key
+from persyn.schemas import REWARDS, Domain, alike, row_key
 from persyn.settings import Settings, Share
 from persyn.ties import TIE, tie_width
 
@@ -25,6 +25,8 @@ OUTSIDE = 0.5
 """Shares of the known teachers' range by which an anchored one's score may lie outside of it."""
 LOST_BY = 0.01
 """Where the penalty is 1 or more, a penalised response is below every other of its prompt by this much at least."""
+GATE = 1.0
+"""How far below the lowest reward of the responses that pass a gate the others of their prompt are."""
 
 
 class RewardSettings(Settings):
@@ -51,6 +53,12 @@ class RewardSettings(Settings):
     penalty: Annotated[float, Field(ge=0)] = 1.0
     """Subtracted from the reward of a response with a defect. From 1 on, it loses to every other response to its
     prompt, whatever the normalization."""
+    gate: dict[Domain, float] = Field(default_factory=dict)
+    """Domain -> least quality: there, quality is a gate instead of a summand (ours, after SCAS, arXiv 2605.26872, which
+    selects among verified answers by what they cost to learn). The reward of a response that reaches it is its
+    learnability alone, normalised over those that do; any other's is 1 below the lowest of these, so it loses to each
+    of them. Where none reaches it, all rewards are 0: the prompt makes no pair. alpha, alpha_slope and length_control
+    have no effect in these domains."""
 
 
 def build_rewards(
@@ -63,7 +71,8 @@ def build_rewards(
     anchored: Sequence[str] = (),
     domains: pl.DataFrame | None = None,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """r = (1 - alpha) * r_q + alpha * r_l (PerSyn, Eq. 2), both normalised over the teachers of a prompt.
+    """r = (1 - alpha) * r_q + alpha * r_l (PerSyn, Eq. 2), both normalised over the teachers of a prompt. In domains
+    with a gate, r = r_l over those of the prompt's responses that pass, and min(r) - GATE for each of the others.
 
     Args:
         quality: QUALITY of every teacher.
@@ -83,7 +92,7 @@ def build_rewards(
         measures length; None where either is constant), length_within_prompt: {uncontrolled, controlled: the mean
         over prompts of that correlation on the prompt, without and with length_control, whichever is chosen},
         length_slopes: {domain: quality a unit of log tokens}, alpha: as alpha_effect, teachers: {name: {quality,
-        learnability, reward: mean}}}.
+        learnability, reward: mean}}}; with settings.gate, gate: as count_gate.
 
     Raises:
         InputError: a score belongs to an unknown teacher, or no prompt is left.
@@ -117,7 +126,10 @@ def build_rewards(
             .to_dicts()
         },
     }
-    _tell_alpha(counts["alpha"], settings)
+    if settings.gate:
+        counts["gate"] = count_gate(own, settings)
+    if not own["gated"].all():
+        _tell_alpha(counts["alpha"], settings)
     return rewards.select(REWARDS.names()), counts
 
 
@@ -167,9 +179,14 @@ def mix_rewards(scores: pl.DataFrame, settings: RewardSettings) -> pl.DataFrame:
     """
     controlled = pl.col("quality") - (pl.col("slope") * pl.col("log_tokens") if settings.length_control else 0.0)
     free = ~pl.col("penalised") | (settings.penalty == 0)
-    known = ~pl.col("anchored")
-    counted = known & (free | ~(free & known).any().over("prompt_id"))
-    rows = scores.with_columns(controlled=controlled, counted=counted, clipped=~free)
+    known, passed = ~pl.col("anchored"), ~pl.col("failed")
+    rows = scores.with_columns(
+        gated=pl.col("domain").is_in(list(settings.gate)).fill_null(value=False), failed=falls_short(settings.gate)
+    )
+    counted = pl.lit(value=False)
+    for those in (known & passed & free, known & passed, known):  # the first of these that a prompt has
+        counted |= those & ~counted.any().over("prompt_id")
+    rows = rows.with_columns(controlled=controlled, clipped=~free, counted=counted)
     rows = _normalise(rows, "controlled", "r_q", settings.normalization)
     rows = _normalise(rows, "learnability", "r_l", settings.normalization)
     rows = rows.with_columns(ease=_ease())
@@ -178,8 +195,34 @@ def mix_rewards(scores: pl.DataFrame, settings: RewardSettings) -> pl.DataFrame:
     )
     weight = (settings.alpha + pl.col("shift")).clip(0, 1)
     mixed = (1 - weight) * pl.col("r_q") + weight * pl.col("r_l")
-    rows = rows.with_columns(shift=shift).with_columns(mixed=mixed)
-    return rows.with_columns(cost=_cost(settings.penalty)).with_columns(reward=pl.col("mixed") - pl.col("cost"))
+    gated = pl.when("failed").then(None).when("gated").then("r_l").otherwise(mixed)
+    rows = rows.with_columns(shift=shift).with_columns(mixed=gated)
+    rows = rows.with_columns(cost=_cost(settings.penalty)).with_columns(reward=pl.col("mixed") - pl.col("cost"))
+    return rows.with_columns(reward=_behind_gate()) if settings.gate else rows
+
+
+def _behind_gate() -> pl.Expr:
+    """The `reward`, with that of responses that `failed` (null until now). An anchored response moves no other's: one
+    that passes is raised above the known ones that do not.
+    """
+    reward, known = pl.col("reward"), ~pl.col("anchored")
+    level = (pl.when(known).then(reward).min().over("prompt_id") - GATE).fill_null(0.0)
+    raised = pl.when(known).then(reward).otherwise(pl.max_horizontal(reward, level + GATE / 2))
+    return pl.when("failed").then(level).when("gated").then(raised).otherwise(reward)
+
+
+def count_gate(rewards: pl.DataFrame, settings: RewardSettings) -> dict[str, Any]:
+    """least: settings.gate; prompts: how many have one; none_passes: of these, those on which no response reaches it,
+    so that they make no pair; below: the responses that do not reach it.
+    """
+    prompts = rewards.filter("gated").group_by("prompt_id").agg(none=pl.col("failed").all())
+    counts = {"prompts": prompts.height, "none_passes": prompts["none"].sum(), "below": int(rewards["failed"].sum())}
+    logger.info(
+        "rewards.gate: %d of %d prompts with a gate make no pair, since no response to them passes; in all, %d "
+        "responses do not",
+        *(counts["none_passes"], counts["prompts"], counts["below"]),
+    )
+    return {"least": dict(settings.gate), **counts}
 
 
 def _cost(penalty: float) -> pl.Expr:
@@ -216,13 +259,16 @@ def alpha_effect(rewards: pl.DataFrame, settings: RewardSettings) -> dict[str, A
         {alpha: share of them that it orders alike}, for ALPHAS and the chosen one, None where there is no pair;
         unchanged: [low, high], the widest range of alpha around the chosen one between which no pair changes.
     """
-    side = rewards.select(*KEYS, "penalised", "r_q", "r_l", "cost", "shift", width=tie_width("reward"))
+    columns = ["penalised", "r_q", "r_l", "cost", "shift", "gated", "reward"]
+    side = rewards.select(*KEYS, *columns, width=tie_width("reward"))
     pairs = side.join(side, on="prompt_id", suffix="_2", validate="m:m").filter(pl.col("teacher") < pl.col("teacher_2"))
-    gap = {name: (pairs[name] - pairs[f"{name}_2"]).to_numpy() for name in ("r_q", "r_l", "cost")}
+    gap = {name: (pairs[name] - pairs[f"{name}_2"]).to_numpy() for name in ("r_q", "r_l", "cost", "reward")}
     start, slope = gap["r_q"] - gap["cost"], gap["r_l"] - gap["r_q"]
     if settings.penalty >= 1:  # a penalised response loses to any other, whatever alpha is
         lost = pairs["penalised"].cast(int).to_numpy() - pairs["penalised_2"].cast(int).to_numpy()
         start, slope = np.where(lost, -lost * np.finfo(float).max, start), np.where(lost, 0.0, slope)
+    gated = pairs["gated"].to_numpy()  # there, alpha has no effect
+    start, slope = np.where(gated, gap["reward"], start), np.where(gated, 0.0, slope)
     shift, width = pairs["shift"].to_numpy(), pairs["width"].to_numpy()
 
     def order(alpha: float) -> np.ndarray:

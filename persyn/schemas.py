@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import polars as pl
 
 from persyn.errors import InputError
 
-DOMAINS: Any = pl.Enum(["instruction", "math", "code"])
+Domain = Literal["instruction", "math", "code"]
+DOMAINS: Any = pl.Enum(get_args(Domain))
 FINISH_REASONS: Any = pl.Enum(["stop", "length", "error"])
 MESSAGES: Any = pl.List(pl.Struct({"role": pl.String, "content": pl.String}))
 
@@ -70,6 +71,9 @@ ROUTES = pl.Schema(
         "margin": pl.Float64,  # nullable: strength minus that of the best other teacher
     }
 )
+NEXT = pl.List(pl.String)
+"""Of a last column `next` of ROUTES, where dataset.retries is set: the teachers to ask, in this order, for a prompt
+whose chosen teachers fall short of dataset.require."""
 DATASET = pl.Schema(
     {
         "prompt_id": pl.String,
@@ -206,6 +210,8 @@ def check_table(table: pl.DataFrame, schema: pl.Schema, name: str) -> pl.DataFra
     table = fill_table(table, schema)
     if "sample" in table.columns and schema in SAMPLED:
         schema = pl.Schema([*schema.items(), ("sample", pl.Int64())])
+    if "next" in table.columns and schema == ROUTES:
+        schema = pl.Schema([*schema.items(), ("next", NEXT)])
     if table.schema != schema:
         wrong = [f"{column}: {kind}" for column, kind in schema.items() if table.schema.get(column) != kind]
         extra = [column for column in table.columns if column not in schema]

@@ -29,6 +29,7 @@ def main(strategy: str, prompts: str, rewards: str, router: str, responses: str,
         families={name: teacher.family for name, teacher in params.teachers.items()},
         student_family=params.student.family,
         responses=lambda: read_folder(responses, teachers, RESPONSES),
+        with_next=params.dataset.retries > 0,
     )
     routes = build_routes(read_table(prompts, PROMPTS), pool, rule)
     write_table(routes, out, ROUTES)

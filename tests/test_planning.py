@@ -20,6 +20,7 @@ from persyn.generation.requests import open_store, prepare_requests
 from persyn.generation.terms import Licenses
 from persyn.planning import ANY, build_plan
 from persyn.planning.known import declared_prompts, known_routes
+from persyn.planning.retries import Checks
 from persyn.planning.text import ledger_text, plan_text
 from persyn.project import params as project_params
 from persyn.project.params import check_params, read_params
@@ -52,7 +53,8 @@ def plan(folder: Path, strategies: Mapping[str, Rule] = STRATEGIES, **changes: A
     routes = known_routes(prompts, list(teachers), strategies, changes.get("made", {}))
     prices, budget = changes.get("prices", Prices()), changes.get("budget", Budget())
     quality = changes.get("quality", QualitySettings(methods={"instruction": "checkers"}))
-    return build_plan(prompts, teachers, strategies, routes, folder, prices, budget, quality)
+    checks = changes.get("checks", Checks(quality))
+    return build_plan(prompts, teachers, strategies, routes, folder, prices, budget, checks)
 
 
 def holds(use: dict[str, Any], truth: dict[str, int]) -> bool:

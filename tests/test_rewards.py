@@ -441,3 +441,53 @@ def test_length_control_knows_each_domain_and_needs_lengths_that_vary() -> None:
     assert constant["length_slopes"] == {"all": 0.0}
     assert constant["length_within_prompt"] == {"uncontrolled": None, "controlled": None}
     assert rewards(table, "p") == [0.0, 0.5, 1.0]
+
+
+def gated(domain: str, **params: Any) -> tuple[list[float], list[float], dict[str, Any]]:
+    """The rewards on p and q of QUALITIES, where a gate of 5 stands in the domain math."""
+    domains = pl.DataFrame({"prompt_id": ["p", "q"], "domain": [domain] * 2})
+    settings = RewardSettings(**{"alpha": 0.4, "gate": {"math": 5.0}, **params})
+    table, counts = build(*tables(QUALITIES, LEARNED), NO_DEFECTS, TEACHERS, Policies(), settings, domains=domains)
+    assert check_table(table, REWARDS, "rewards").height == 6
+    return rewards(table, "p"), rewards(table, "q"), counts
+
+
+def test_a_gate_lets_only_learnability_decide_among_what_passes() -> None:
+    """p: b (-3) and c (-2) pass, so 0 and 1; a, the likeliest, is 1 below. On q none passes: no pair."""
+    on_p, on_q, counts = gated("math")
+    assert (on_p, on_q) == ([-1.0, 0.0, 1.0], [0.0, 0.0, 0.0])
+    assert counts["gate"] == {"least": {"math": 5.0}, "prompts": 2, "none_passes": 1, "below": 4}
+    assert counts["alpha"]["pairs"] == 3
+    assert counts["alpha"]["unchanged"] == [0.0, 1.0], "alpha has no effect behind a gate"
+    assert gated("math", alpha=0.0)[0] == gated("math", normalization="rank", alpha_slope=3.0)[0] == on_p
+    on_p, _, counts = gated("code")
+    assert on_p == pytest.approx([0.4, 0.3, 0.8])
+    assert counts["gate"]["prompts"] == 0
+    assert "gate" not in gated("math", gate={})[2]
+
+
+@pytest.mark.parametrize("normalization", ["min_max", "rank", "z_score", "shared", "none"])
+@pytest.mark.parametrize("penalty", [0.3, 2.0])
+def test_what_is_below_a_gate_loses_to_all_that_passes(normalization: Any, penalty: float) -> None:
+    """Also to those that are penalised, and beside an anchored teacher, which changes no other's reward."""
+    quality, learned, defects, names = made_up(40, 5, 1, binary=True)
+    domains = quality.select("prompt_id", domain=pl.lit("math")).unique()
+    settings = RewardSettings(alpha=0.4, gate={"math": 1.0}, normalization=normalization, penalty=penalty)
+    known = pl.col("teacher") != "t4"
+    own = quality.filter(known), learned.filter(known), defects.filter(known)
+    alone, counts = build(*own, names[:4], Policies(), settings, domains=domains)
+    beside, more = build(quality, learned, defects, names, Policies(), settings, ["t4"], domains)
+    assert beside.filter(known)["reward"].to_list() == pytest.approx(alone["reward"].to_list(), abs=1e-12)
+    assert counts["gate"] == more["gate"]
+    reward, passes = pl.col("reward"), pl.col("quality") >= 1
+    reached = beside.group_by("prompt_id").agg(low=reward.filter(passes).min(), high=reward.filter(~passes).max())
+    both = reached.drop_nulls()
+    assert both.height > 10
+    assert both.filter(pl.col("low") < pl.col("high") + 0.5).is_empty()
+    none = alone.filter((pl.col("quality") < 1).all().over("prompt_id"))
+    assert set(none["reward"]) <= {0.0}
+    assert counts["gate"]["none_passes"] == none["prompt_id"].n_unique()
+    pairs = build_pairs(alone, PairSettings())
+    assert pairs.height == counts["alpha"]["pairs"]
+    worse = alone.filter(pl.col("quality") < 1).select("prompt_id", winner="teacher")
+    assert pairs.join(worse, on=["prompt_id", "winner"], how="semi").is_empty()

@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from persyn.routes import (
     Pool,
     Random,
     Rule,
+    Scas,
     Strong,
     allocation,
     build_routes,
@@ -136,6 +138,29 @@ def test_generate_then_select_equals_a_hand_computed_case() -> None:
     rules = Grape(rule="grape"), BestQuality(rule="best_quality"), Oracle(rule="oracle")
     found = {rule.rule: build_routes(prompts, pool(table), rule)["teacher"].to_list() for rule in rules}
     assert found == {"grape": ["b", "c"], "best_quality": ["a", "b"], "oracle": ["c", "b"]}
+
+
+def test_scas_takes_the_most_learnable_of_the_right_ones(caplog: pytest.LogCaptureFixture) -> None:
+    """The likeliest of all is wrong on the first prompt, right on the second; on the third none is right."""
+    prompts = PROMPTS.sort("prompt_id")[:3]
+    scores = [
+        [("a", 1.0, -0.9, 0.6), ("b", 0.0, -0.1, 0.4), ("c", 1.0, -0.5, 0.7)],
+        [("a", 1.0, -0.2, 0.5), ("b", 1.0, -0.3, 0.8), ("c", 0.0, -0.4, 0.1)],
+        [("a", 0.5, -0.2, 0.5), ("b", 0.9, -0.3, 0.8), ("c", 0.0, -0.1, 0.1)],
+    ]
+    rows = [(identity, *row) for identity, part in zip(prompts["prompt_id"], scores, strict=True) for row in part]
+    table = pl.DataFrame(rows, schema=REWARDS, orient="row")
+    caplog.set_level("INFO", "persyn.routes")
+    routes = build_routes(prompts, replace(pool(table), with_next=True), Scas(rule="scas"))
+    assert routes["teacher"].to_list() == ["c", "a", "c"]
+    assert "scas: no response to 1 of 3 parallel prompts is right" in caplog.text
+    assert routes["next"].to_list() == [["a", "b"], ["b", "c"], ["a", "b"]], "first the right ones"
+    easier = Scas(rule="scas", require={"instruction": 0.5})
+    assert build_routes(prompts, pool(table), easier)["teacher"].to_list() == ["c", "a", "a"]
+    other = Scas(rule="scas", require={"math": 0.5})
+    assert build_routes(prompts, pool(table), other)["teacher"].to_list() == ["c", "a", "c"]
+    with pytest.raises(InputError, match=r"1 of 3 are not parallel; set prompts.num_parallel to null"):
+        build_routes(prompts.with_columns(parallel=pl.Series([True, True, False])), pool(table), Scas(rule="scas"))
 
 
 def test_equally_good_teachers_are_drawn_by_lot() -> None:

@@ -18,6 +18,7 @@ from persyn.generation.terms import Licenses
 from persyn.learnability import LearnabilitySettings, score_learnability
 from persyn.planning import build_plan
 from persyn.planning.known import known_routes
+from persyn.planning.retries import Checks
 from persyn.project.snapshot import Snapshot
 from persyn.quality import QualitySettings, QualitySpeed, judge_ledger, score_quality
 from persyn.quality.judge import JudgeSettings
@@ -182,7 +183,7 @@ def test_the_ledger_and_the_plan_have_every_sample(tmp_path: Path) -> None:
     def plan(**changes: Any) -> dict[str, Any]:
         routes = known_routes(TABLE, list(TEACHERS), STRATEGIES, {})
         how = changes.get("quality", METHOD)
-        return build_plan(TABLE, TEACHERS, STRATEGIES, routes, tmp_path, Prices(), Budget(), how)
+        return build_plan(TABLE, TEACHERS, STRATEGIES, routes, tmp_path, Prices(), Budget(), Checks(how))
 
     judge = QualitySettings(methods={"instruction": "judge"}, judge=JudgeSettings(model="judge", max_error_share=1.0))
     cold = plan(quality=judge)

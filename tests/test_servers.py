@@ -15,8 +15,7 @@ import pytest
 
 from benchmarks.servers import run
 from persyn.cost import Prices, TokenPrice, build_ledger
-from persyn.dataset import drop_reason
-from persyn.defects import Policies, find_defects
+from persyn.defects import Policies, drop_reason, find_defects
 from persyn.errors import InputError
 from persyn.generation import Sampling, Teacher
 from persyn.generation.attempts import hinted_seconds, read_answer

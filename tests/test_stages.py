@@ -61,7 +61,7 @@ def run_up_to_routed(teachers: list[str], strategies: list[str]) -> None:
             f"{SHARES}/{name}.json",
         )
         run_stage("routed", PROMPTS, routes, "data/responses", routed)
-    run_stage("cost", PROMPTS, "data/responses", "data/routed", "metrics/cost.json")
+    run_stage("cost", PROMPTS, "data/responses", "data/routes", "data/routed", "metrics/cost.json")
 
 
 def answered() -> set[tuple[str, str]]:

@@ -31,9 +31,10 @@ def plan(
     from persyn.generation.terms import refused_teachers
     from persyn.planning import build_plan
     from persyn.planning.known import known_routes
+    from persyn.planning.retries import Checks
     from persyn.planning.text import plan_text
     from persyn.project.params import read_params
-    from persyn.schemas import ROUTES, read_table
+    from persyn.schemas import QUALITY, ROUTES, read_table
     from persyn.store import store_folder
 
     read = read_params(params)
@@ -44,11 +45,31 @@ def plan(
     files = {name: data / "routes" / f"{name}.parquet" for name in read.strategies}
     made = {name: read_table(file, ROUTES) for name, file in files.items() if file.is_file()}
     routes = known_routes(prompts, list(teachers), read.strategies, made)
-    paying = folder, read.prices.in_batches(read.in_batches), read.budget, read.quality
-    found = build_plan(prompts, teachers, read.strategies, routes, *paying)
+    scores = {name: data / "quality" / f"{name}.parquet" for name in teachers}
+    scored = {name: read_table(file, QUALITY) for name, file in scores.items() if file.is_file()}
+    checks = Checks(read.quality, read.dataset, scored, _tried(data, read, routes) if read.dataset.retries else [])
+    paying = folder, read.prices.in_batches(read.in_batches), read.budget
+    found = build_plan(prompts, teachers, read.strategies, routes, *paying, checks)
     found["prompts"]["from"], found["refused"] = origin, refused_teachers(teachers, read.licenses)
     found["precomputed"] = [name for name, teacher in teachers.items() if teacher.precomputed]
     typer.echo(json.dumps(found, indent=2) if as_json else plan_text(found))
+
+
+def _tried(data: Path, params: "Params", routes: "dict[str, pl.DataFrame]") -> "list[pl.DataFrame]":
+    """What the strategies that have been run with this dataset.require tell of the responses they asked for."""
+    from persyn.files import read_json
+    from persyn.planning.retries import tried_pairs
+    from persyn.schemas import DATASET, RESPONSES, read_table
+
+    tried = []
+    for name, table in routes.items():
+        files = [data / part / f"{name}.parquet" for part in ("routed", "dataset")]
+        counts = data.parent / "metrics" / "dataset" / f"{name}.json"
+        if all(file.is_file() for file in (*files, counts)):
+            least = read_json(counts).get("require", {}).get("least")
+            if least == params.dataset.require:
+                tried.append(tried_pairs(table, read_table(files[0], RESPONSES), read_table(files[1], DATASET)))
+    return tried
 
 
 def ledger(data: Data = Path("data")) -> None:
@@ -61,7 +82,7 @@ def ledger(data: Data = Path("data")) -> None:
     from persyn.project.params import read_params
     from persyn.quality import judge_ledger
     from persyn.responses import asked_of, count_lost
-    from persyn.schemas import PROMPTS, RESPONSES, read_folder, read_table
+    from persyn.schemas import PROMPTS, RESPONSES, ROUTES, read_folder, read_table
     from persyn.store import store_folder
 
     params = read_params()
@@ -71,7 +92,9 @@ def ledger(data: Data = Path("data")) -> None:
     judge = judge_ledger(prompts, [parallel, *routed.values()], store_folder(), params.quality)
     lost = count_lost(asked_of([parallel, *routed.values()], prompts), params.teachers, store_folder())
     batched = batched_pairs(prompts, params.teachers, store_folder())
-    ledger = build_ledger(prompts, parallel, routed, params.prices, judge, lost=lost, batched=batched)
+    files = {name: data / "routes" / f"{name}.parquet" for name in routed}
+    routes = {name: read_table(file, ROUTES) for name, file in files.items() if file.is_file()}
+    ledger = build_ledger(prompts, parallel, routed, params.prices, judge, lost, batched, routes)
     typer.echo(ledger_text(ledger))
 
 

@@ -60,4 +60,4 @@ def _trace(snapshot: "Snapshot", prompt_id: str) -> dict[str, Any]:
         role = router_role(snapshot, RouterSettings.parse(router, "router"), prompt_id)
     policies = Policies.parse(snapshot.section("defects"), "defects")
     settings = DatasetSettings.parse(snapshot.section("dataset"), "dataset")
-    return trace_prompt(snapshot, prompt_id, settings.over(policies), role=role)
+    return trace_prompt(snapshot, prompt_id, settings.over(policies), role=role, required=settings.require)

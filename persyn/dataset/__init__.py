@@ -1,18 +1,25 @@
 """Dataset: routed responses -> what the student is trained on, in TRL's prompt-completion form."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any, Self
 
 import polars as pl
+from pydantic import Field, model_validator
 
-from persyn.defects import Policies, Policy, best_samples, count_defects, find_defects
+from persyn.defects import Policies, Policy, best_samples, count_defects, drop_reason, falls_short, find_defects
 from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.generation.terms import Licenses, check_terms
 from persyn.messages import as_messages, assistant_message
-from persyn.schemas import DATASET, RESPONSES, fill_table, row_key
+from persyn.schemas import DATASET, NEXT, RESPONSES, Domain, fill_table, row_key
 from persyn.settings import Misfit, Settings, shown
+
+logger = logging.getLogger(__name__)
+KEYS = ["prompt_id", "teacher"]
+Score = Callable[[pl.DataFrame], pl.DataFrame]
+"""RESPONSES -> QUALITY."""
 
 
 class DatasetSettings(Settings):
@@ -20,6 +27,23 @@ class DatasetSettings(Settings):
 
     keep_length: bool | None = None
     """The earlier name of defects.length, still read: true is `keep`, false is `drop`. Set defects.length instead."""
+    require: dict[Domain, float] = Field(default_factory=dict)
+    """Domain -> least quality of a response to train on, in the scale of its method in quality.methods (math_verify,
+    unit_tests and checkers: 1 is all right). Others, and those without a score, are dropped (`require`). Domains that
+    are not named are not checked."""
+    retries: Annotated[int, Field(ge=0)] = 0
+    """How many more teachers may be asked for a prompt none of whose responses reaches `require` and is fit to train on
+    (rejection sampling): the next ones by the router's strengths for it, one after the other, within the budget. Of
+    rules that choose each prompt's best response, the next best; of others without strengths, the teachers of the next
+    highest mean reward on the parallel set."""
+
+    @model_validator(mode="after")
+    def _retries_what_is_required(self) -> Self:
+        if self.retries and not self.require:
+            raise Misfit(
+                "retries", f"is {self.retries}, but require names no domain, so nothing can fail; name one in require"
+            )
+        return self
 
     def over(self, policies: Policies) -> Policies:
         """The policies that hold: a given keep_length decides what happens to cut responses.
@@ -47,22 +71,26 @@ def build_dataset(
     licenses: Licenses,
     settings: DatasetSettings,
     routes: pl.DataFrame | None = None,
-    score: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
+    score: Score | None = None,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Join prompts with their routed responses; drop responses that are unfit to train on.
 
     Args:
         prompts: PROMPTS.
-        routed: RESPONSES, one row a prompt, or two where it had two teachers; with all samples of a teacher.
+        routed: RESPONSES, one row a prompt, or several where it had two teachers or others were asked again; with all
+            samples of a teacher.
         policies: which defects keep a response out.
         teachers: all of them, by name. Every row gets its teacher's terms.
         licenses: checked for the teachers in `routed`, before anything is scored.
-        routes: ROUTES of `routed`; needed, as `score` is, where a prompt had two teachers.
-        score: RESPONSES -> QUALITY. Of two fit responses the better is kept; if equal, the stronger teacher's.
+        routes: ROUTES of `routed`; needed, as `score` is, where a prompt had several teachers.
+        score: needed where a prompt had several responses, or its domain is in settings.require. Of two fit responses
+            the better is kept; if equal, the stronger teacher's. Those of the chosen teachers go before those of the
+            teachers asked after them, which go in that order.
 
     Returns:
         DATASET, and the counts {rows, kept, dropped: {reason: count}, teachers: count_defects}. The reason is that of
-        drop_reason, `sample` for samples that are not the best (best_samples), or `second` for the worse of two.
+        drop_reason, `sample` for samples that are not the best (best_samples), `require` for those that fall short of
+        settings.require, or `second` for the worse of two. Where something is required, require: as count_required.
 
     Raises:
         InputError: no row is left, or as check_terms.
@@ -74,49 +102,96 @@ def build_dataset(
     key = row_key(routed)
     rows = rows.join(defects, on=key, how="left", validate="1:1").sort(key)
     rows = rows.with_columns(dropped=drop_reason(settings.over(policies)))
-    if "sample" in key:
-        rows = _without_other_samples(rows, routed.columns, score)
+    rows = _with_quality(rows, routed.columns, settings.require, score)
+    rows = best_samples(rows.with_columns(unfit=pl.col("dropped").is_not_null()))
+    short = pl.when(falls_short(settings.require)).then(pl.lit("require"))
+    rows = rows.with_columns(dropped=pl.coalesce("dropped", short))
     twice = rows.filter(pl.col("dropped").is_null()).filter(pl.col("prompt_id").is_duplicated())
     if twice.height:
-        worse = _worse(twice.select(RESPONSES.names()), routes, score).with_columns(second=pl.lit("second"))
-        rows = rows.join(worse, on=["prompt_id", "teacher"], how="left", validate="1:1", maintain_order="left")
+        worse = _worse(twice, routes).with_columns(second=pl.lit("second"))
+        rows = rows.join(worse, on=KEYS, how="left", validate="1:1", maintain_order="left")
         rows = rows.with_columns(dropped=pl.coalesce("dropped", "second"))
     kept, dropped = rows.filter(pl.col("dropped").is_null()), Counter(rows["dropped"].drop_nulls().sort())
     if kept.is_empty():
         raise InputError(
             f"no response is fit to train on (dropped: {dict(dropped)}); raise sampling.max_tokens of the teachers, "
-            f"or set defects.length: keep"
+            f"or set defects.length: keep" + (", or lower dataset.require" if dropped["require"] else "")
         )
     if others := routed.height - rows.height:
         dropped["sample"] = others
-    counts = {"rows": routed.height, "kept": kept.height, "dropped": dict(dropped)}
-    return _messages_and_terms(kept, teachers), counts | {"teachers": count_defects(defects, routed)}
+    counts: dict[str, Any] = {"rows": routed.height, "kept": kept.height, "dropped": dict(dropped)}
+    counts |= {"teachers": count_defects(defects, routed)}
+    if settings.require:
+        counts["require"] = count_required(rows, routes, settings)
+        _tell(counts)
+    return _messages_and_terms(kept, teachers), counts
 
 
-def _without_other_samples(
-    rows: pl.DataFrame, columns: list[str], score: Callable[[pl.DataFrame], pl.DataFrame] | None
-) -> pl.DataFrame:
-    """The best sample of each teacher's response to a prompt. Only where several are fit does quality decide."""
-    fit = rows.filter(pl.col("dropped").is_null())
-    several = fit.filter(pl.struct("prompt_id", "teacher").is_duplicated()).select(columns)
-    if several.height and score is None:
-        raise InputError(f"{several['prompt_id'].n_unique()} prompts have several samples; give a score")
-    unknown = several.clear().select("prompt_id", "teacher", "sample", quality=pl.lit(None, pl.Float64))
-    quality = score(several) if several.height and score else unknown
-    rows = rows.join(quality, on=row_key(rows), how="left", validate="1:1")
-    return best_samples(rows.with_columns(unfit=pl.col("dropped").is_not_null())).drop("quality")
+def count_required(rows: pl.DataFrame, routes: pl.DataFrame | None, settings: DatasetSettings) -> dict[str, Any]:
+    """What became of the prompts whose domain is in settings.require.
 
+    Args:
+        rows: prompt_id, teacher, domain and dropped (null: kept) of every response; of samples the best.
+        routes: ROUTES; None: every teacher in `rows` was chosen.
 
-def drop_reason(policies: Policies) -> pl.Expr:
-    """Why a row (columns finish_reason and the other kinds of DEFECTS) is unfit to train on: error, length or a kind of
-    defect, the first that applies; null if none does.
+    Returns:
+        least: settings.require; prompts: how many; at_once: with a response of a chosen teacher in the dataset;
+        retried: with one of a teacher asked after that; dropped: with none; unretried: of these, the prompts for which
+        settings.retries leaves teachers that were not asked, since the budget was spent.
     """
-    reasons = [
-        pl.when(pl.col("finish_reason") == "error").then(pl.lit("error")),
-        pl.when((pl.col("finish_reason") == "length") & (policies.length == "drop")).then(pl.lit("length")),
-        *(pl.when(kind).then(pl.lit(kind)) for kind in policies.kinds("drop") if kind != "length"),
-    ]
-    return pl.coalesce(reasons)
+    rows = rows.filter(pl.col("domain").cast(pl.String).is_in(list(settings.require)))
+    rows = _with_turn(rows, routes)
+    of_prompts = rows.group_by("prompt_id").agg(
+        kept=pl.col("turn").filter(pl.col("dropped").is_null()).min(),
+        asked=(pl.col("turn") > 0).sum(),
+        more=pl.col("more").max(),
+    )
+    lost = of_prompts.filter(pl.col("kept").is_null())
+    allowed = pl.min_horizontal(pl.col("more"), settings.retries)
+    return {
+        "least": dict(settings.require),
+        "prompts": of_prompts.height,
+        "at_once": of_prompts.filter(pl.col("kept") == 0).height,
+        "retried": of_prompts.filter(pl.col("kept") > 0).height,
+        "dropped": lost.height,
+        "unretried": lost.filter(pl.col("asked") < allowed).height,
+    }
+
+
+def _tell(counts: Mapping[str, Any]) -> None:
+    found, dropped = counts["require"], ", ".join(f"{reason} {n}" for reason, n in sorted(counts["dropped"].items()))
+    logger.info(
+        "%d of %d responses are kept; dropped: %s. Of %d prompts in domains with a required quality, %d have it at "
+        "once, %d from a teacher asked later, %d are left out",
+        *(counts["kept"], counts["rows"], dropped or "none"),
+        *(found[name] for name in ("prompts", "at_once", "retried", "dropped")),
+    )
+    if found["unretried"]:
+        logger.warning(
+            "%d prompts that are left out were not asked again as often as dataset.retries allows: the budget was "
+            "spent; raise budget.max_tokens, run `dvc repro -sf routed@<strategy>`, then `dvc repro`",
+            found["unretried"],
+        )
+
+
+def _with_quality(
+    rows: pl.DataFrame, columns: list[str], require: Mapping[Domain, float], score: Score | None
+) -> pl.DataFrame:
+    """`rows` with their quality where it decides: it is required, or several responses to a prompt are fit; else null.
+
+    Args:
+        columns: those of RESPONSES.
+    """
+    required = pl.col("domain").cast(pl.String).is_in(list(require))
+    several = pl.col("prompt_id").is_duplicated()
+    decides = rows.filter(pl.col("dropped").is_null()).filter(required | several).select(columns)
+    if decides.is_empty():
+        return rows.with_columns(quality=pl.lit(None, pl.Float64))
+    if score is None:
+        raise InputError(
+            f"{decides['prompt_id'].n_unique()} prompts have several responses; give their routes and a score"
+        )
+    return rows.join(score(decides), on=row_key(decides), how="left", validate="1:1", maintain_order="left")
 
 
 def _messages_and_terms(kept: pl.DataFrame, teachers: Mapping[str, Teacher]) -> pl.DataFrame:
@@ -133,18 +208,31 @@ def _messages_and_terms(kept: pl.DataFrame, teachers: Mapping[str, Teacher]) -> 
     return kept.select("prompt_id", "teacher", "license").hstack(series).select(DATASET.names())
 
 
-def _worse(
-    twice: pl.DataFrame, routes: pl.DataFrame | None, score: Callable[[pl.DataFrame], pl.DataFrame] | None
-) -> pl.DataFrame:
+def _worse(twice: pl.DataFrame, routes: pl.DataFrame | None) -> pl.DataFrame:
     """prompt_id and teacher of every response but the best of its prompt. One without a score ranks last."""
-    keys = ["prompt_id", "teacher"]
-    if routes is None or score is None:
+    if routes is None:
         raise InputError(
             f"{twice['prompt_id'].n_unique()} prompts have several responses; give their routes and a score"
         )
-    known = twice.select(keys).join(score(twice), on=keys, how="left", validate="1:1")
-    known = known.join(routes, on=keys, how="left", validate="1:1").with_columns(
-        pl.col("quality").fill_null(-float("inf"))
-    )
-    order = known.sort("quality", "strength", "teacher", descending=[True, True, False])
-    return order.filter(~pl.col("prompt_id").is_first_distinct()).select(keys)
+    known = _with_turn(twice, routes).with_columns(pl.col("quality").fill_null(-float("inf")))
+    order = known.sort("turn", "quality", "strength", "teacher", descending=[False, True, True, False])
+    return order.filter(~pl.col("prompt_id").is_first_distinct()).select(KEYS)
+
+
+def _with_turn(rows: pl.DataFrame, routes: pl.DataFrame | None) -> pl.DataFrame:
+    """`rows` with strength (nullable), turn (0 for a chosen teacher, else its place among the next ones) and more (how
+    many next ones the prompt has).
+    """
+    if routes is None:
+        return rows.with_columns(strength=pl.lit(None, pl.Float64), turn=0, more=0)
+    if "next" not in routes.columns:
+        routes = routes.with_columns(next=pl.lit([], NEXT))
+    later = routes.unique("prompt_id").select("prompt_id", "next", more=pl.col("next").list.len().cast(pl.Int64))
+    chosen = routes.select(*KEYS, "strength", chosen=pl.lit(value=True))
+    rows = rows.join(chosen, on=KEYS, how="left", validate="m:1", maintain_order="left")
+    rows = rows.join(later, on="prompt_id", how="left", validate="m:1", maintain_order="left")
+    places = [
+        0 if chosen else (names.index(name) + 1 if name in names else len(names) + 1)
+        for chosen, name, names in rows.select("chosen", "teacher", pl.col("next").fill_null([])).iter_rows()
+    ]
+    return rows.with_columns(turn=pl.Series(places, dtype=pl.Int64)).drop("next", "chosen")

@@ -54,6 +54,7 @@ def build_card(
         f"{dataset['teacher'].n_unique()}.",
         *cleaning_lines(cleaning),
         f"- Responses: {counts['rows']} written, {counts['kept']} kept; dropped: {reasons(counts['dropped'])}.",
+        *_required(counts),
     ]
     opening = "Synthetic data for supervised fine-tuning: every response was written by a language model."
     sections = sections or {"Columns": COLUMNS}
@@ -134,6 +135,19 @@ def _front_matter(strategy: str, dataset: pl.DataFrame, config: Mapping[str, Any
 def reasons(dropped: Mapping[str, int]) -> str:
     """Reasons and their counts in a line."""
     return ", ".join(f"{markdown_text(reason)} {count}" for reason, count in sorted(dropped.items())) or "none"
+
+
+def _required(counts: Mapping[str, Any]) -> list[str]:
+    """The line about the required quality; none if there is no such thing."""
+    if not (found := counts.get("require")):
+        return []
+    least = ", ".join(f"{domain} {value:g}" for domain, value in found["least"].items())
+    text = (
+        f"- Required quality, {least}: of {found['prompts']} prompts, {found['at_once']} had it at once, "
+        f"{found['retried']} from a teacher asked later, {found['dropped']} are left out."
+    )
+    unretried = f" {found['unretried']} of these were not asked as often as allowed: the budget was spent."
+    return [text + (unretried if found["unretried"] else "")]
 
 
 def _teachers_table(dataset: pl.DataFrame, teachers: Mapping[str, Teacher]) -> str:

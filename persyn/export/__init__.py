@@ -64,7 +64,7 @@ def build_export(
     Args:
         prompts: PROMPTS.
         dataset: DATASET.
-        routes: ROUTES of the dataset's strategy.
+        routes: ROUTES of the dataset's strategy, with the teachers asked after the chosen ones (asked_routes).
         routed: RESPONSES of its routes.
         parallel: RESPONSES of all teachers to the parallel set; these were scored.
         rewards: REWARDS. A row has scores if exactly its response was scored.

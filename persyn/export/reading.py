@@ -33,6 +33,7 @@ from persyn.generation.terms import Licenses, check_terms
 from persyn.models import Student
 from persyn.project.lock import check_lock, provenance
 from persyn.project.snapshot import Snapshot
+from persyn.routed import asked_routes
 from persyn.settings import Thinking
 
 
@@ -191,9 +192,12 @@ def _parse(params: Mapping[str, Any], strategy: str | None = None) -> tuple[dict
 
 def _tables(snapshot: Snapshot, strategy: str) -> dict[str, pl.DataFrame]:
     """The tables that build_export takes, by the names of its arguments."""
+    routed = snapshot.need("routed", strategy)
     return {
         "prompts": snapshot.need("prompts"),
-        **{part: snapshot.need(part, strategy) for part in ("dataset", "routes", "routed")},
+        "dataset": snapshot.need("dataset", strategy),
+        "routes": asked_routes(snapshot.need("routes", strategy), routed),
+        "routed": routed,
         "parallel": _of_teachers(snapshot, "responses"),
         "rewards": snapshot.need("rewards"),
     }

@@ -42,6 +42,10 @@ def _iso(value: str) -> str:
     return value
 
 
+class Overspent(InputError):
+    """The next response could exceed the budget."""
+
+
 class Budget(Settings):
     """The section `budget`. All tokens in the response store, of all teachers, count as spent."""
 
@@ -63,7 +67,7 @@ class Budget(Settings):
         before the next one is asked for.
 
         Raises:
-            InputError: not even the next request fits.
+            Overspent: not even the next request fits.
         """
         needs = [_most_tokens(request.conversation, max_tokens) for request in requests]
         done = 0
@@ -79,7 +83,7 @@ class Budget(Settings):
             needs: what each could take at most. Once the true counts are known, more may fit.
 
         Raises:
-            InputError: not even the first fits.
+            Overspent: not even the first fits.
         """
         if self.max_tokens is None:
             return len(needs)
@@ -89,8 +93,8 @@ class Budget(Settings):
             raise self._overspent(spent, needs)
         return sure
 
-    def _overspent(self, spent: int, needs: Sequence[int]) -> InputError:
-        return InputError(
+    def _overspent(self, spent: int, needs: Sequence[int]) -> Overspent:
+        return Overspent(
             f"{spent:,} of {self.max_tokens:,.0f} tokens are spent; the next of {len(needs):,} responses "
             f"could take {needs[0]:,} and exceed budget.max_tokens. All responses are kept: raise it, lower a "
             f"teacher's max_tokens, or set budget.since"

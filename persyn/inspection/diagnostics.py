@@ -159,8 +159,10 @@ def _dropped(datasets: Mapping[str, Any]) -> Signature:
     name, what = "dataset rows dropped", "routed responses are thrown away, so that strategies train on unequal data"
     found = {}
     for key, of in datasets.items():
-        # Dropping the worse of good responses is no loss.
+        # Dropping the worse of good responses is no loss, nor one that a later teacher's replaced.
         rows = of["rows"] - of["dropped"].get("second", 0) - of["dropped"].get("sample", 0)
+        if required := of.get("require"):
+            rows -= max(0, of["dropped"].get("require", 0) - required["dropped"])
         if rows:
             found[key] = rows - of["kept"], rows
     advice = "see metrics/dataset/ for why; a defect that one teacher often has argues against it"

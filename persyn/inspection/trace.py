@@ -1,16 +1,17 @@
 """Trace: one prompt through the whole pipeline."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 
-from persyn.dataset import drop_reason
-from persyn.defects import DETECTORS, Policies, detect_defects
+from persyn.defects import DETECTORS, Policies, detect_defects, drop_reason
 from persyn.errors import InputError
 from persyn.messages import as_text
 from persyn.project.snapshot import Snapshot
+from persyn.routed import asked_routes
+from persyn.schemas import RESPONSES
 from persyn.ties import TIE
 
 if TYPE_CHECKING:
@@ -49,20 +50,29 @@ def search_prompts(prompts: pl.DataFrame, text: str) -> pl.DataFrame:
     return found.select("prompt_id", "domain", "parallel", "prompt").sort("prompt_id")
 
 
-def trace_prompt(made: Snapshot, prompt_id: str, policies: Policies, *, role: str | None = None) -> dict[str, Any]:
+def trace_prompt(
+    made: Snapshot,
+    prompt_id: str,
+    policies: Policies,
+    *,
+    role: str | None = None,
+    required: Collection[str] = (),
+) -> dict[str, Any]:
     """Everything in the tables about one prompt.
 
     Args:
         made: a snapshot with at least PROMPTS.
         policies: which defects keep a response out of the dataset.
         role: what the router used the prompt for, if it is known.
+        required: the domains in dataset.require.
 
     Returns:
         The columns of its row in PROMPTS; router: `role`; responses: the row of each teacher that responded, with
         quality, learnability, truncated, reward (None: not made, or left out), defects (their names) and best (whether
-        its reward is the highest); pairs: winner, loser, margin; strategies: name -> the rows of its routes, with the
-        routed response, `kept` (whether it is in the dataset; None: not made) and `reason` (why not, as build_dataset
-        counts them; outdated: the dataset was made from other routes or parameters); missing: parts not made yet.
+        its reward is the highest); pairs: winner, loser, margin; strategies: name -> the rows of its routes and of the
+        teachers asked after them, with the routed response, `kept` (whether it is in the dataset; None: not made) and
+        `reason` (why not, as build_dataset counts them; outdated: the dataset was made from other routes or
+        parameters); missing: parts not made yet.
     """
     prompt = made.need("prompts").row(by_predicate=pl.col("prompt_id") == prompt_id, named=True)
     responses = _responses(made, prompt)
@@ -70,7 +80,7 @@ def trace_prompt(made: Snapshot, prompt_id: str, policies: Policies, *, role: st
         "router": role,
         "responses": responses,
         "pairs": _rows(made.pairs, prompt_id, "winner", "loser", "margin"),
-        "strategies": {name: _routes(made, name, prompt, policies) for name in made.routes},
+        "strategies": {name: _routes(made, name, prompt, policies, required) for name in made.routes},
         "missing": _missing(made),
     }
 
@@ -150,12 +160,17 @@ def _defects(made: Snapshot, row: Mapping[str, Any], prompt: Mapping[str, Any]) 
     return [kind for kind in DETECTORS if found[kind]]
 
 
-def _routes(made: Snapshot, strategy: str, prompt: Mapping[str, Any], policies: Policies) -> list[dict[str, Any]]:
+def _routes(
+    made: Snapshot, strategy: str, prompt: Mapping[str, Any], policies: Policies, required: Collection[str]
+) -> list[dict[str, Any]]:
     identity, dataset = prompt["prompt_id"], made.dataset.get(strategy)
     kept = {row["teacher"] for row in _rows(dataset, identity, "teacher")}
     routed = {row["teacher"]: row for row in _rows(made.routed.get(strategy), identity)}
-    found = []
-    for route in _rows(made.routes[strategy], identity):
+    chosen, found = set(made.routes[strategy].filter(prompt_id=identity)["teacher"]), []
+    attempts = made.routed.get(strategy, pl.DataFrame(schema=RESPONSES))
+    # Of two chosen teachers the worse may also fall short; a chosen one did if another was asked after it.
+    short = prompt["domain"] in required and not kept & chosen
+    for route in _rows(asked_routes(made.routes[strategy], attempts), identity):
         response = routed.get(route["teacher"])
         was_kept = None if dataset is None else route["teacher"] in kept
         route |= {name: response and response[name] for name in ("response", "finish_reason", "num_response_tokens")}
@@ -166,6 +181,6 @@ def _routes(made: Snapshot, strategy: str, prompt: Mapping[str, Any], policies: 
                 {"finish_reason": response["finish_reason"], **{kind: kind in defects for kind in DETECTORS}}
             )
             unfit = row.select(drop_reason(policies)).item()
-            reason = unfit or ("second" if kept & set(routed) else "outdated")
+            reason = unfit or ("require" if short else "second" if kept & set(routed) else "outdated")
         found.append(route | {"kept": was_kept, "reason": reason})
     return found

@@ -20,13 +20,11 @@ from persyn.generation.requests import each_sample
 from persyn.planning.intervals import Interval, Use, add, between, either, lower
 from persyn.planning.judged import judge_use
 from persyn.planning.known import Strategies
+from persyn.planning.retries import ANY, PAIR, Again, Checks, once, required_pairs, retry_of
 from persyn.planning.usage import Forecast, look_into_store, size_of
 from persyn.prompts import wanted_prompts
-from persyn.quality import QualitySettings
 from persyn.routes import Persyn, Rule
 
-PAIR = ["prompt_id", "teacher"]
-ANY = "any teacher"
 Uses = dict[str, Use]  # by teacher
 
 
@@ -63,7 +61,7 @@ def build_plan(
     folder: Path,
     prices: Prices,
     budget: Budget,
-    quality: QualitySettings,
+    checks: Checks,
 ) -> dict[str, Any]:
     """Count the responses that the store lacks, and estimate their cost.
 
@@ -71,10 +69,11 @@ def build_plan(
         prompts: PROMPTS, or declared_prompts.
         routes: strategy -> ROUTES; without those of strategies whose routes are not known yet.
         folder: the response store.
-        quality: how the responses will be scored.
+        checks: how the responses will be scored, and what is required of them.
 
     Returns:
-        responses, routed: {teacher or strategy -> use, ...}; judge: {judge -> use} of its verdicts, empty without one;
+        responses: {teacher -> use}; routed, retries: {strategy -> {teacher -> use}}; expected: {strategy -> calls of
+        its retries, None where they are unknown}; judge: {judge -> use} of its verdicts, empty without one;
         total; generate_then_select; scores; budget; notes (above_limit: teachers some of whose responses took more than
         max_tokens). A use is the fields of Use, each [low, high] or None, and `seen`, the number of responses it was
         estimated from.
@@ -89,10 +88,16 @@ def build_plan(
         name: _asked(sized, list(teachers), strategy, routes.get(name), have) for name, strategy in strategies.items()
     }
     total = _total(sized, first, asked, forecasts, have)
+    again = retry_of(prompts, sized, checks, forecasts)
+    retried = {name: again(routes.get(name), one.allowed, have) for name, one in asked.items()}
+    if checks.dataset.retries:
+        together = once([one.uses for one in retried.values()])
+        total = {**total, "retries": together, "all": add([total["all"], together])}
     verdicts = {}
-    if "judge" in quality.methods.values():
+    if "judge" in checks.quality.methods.values():
         compared = _compared(sized, parallel, strategies, routes, teachers)
-        verdicts = {JUDGE: judge_use(prompts, parallel, compared, forecasts, folder, prices, quality)}
+        compared = pl.concat([compared, *required_pairs(prompts, sized, parallel, strategies, routes, checks)])
+        verdicts = {JUDGE: judge_use(prompts, parallel, compared, forecasts, folder, prices, checks.quality)}
         total = {**total, **verdicts, "all": add([total["all"], *verdicts.values()])}
     weights = {one.teacher.model: one.weights for one in forecasts.values()}
     return {
@@ -101,11 +106,13 @@ def build_plan(
         "above_limit": [name for name, one in forecasts.items() if one.exceeds],
         "responses": _fields(_by_teacher(first, forecasts)),
         "routed": {name: _fields(_uses(one, forecasts)) for name, one in asked.items()},
+        "retries": {name: _fields(one.uses) for name, one in retried.items() if checks.dataset.retries},
+        "expected": {name: one.expected for name, one in retried.items() if checks.dataset.retries},
         "judge": _fields(verdicts),
         "total": _fields(total),
         "weights": sum(filter(None, weights.values())),
-        "generate_then_select": _against(sized, strategies, routes, parallel, forecasts),
-        "scores": _scores(prompts, parallel, teachers, quality.methods),
+        "generate_then_select": _against(sized, strategies, routes, parallel, forecasts, again),
+        "scores": _scores(prompts, parallel, teachers, checks.quality.methods),
         "budget": _verdict(total["all"], folder, budget),
         "currency": prices.currency,
         "unpriced": [
@@ -202,8 +209,8 @@ def _total(
     forecasts: Mapping[str, Forecast],
     have: pl.DataFrame,
 ) -> Uses:
-    """By teacher and in total. A pair that several strategies need is paid for once. A strategy with unknown routes
-    may need nothing new (low end), or only pairs that no other needs (high end).
+    """By teacher and in total, without retries. A pair that several strategies need is paid for once. A strategy with
+    unknown routes may need nothing new (low end), or only pairs that no other needs (high end).
     """
     known = [one.pairs for one in asked.values() if one.pairs is not None]
     together = pl.concat([first, *(pairs.select(first.columns) for pairs in known)]).unique(PAIR)
@@ -233,6 +240,7 @@ def _against(
     routes: Mapping[str, pl.DataFrame],
     parallel: pl.DataFrame,
     forecasts: Mapping[str, Forecast],
+    again: Again,
 ) -> dict[str, Any]:
     """The use of all teachers on all prompts, and how many times fewer calls each strategy needs with the parallel set;
     the store is ignored.
@@ -242,8 +250,10 @@ def _against(
     samples = {name: one.teacher.samples for name, one in forecasts.items()}
     first = sum(samples[name] for name in parallel["teacher"])
     for name, strategy in strategies.items():
-        calls = _asked(sized, list(forecasts), strategy, routes.get(name), parallel.select(PAIR)).calls(samples)
-        fewer[name] = [use.calls[0] / (first + more) for more in reversed(calls)]
+        asked = _asked(sized, list(forecasts), strategy, routes.get(name), parallel.select(PAIR))
+        retried = add(list(again(routes.get(name), asked.allowed, parallel.select(PAIR)).uses.values())).calls
+        calls = [first + one + other for one, other in zip(asked.calls(samples), retried, strict=True)]
+        fewer[name] = [use.calls[0] / number for number in reversed(calls)]
     return {**_fields({"all": use})["all"], "times_fewer_calls": fewer}
 
 

@@ -59,8 +59,12 @@ def known_routes(
         )
         if named:
             known[name] = build_routes(prompts, pool, strategy)
-        elif name in made:
+        if name in made:
             table = made[name]
-            if set(table["prompt_id"]) == set(prompts["prompt_id"]) and set(table["teacher"]) <= set(teachers):
+            if named:  # what was made may also say who is asked next
+                same = table.select("prompt_id", "teacher").sort("prompt_id")
+                if same.equals(known[name].select("prompt_id", "teacher").sort("prompt_id")):
+                    known[name] = table
+            elif set(table["prompt_id"]) == set(prompts["prompt_id"]) and set(table["teacher"]) <= set(teachers):
                 known[name] = table
     return known

@@ -15,6 +15,7 @@ def plan_text(plan: Mapping[str, Any]) -> str:
     prompts, select = plan["prompts"], plan["generate_then_select"]
     stages = {"responses (parallel set)": plan["responses"]}
     stages |= {f"routed@{name}": uses for name, uses in plan["routed"].items()}
+    stages |= {f"routed@{name}, retries": uses for name, uses in plan["retries"].items()}
     if plan["judge"]:
         stages["quality, dataset (the judge's verdicts, at most two a response)"] = plan["judge"]
     # Without totals of teachers that the parallel set alone asks: its rows show them already.
@@ -57,6 +58,10 @@ def ledger_text(ledger: Mapping[str, Any]) -> str:
     rows = [[title, *(f"{use[name]:,}" for name in names)] for title, use in uses.items()]
     if judge := ledger["judge"]:
         rows.append(["spent on the judge", *(f"{judge[name]:,}" for name in names)])
+    for name, again in ledger.get("retries", {}).items():
+        cost = "" if again["money"] is None else f", {ledger['money']['currency']} {again['money']:,.2f}"
+        title = f"of it on retries of {name} ({again['prompts']:,} prompts{cost})"
+        rows.append([title, *(f"{again['spent'][use]:,}" for use in names)])
     rows.append(["times fewer, parallel set included:", "", "", ""])
     rows += [
         [f"  {name}", *(f"{ratio[n]:.1f}" if n in ratio else "" for n in names)]
@@ -82,6 +87,17 @@ def _notes(plan: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"Above sampling.max_tokens: responses of {_names(plan['above_limit'], plan)} took more tokens, such as "
             f"those of a thought; the intervals have it, but budget.max_tokens may be exceeded by as much."
+        )
+    if expected := {name: number for name, number in plan["expected"].items() if number is not None}:
+        calls = ", ".join(f"{name} {number:,.1f}" for name, number in expected.items())
+        lines.append(
+            f"Calls expected for retries, by the share of each teacher's parallel responses that fall short of "
+            f"dataset.require: {calls}."
+        )
+    if unknown := [name for name, number in plan["expected"].items() if number is None]:
+        lines.append(
+            f"Retries of {', '.join(unknown)}: how many is not known before the parallel set's quality and the routes "
+            f"are made; the rows have the most that dataset.retries allows."
         )
     if plan["unsized"]:
         lines.append(f"No H100-hours for {_names(plan['unsized'], plan)}: give its size in prices.sizes.")

@@ -152,6 +152,12 @@ class Params(Settings):
         ]
         without = sorted({source.domain for source in self.prompts.sources} - set(self.quality.methods))
         wrong += [(("quality", "methods"), f"has no method for {domain}, the domain of a source") for domain in without]
+        wrong += [
+            ((section, field), f"names {domain}, for which quality.methods has no method; it must be a domain of it")
+            for section, field in (("dataset", "require"), ("rewards", "gate"))
+            for domain in getattr(getattr(self, section), field)
+            if domain not in self.quality.methods
+        ]
         wrong += self._untrained_routers()
         wrong += self._without_scores()
         wrong += [

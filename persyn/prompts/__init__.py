@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import polars as pl
 from pydantic import Field, model_validator
@@ -18,14 +18,12 @@ from persyn.errors import InputError
 from persyn.prompts.conversations import Asked, prompt_id
 from persyn.prompts.decontamination import EvaluationSets, Examples, Met, NearDuplicates
 from persyn.prompts.sources import FIRST_OF, Rows
-from persyn.schemas import DOMAINS, PROMPTS
+from persyn.schemas import DOMAINS, PROMPTS, Domain
 from persyn.settings import Misfit, Seed, Settings
 
 logger = logging.getLogger(__name__)
 NOT_TEXT = re.compile("[\x00\ud800-\udfff]")
 Near = Annotated[float, Field(gt=0, le=1)]
-
-Domain = Literal["instruction", "math", "code"]
 
 
 class Source(Rows):

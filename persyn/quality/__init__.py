@@ -18,10 +18,9 @@ from persyn.generation.budget import Budget
 from persyn.generation.openai import OpenAISpeed
 from persyn.generation.precomputed import read_scores
 from persyn.messages import as_text
-from persyn.prompts import Domain
 from persyn.quality.judge import JudgeSettings, Verdicts, count_verdicts, judge_scores
 from persyn.quality.reward_model import RewardModelSettings, RewardModelSpeed, reward_model_scores
-from persyn.schemas import QUALITY, alike
+from persyn.schemas import QUALITY, Domain, alike
 from persyn.settings import Misfit, Settings, shown
 from persyn.verifiers import is_right_answer, share_of_checks
 from persyn.verifiers.execution import passes_tests

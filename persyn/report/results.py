@@ -111,7 +111,7 @@ def ledger_section(run: Snapshot) -> Section:
     chart = Chart(bars.bill("ledger", told, uses, PARTS), caption, PARTS)
     money = _money(run, cost)
     tables = [_strategies(cost, money), _teachers(cost)]
-    return Section("ledger", title, lead, [chart], tables, [_in_words(money)])
+    return Section("ledger", title, lead, [chart], tables, [_in_words(money), *_retries(cost)])
 
 
 def _ordered(run: Snapshot, found: Any) -> list[str]:
@@ -172,6 +172,16 @@ def _money(run: Snapshot, cost: Any) -> Any:
         return None
     parallel = pl.concat(alike([*tables[0].values()]))
     return build_ledger(run.prompts, parallel, tables[1], prices, cost.get("judge"))["money"]
+
+
+def _retries(cost: Any) -> list[str]:
+    """What the retries took, if there were any."""
+    parts = [
+        f"{name} {used['spent']['calls']:,} calls and {used['spent']['response_tokens']:,} response tokens "
+        f"for {used['prompts']:,} prompts"
+        for name, used in cost.get("retries", {}).items()
+    ]
+    return [f"Of it on teachers asked since others fell short of dataset.require: {'; '.join(parts)}."] if parts else []
 
 
 def _in_words(money: Any) -> str:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from persyn.messages import as_text
 from persyn.project.snapshot import Snapshot
+from persyn.routed import asked_routes
 from persyn.schemas import DEFECTS, FINISH_REASONS, LEARNABILITY, QUALITY, RESPONSES, REWARDS, ROUTES, fill_table
 
 LENGTHS = [*range(20, 100, 5), *range(100, 500, 25), *range(500, 2000, 100), *range(2000, 40_000, 1000)]
@@ -65,7 +66,7 @@ def build_sample(run: Snapshot, *, limit: int = 5000, max_bytes: int = 4_000_000
         texts = [as_text(prompt) for prompt in drawn["prompt"].to_list()]
         drawn = drawn.with_columns(prompt=pl.Series(texts, dtype=pl.String))
         ids = drawn.select("prompt_id")
-        responses, chosen = _responses(ids, run), _chosen(ids, run.routes, run.dataset)
+        responses, chosen = _responses(ids, run), _chosen(ids, run)
         others = pl.concat([responses["teacher"], chosen["teacher"]]).unique().sort()
         names = {
             "teachers": list(dict.fromkeys([*run.responses, *others])),
@@ -123,11 +124,15 @@ def _responses(ids: pl.DataFrame, run: Snapshot) -> pl.DataFrame:
     return responses
 
 
-def _chosen(ids: pl.DataFrame, routes: Mapping[str, pl.DataFrame], dataset: Mapping[str, pl.DataFrame]) -> pl.DataFrame:
-    """ROUTES of these prompts with `strategy` and `kept` (null where there is no data set)."""
+def _chosen(ids: pl.DataFrame, run: Snapshot) -> pl.DataFrame:
+    """ROUTES of these prompts (with the teachers that were asked after the chosen ones), `strategy` and `kept` (null
+    where there is no data set).
+    """
+    dataset, nothing = run.dataset, pl.DataFrame(schema=RESPONSES)
     tables = [pl.DataFrame(schema={**ROUTES, "kept": pl.Boolean, "strategy": pl.String})]
-    for strategy, table in routes.items():
-        mine = _of(ids, [table], ROUTES).with_columns(kept=pl.lit(None, dtype=pl.Boolean))
+    for strategy, table in run.routes.items():
+        asked = asked_routes(table, run.routed.get(strategy, nothing))
+        mine = _of(ids, [asked], ROUTES).with_columns(kept=pl.lit(None, dtype=pl.Boolean))
         if strategy in dataset:
             kept = dataset[strategy].select(*KEYS, kept=pl.lit(True))
             mine = mine.drop("kept").join(kept, on=KEYS, how="left", validate="1:1")
@@ -161,7 +166,9 @@ def _encode(
         thought=pl.col("reasoning").str.len_chars(),  # its text stays out of the page
     ).sort(KEYS)
     chosen = chosen.with_columns(position("teacher", "teachers"), position("strategy", "strategies"))
-    chosen = chosen.sort("prompt_id", "strategy", "strength", "teacher", descending=[False, False, True, False])
+    chosen = chosen.sort(
+        "prompt_id", "strategy", "strength", "teacher", descending=[False, False, True, False], nulls_last=True
+    )
     for table, name in ((responses, "responses"), (chosen, "routes")):
         drawn = drawn.join(table["prompt_id"].value_counts(name=name), on="prompt_id", how="left", validate="1:1")
     rounded = pl.col(pl.Float64).round_sig_figs(4)

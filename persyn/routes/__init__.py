@@ -1,5 +1,6 @@
 """Routes: a strategy gives every prompt its teacher. A new rule is one class, added to Strategy."""
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,10 +13,11 @@ from pydantic import Field
 from persyn.errors import InputError
 from persyn.router.settings import Method
 from persyn.routes.budgeted import choose, choose_within, expected_tokens
-from persyn.schemas import ROUTES
+from persyn.schemas import NEXT, ROUTES, Domain
 from persyn.settings import Seed, Settings, Share
 from persyn.ties import tie_width
 
+logger = logging.getLogger(__name__)
 Predict = Callable[[pl.DataFrame, Method | None], np.ndarray]
 QUALITY = pl.col("quality")
 Z_SCORE = QUALITY.mean(), QUALITY.std(ddof=0)
@@ -38,6 +40,8 @@ class Pool:
     student_family: str | None = None
     responses: Callable[[], Mapping[str, pl.DataFrame]] | None = None
     """Teacher -> RESPONSES to the parallel set, for rules that need their lengths."""
+    with_next: bool = False
+    """Whether the routes get a last column `next`: the other teachers in the order in which they may be asked again."""
 
 
 class Rule(Settings):
@@ -89,7 +93,11 @@ class Persyn(Rule):
         rows, columns = np.nonzero(chosen)
         strength, best = strengths[rows, columns], columns == strengths.argmax(axis=1)[rows]
         margin = strength - np.where(best, ranked[rows, 1], ranked[rows, 0]) if len(kept) > 1 else None
-        return _routes(prompts[rows], [names[column] for column in columns], strength, margin)
+        routes = _routes(prompts[rows], [names[column] for column in columns], strength, margin)
+        if not pool.with_next:
+            return routes
+        order = np.array(names)[np.argsort(-strengths, axis=1, kind="stable")[rows]]
+        return routes.with_columns(next=pl.Series(order.tolist(), dtype=NEXT))
 
 
 class Strong(Rule):
@@ -202,6 +210,32 @@ class Grape(Rule):
         return _select(prompts, pool, "learnability", self.seed)
 
 
+class Scas(Rule):
+    """Generate then select: per prompt, of the responses that are right, the most learnable one, as SCAS (arXiv
+    2605.26872) selects among verified answers by what they cost to learn. If none is right, the most learnable of all;
+    the log tells on how many prompts, and dataset.require leaves them out.
+    """
+
+    rule: Literal["scas"]
+    require: dict[Domain, float] = Field(default_factory=dict)
+    """Domain -> least quality of a right response; 1, the best that a verifier gives, where a domain is not named."""
+    seed: Seed = 0
+    """Of the lots that decide between equals."""
+
+    def choose(self, prompts: pl.DataFrame, pool: Pool) -> pl.DataFrame:
+        """ROUTES to the best teacher of each prompt."""
+        domains = prompts.select("prompt_id", pl.col("domain").cast(pl.String))
+        least = pl.col("domain").replace_strict(self.require or {"": 1.0}, default=1.0, return_dtype=pl.Float64)
+        rows = pool.rewards.join(domains, on="prompt_id", how="left", validate="m:1", maintain_order="left")
+        rows = rows.with_columns(right=pl.col("quality") >= least)
+        none = rows.filter(~pl.col("right").any().over("prompt_id"))["prompt_id"].n_unique()
+        logger.info(
+            "scas: no response to %d of %d parallel prompts is right; these go to the most learnable one of all",
+            *(none, rows["prompt_id"].n_unique()),
+        )
+        return _select(prompts, pool, "learnability", self.seed, rows["right"])
+
+
 class BestQuality(Rule):
     """Generate then select: per prompt the response of the highest quality: alpha = 0."""
 
@@ -228,7 +262,7 @@ class Random(Rule):
 
 
 Strategy = Annotated[
-    Persyn | Strong | FamilyStrong | Mix | Car | BestSingle | Oracle | Grape | BestQuality | Random,
+    Persyn | Strong | FamilyStrong | Mix | Car | BestSingle | Oracle | Grape | Scas | BestQuality | Random,
     Field(discriminator="rule"),
 ]
 """Any of the rules, as an entry of `strategies` names it."""
@@ -242,14 +276,22 @@ def build_routes(prompts: pl.DataFrame, pool: Pool, strategy: Rule) -> pl.DataFr
         pool: the teachers and what is known of them.
 
     Returns:
-        ROUTES.
+        ROUTES; with pool.with_next, and the column `next`: the teachers that the prompt did not go to, the best first:
+        by the router's strengths, in rules that choose each prompt's best response by that, else by their mean reward
+        on the parallel set.
 
     Raises:
         InputError: a teacher that the strategy names is unknown, or what it needs is not there.
     """
     chosen = strategy.choose(prompts.sort("prompt_id"), pool)
     _known(chosen["teacher"].to_list(), pool, strategy.rule)
-    return chosen
+    if not pool.with_next:
+        return chosen
+    if "next" not in chosen.columns:
+        chosen = chosen.with_columns(next=pl.Series([_by_reward(pool)] * chosen.height, dtype=NEXT))
+    taken = chosen.select(pl.col("teacher").implode().over("prompt_id"))["teacher"]
+    rest = [[name for name in order if name not in own] for order, own in zip(chosen["next"], taken, strict=True)]
+    return chosen.with_columns(next=pl.Series(rest, dtype=NEXT))
 
 
 def allocation(routes: pl.DataFrame, teachers: Sequence[str]) -> dict[str, Any]:
@@ -264,6 +306,12 @@ def _best(rewards: pl.DataFrame, score: pl.Expr) -> str:
     """The teacher of the highest score; if equal, the first by name."""
     scores = rewards.group_by("teacher").agg(score=score)
     return scores.sort("score", "teacher", descending=[True, False])["teacher"][0]
+
+
+def _by_reward(pool: Pool) -> list[str]:
+    """The teachers by their mean reward, the highest first; if equal, by name. Those without rewards come last."""
+    means = dict(pool.rewards.group_by("teacher").agg(pl.col("reward").mean()).iter_rows())
+    return sorted(pool.teachers, key=lambda name: (-means.get(name, -np.inf), name))
 
 
 def _strongest(rewards: pl.DataFrame, prompts: pl.DataFrame, among: Sequence[str] | None = None) -> str:
@@ -286,8 +334,11 @@ def _by_domain(rewards: pl.DataFrame, prompts: pl.DataFrame, shift: pl.Expr, sca
     return rows.with_columns(quality=scaled).drop("domain")
 
 
-def _select(prompts: pl.DataFrame, pool: Pool, column: str, seed: int) -> pl.DataFrame:
+def _select(prompts: pl.DataFrame, pool: Pool, column: str, seed: int, first: pl.Series | None = None) -> pl.DataFrame:
     """Per prompt the teacher of the largest value; ties, also by rounding, are broken at random, not by name.
+
+    Args:
+        first: for each row of pool.rewards, whether it goes before those that are not; None: all are alike.
 
     A parallel prompt that has no rewards (a score was missing) goes to the best single teacher.
     """
@@ -297,13 +348,24 @@ def _select(prompts: pl.DataFrame, pool: Pool, column: str, seed: int) -> pl.Dat
             f"generate-then-select needs every teacher's response to every prompt, {not_parallel} of {prompts.height} "
             f"are not parallel; set prompts.num_parallel to null, or leave this strategy out"
         )
-    rows = pool.rewards.sort("prompt_id", "teacher")
+    rows = pool.rewards.with_columns(first=pl.lit(value=True) if first is None else first).sort("prompt_id", "teacher")
     rows = rows.with_columns(lot=np.random.default_rng(seed).random(rows.height))
-    equal = rows.filter(pl.col(column) >= pl.col(column).max().over("prompt_id") - tie_width(column))
+    among = rows.filter(pl.col("first") | ~pl.col("first").any().over("prompt_id"))
+    equal = among.filter(pl.col(column) >= pl.col(column).max().over("prompt_id") - tie_width(column))
     best = equal.sort("prompt_id", "lot").group_by("prompt_id").last().select("prompt_id", "teacher")
     chosen = prompts.select("prompt_id").join(best, on="prompt_id", how="left", validate="1:1", maintain_order="left")
     fallback = _best(pool.rewards, pl.col("reward").mean())
-    return _routes(prompts, chosen["teacher"].fill_null(fallback).to_list())
+    routes = _routes(prompts, chosen["teacher"].fill_null(fallback).to_list())
+    if not pool.with_next:
+        return routes
+    ranked = rows.sort("prompt_id", "first", column, "lot", descending=[False, True, True, True])
+    of_prompts = ranked.group_by("prompt_id", maintain_order=True).agg(next="teacher")
+    order = dict(of_prompts.iter_rows())
+    everyone = _by_reward(pool)
+    orders = [
+        [*(own := order.get(identity, [])), *(n for n in everyone if n not in own)] for identity in routes["prompt_id"]
+    ]
+    return routes.with_columns(next=pl.Series(orders, dtype=NEXT))
 
 
 def _known(names: Sequence[str], pool: Pool, rule: str) -> None:
