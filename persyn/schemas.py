@@ -1,6 +1,6 @@
 """The columns and types of every table. `read_table` and `write_table` check them and never change a value."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -98,34 +98,58 @@ SAMPLES = pl.Schema(
 )
 SAMPLED = (RESPONSES, QUALITY, LEARNABILITY, DEFECTS)
 """Tables with a last column `sample`, counted from 0, if a teacher was asked a prompt more than once."""
+ROW_GROUP = 512**2
+"""Rows of a row group, as Polars writes a table that is in memory."""
+PARALLEL = pl.col("parallel")
+"""The prompts that every teacher responds to, for read_table."""
 NULLABLE = {"reference", "reasoning", "strength", "margin"}
 NEW: dict[str, Any] = {"reference": None, "reasoning": None}
 """Columns that earlier versions did not write -> what holds for their rows."""
 
 
-def read_table(path: str | Path, schema: pl.Schema) -> pl.DataFrame:
-    """Read a parquet table and check it against `schema`.
+def read_table(path: str | Path, schema: pl.Schema, where: pl.Expr | None = None) -> pl.DataFrame:
+    """Read a parquet table, or its rows for which `where` holds, and check them against `schema`.
 
     Raises:
         InputError: the file is missing or damaged, or a column, a type, a null or a NaN is not what the schema says.
     """
     if not Path(path).is_file():
         raise InputError(f"{path} does not exist; run `dvc repro` (or `dvc pull`) to make it")
-    return parse_table(Path(path), schema, str(path))
+    return parse_table(Path(path), schema, str(path), where)
 
 
-def parse_table(source: Path | bytes, schema: pl.Schema, name: str) -> pl.DataFrame:
-    """The parquet table in a file or in bytes, called `name`, checked against `schema`.
+def read_batches(path: str | Path, schema: pl.Schema, rows: int) -> Iterator[pl.DataFrame]:
+    """The table of read_table in parts of about so many rows, in its order, never whole in memory.
+
+    Raises:
+        InputError: as read_table; of a part, when it is its turn.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path} does not exist; run `dvc repro` (or `dvc pull`) to make it")
+    try:
+        for batch in pl.scan_parquet(path).collect_batches(chunk_size=rows):
+            yield check_table(_with_messages(batch, schema), schema, str(path))
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _damaged(str(path), error) from error
+
+
+def parse_table(source: Path | bytes, schema: pl.Schema, name: str, where: pl.Expr | None = None) -> pl.DataFrame:
+    """The parquet table in a file or in bytes, called `name`, or its rows for which `where` holds, checked against
+    `schema`.
 
     Raises:
         InputError: it is damaged, or as check_table.
     """
     try:
-        table = pl.read_parquet(source)
+        table = pl.read_parquet(source) if where is None else pl.scan_parquet(source).filter(where).collect()
     except (pl.exceptions.PolarsError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{name} is damaged ({reason}); delete it, then `dvc checkout` or `dvc repro`") from error
+        raise _damaged(name, error) from error
     return check_table(_with_messages(table, schema), schema, name)
+
+
+def _damaged(name: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:200]
+    return InputError(f"{name} is damaged ({reason}); delete it, then `dvc checkout` or `dvc repro`")
 
 
 def _with_messages(table: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
@@ -184,6 +208,14 @@ def write_table(table: pl.DataFrame, path: str | Path, schema: pl.Schema) -> Non
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     partial = Path(f"{path}.partial")
     table.sort(keys).write_parquet(partial, compression="zstd", statistics=False)
+    partial.replace(path)
+
+
+def sink_table(table: pl.LazyFrame, path: str | Path) -> None:
+    """Write a table that is checked and sorted already, as write_table does, but without holding it in memory."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(f"{path}.partial")
+    table.sink_parquet(partial, compression="zstd", statistics=False, row_group_size=ROW_GROUP)
     partial.replace(path)
 
 

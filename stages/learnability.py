@@ -4,7 +4,7 @@ import polars as pl
 
 from persyn.learnability import score_learnability
 from persyn.project.params import read_params
-from persyn.schemas import LEARNABILITY, PROMPTS, RESPONSES, read_folder, read_table, write_table
+from persyn.schemas import LEARNABILITY, PARALLEL, PROMPTS, RESPONSES, read_folder, read_table, write_table
 from persyn.store import store_folder
 from stages import run
 
@@ -13,7 +13,7 @@ def main(prompts: str, responses: str, out: str) -> None:
     params = read_params()
     written = pl.concat(read_folder(responses, list(params.teachers), RESPONSES).values())
     how = params.student, params.learnability, store_folder(), params.speed.learnability
-    scores = score_learnability(read_table(prompts, PROMPTS), written, *how)
+    scores = score_learnability(read_table(prompts, PROMPTS, PARALLEL), written, *how)
     for teacher in params.teachers:
         write_table(scores.filter(teacher=teacher), f"{out}/{teacher}.parquet", LEARNABILITY)
 

@@ -3,7 +3,7 @@
 from persyn.files import read_json, write_json, write_text
 from persyn.plots import build_plots, plot_entries
 from persyn.project.params import read_params
-from persyn.schemas import DEFECTS, LEARNABILITY, PROMPTS, QUALITY, REWARDS, read_folder, read_table
+from persyn.schemas import DEFECTS, LEARNABILITY, PARALLEL, PROMPTS, QUALITY, REWARDS, read_folder, read_table
 from stages import run
 
 
@@ -12,7 +12,7 @@ def main(*paths: str) -> None:
     params = read_params()
     teachers, strategies = list(params.teachers), list(params.strategies)
     scored = read_folder(quality, teachers, QUALITY), read_folder(learnability, teachers, LEARNABILITY)
-    how = teachers, params.dataset.over(params.defects), params.anchored, read_table(prompts, PROMPTS)
+    how = teachers, params.dataset.over(params.defects), params.anchored, read_table(prompts, PROMPTS, PARALLEL)
     scores = *scored, read_table(defects, DEFECTS), *how
     shares, values = [{s: read_json(f"{folder}/{s}.json") for s in strategies} for folder in (allocation, evaluation)]
     made = read_table(rewards, REWARDS), shares, values, read_json(comparison), read_json(cost)

@@ -3,7 +3,7 @@
 from persyn.project.params import read_params
 from persyn.prompts import wanted_prompts
 from persyn.responses import check_asking, generate_responses
-from persyn.schemas import PROMPTS, RESPONSES, read_table, write_table
+from persyn.schemas import PARALLEL, PROMPTS, RESPONSES, read_table, write_table
 from persyn.store import store_folder
 from stages import run
 
@@ -11,7 +11,7 @@ from stages import run
 def main(name: str, prompts: str, out: str) -> None:
     params = read_params()
     teacher = params.named("teachers", name)
-    parallel = wanted_prompts(read_table(prompts, PROMPTS), name, teacher.anchors)
+    parallel = wanted_prompts(read_table(prompts, PROMPTS, PARALLEL), name, teacher.anchors)
     check_asking({name: parallel}, {name: teacher}, params.licenses, store_folder())
     paying = store_folder(), params.speed_of(name), params.budget
     allowed = params.responses.max_error_share

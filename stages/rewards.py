@@ -5,7 +5,17 @@ import polars as pl
 from persyn.files import write_json
 from persyn.project.params import read_params
 from persyn.rewards import build_rewards
-from persyn.schemas import DEFECTS, LEARNABILITY, PROMPTS, QUALITY, REWARDS, read_folder, read_table, write_table
+from persyn.schemas import (
+    DEFECTS,
+    LEARNABILITY,
+    PARALLEL,
+    PROMPTS,
+    QUALITY,
+    REWARDS,
+    read_folder,
+    read_table,
+    write_table,
+)
 from stages import run
 
 
@@ -14,7 +24,7 @@ def main(prompts: str, quality: str, learnability: str, defects: str, out: str, 
     teachers = list(params.teachers)
     scored = pl.concat(read_folder(quality, teachers, QUALITY).values())
     learned = pl.concat(read_folder(learnability, teachers, LEARNABILITY).values())
-    how = params.dataset.over(params.defects), params.rewards, params.anchored, read_table(prompts, PROMPTS)
+    how = params.dataset.over(params.defects), params.rewards, params.anchored, read_table(prompts, PROMPTS, PARALLEL)
     rewards, counts = build_rewards(scored, learned, read_table(defects, DEFECTS), teachers, *how)
     write_table(rewards, out, REWARDS)
     write_json(counts, metrics)

@@ -94,13 +94,13 @@ def test_only_the_columns_that_are_named_are_read_from_a_hub_dataset(
     rows = [{"q": "1 + 1?", "level": level, "more": "x"} for level in (1, 2)]
     write_rows(tmp_path / "repository", "train.jsonl", rows)
     read: list[list[str]] = []
-    to_list = Dataset.to_list
+    batches = Dataset.iter
 
-    def seen(data: Dataset) -> list[Any]:
+    def seen(data: Dataset, *sizes: int) -> Any:
         read.append(data.column_names)
-        return to_list(data)
+        return batches(data, *sizes)
 
-    monkeypatch.setattr(Dataset, "to_list", seen)
+    monkeypatch.setattr(Dataset, "iter", seen)
     source = {"hub": str(tmp_path / "repository"), "revision": "0" * 40, "where": "{{ level == 2 }}"}
     few = ("q", "{{ q }}", "{{ [q] | join }}{% for i in range(0) %}{% endfor %}", "{{ row['q'] }}")
     for prompt in (*few, "{{ row['q'] }}{{ row['none'] | default('') }}", "{{ (row.items() | list)[0][1] }}"):

@@ -46,7 +46,7 @@ def write(folder: Path, rows: list[dict[str, Any]]) -> Rows:
     ],
 )
 def test_a_field_is_a_column_or_a_template_over_the_row(tmp_path: Path, template: str, text: str) -> None:
-    assert write(tmp_path, [NESTED]).read(tmp_path, field=template) == {0: {"field": text}}
+    assert dict(write(tmp_path, [NESTED]).read(tmp_path, field=template)) == {0: {"field": text}}
 
 
 def test_prompts_of_a_data_set_as_it_is(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_prompts_of_a_data_set_as_it_is(tmp_path: Path) -> None:
 def test_where_leaves_rows_out_before_the_limit_and_keeps_their_numbers(tmp_path: Path) -> None:
     kinds = ["", "False", " 0 ", "None", "yes", None, "no"]
     write(tmp_path, [{"text": str(n), "kind": kind} for n, kind in enumerate(kinds)])
-    found = Rows(path="r.jsonl", where="{{ kind }}", limit=2).read(tmp_path, field="text")
+    found = dict(Rows(path="r.jsonl", where="{{ kind }}", limit=2).read(tmp_path, field="text"))
     assert found == {4: {"field": "4"}, 6: {"field": "6"}}
 
 
@@ -81,11 +81,11 @@ def test_where_leaves_out_every_form_of_zero_and_of_nothing(tmp_path: Path, fals
     rows = write(tmp_path, [{"a": "no", "kind": false}, *({"a": "yes", "kind": true} for true in (0.5, [0], {"b": 0}))])
     written = () if isinstance(false, str) or false != false else ("{{ kind | tojson }}",)
     for where in ("{{ kind }}", *written):
-        assert list(rows.changed(where=where).read(tmp_path, field="a")) == [1, 2, 3]
+        assert list(dict(rows.changed(where=where).read(tmp_path, field="a"))) == [1, 2, 3]
 
 
 def test_the_text_of_a_row_is_never_a_template(tmp_path: Path) -> None:
-    assert write(tmp_path, [{"a": "{{ 7 * 7 }}"}]).read(tmp_path, x="a", y="{{ a }}") == {
+    assert dict(write(tmp_path, [{"a": "{{ 7 * 7 }}"}]).read(tmp_path, x="a", y="{{ a }}")) == {
         0: {"x": "{{ 7 * 7 }}", "y": "{{ 7 * 7 }}"}
     }
 
@@ -118,14 +118,14 @@ def test_a_template_that_is_wrong_or_fails_is_one_clear_line(tmp_path: Path, fie
     more = {"order": {"items": 3}, "huge": math.inf}
     rows = write(tmp_path, [{"a": "1 #### 2", "b": "x"} | more, {"a": "1"} | more])
     with pytest.raises(InputError, match=message) as raised:
-        rows.read(tmp_path, field=field)
+        dict(rows.read(tmp_path, field=field))
     assert "\n" not in str(raised.value)
 
 
 def test_where_must_be_a_template(tmp_path: Path) -> None:
     write(tmp_path, [{"a": "x"}])
     with pytest.raises(InputError, match=r"where is 'a'; it must be a template, such as \{\{ level == 'hard' \}\}"):
-        Rows(path="r.jsonl", where="a").read(tmp_path, field="a")
+        dict(Rows(path="r.jsonl", where="a").read(tmp_path, field="a"))
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_where_must_be_a_template(tmp_path: Path) -> None:
 def test_a_row_that_cannot_be_read_is_one_line_with_file_and_row(tmp_path: Path, line: str, message: str) -> None:
     (tmp_path / "r.jsonl").write_text('{"a": "first"}\n' + line + "\n")
     with pytest.raises(InputError, match=message) as raised:
-        Rows(path="r.jsonl").read(tmp_path, field="a")
+        dict(Rows(path="r.jsonl").read(tmp_path, field="a"))
     assert "r.jsonl" in str(raised.value)
     assert "\n" not in str(raised.value)
     assert len(str(raised.value)) < 400
@@ -159,7 +159,7 @@ def test_a_row_that_cannot_be_read_is_one_line_with_file_and_row(tmp_path: Path,
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\ufeff", "\n\n \n"])
 def test_rows_end_as_any_system_ends_lines(tmp_path: Path, end: str) -> None:
     (tmp_path / "r.jsonl").write_bytes(end.join(['{"a": "x\u2028"}', '{"a": "y"}', ""]).removesuffix("\ufeff").encode())
-    assert Rows(path="r.jsonl").read(tmp_path, field="a") == {0: {"field": "x\u2028"}, 1: {"field": "y"}}
+    assert dict(Rows(path="r.jsonl").read(tmp_path, field="a")) == {0: {"field": "x\u2028"}, 1: {"field": "y"}}
 
 
 def test_a_huge_line_is_a_prompt_that_is_too_long(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def read_precomputed(
     fields = {"prompt": source.prompt, "response": source.response}
     if source.reasoning is not None:
         fields["reasoning"] = source.reasoning
-    for row in source.read(HERE, asked=["prompt"], **fields).values():
+    for _, row in source.read(HERE, asked=["prompt"], **fields):
         identity, thought = _identity(row), _thought(row)
         if identity not in prompts or (identity in found and (thought.answer or source.keep_empty)):
             count["unmatched"] += 1
@@ -123,7 +123,7 @@ def read_scores(wanted: Set[tuple[str, str]], name: str, source: Precomputed) ->
         raise InputError(f"teachers.{name}.precomputed.score is null, which the quality method given needs; name it")
     scores, empty, wrong = defaultdict[tuple[str, str], list[float]](list), set[tuple[str, str]](), list[str]()
     fields = {"prompt": source.prompt, "response": source.response, "score": source.score}
-    for number, row in source.read(HERE, numeric=["score"], asked=["prompt"], **fields).items():
+    for number, row in source.read(HERE, numeric=["score"], asked=["prompt"], **fields):
         key, text = (_identity(row), _thought(row).answer), (row["score"] or "").strip()
         if key not in wanted:
             continue

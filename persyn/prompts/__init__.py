@@ -6,19 +6,22 @@ Nothing is dropped silently: build_prompts counts every dropped row, by reason.
 import hashlib
 import logging
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Self
 
 import polars as pl
 from pydantic import Field, model_validator
+from tqdm import tqdm
 
 from persyn.errors import InputError
 from persyn.prompts.conversations import Asked, prompt_id
 from persyn.prompts.decontamination import EvaluationSets, Examples, Met, NearDuplicates
+from persyn.prompts.kept import Kept
 from persyn.prompts.sources import FIRST_OF, Rows
-from persyn.schemas import DOMAINS, PROMPTS, Domain
+from persyn.schemas import Domain
 from persyn.settings import Misfit, Seed, Settings
 
 logger = logging.getLogger(__name__)
@@ -84,25 +87,33 @@ class PromptSettings(Settings):
 
 
 def build_prompts(raw: Path, settings: PromptSettings) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """Read, clean and mark the prompts.
+    """sink_prompts, with the prompts in memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        prompts, counts = sink_prompts(raw, settings, Path(folder))
+        return prompts.collect(), counts
+
+
+def sink_prompts(raw: Path, settings: PromptSettings, folder: Path) -> tuple[pl.LazyFrame, dict[str, Any]]:
+    """Read, clean and mark the prompts. Their texts go to files, so that millions need little memory (but not with
+    `near_duplicates`, which compares every prompt with all earlier ones).
 
     Args:
         raw: folder that local sources are relative to.
+        folder: an empty one for the files, on which the result depends.
 
     Returns:
-        PROMPTS and the counts {read, shapes: {shape: count}, kept, parallel, dropped: {reason: count}, domains:
-        {domain: count}, met: {reason: {prompt_id: example}}}, where `met` has the first prompts of each reason that
-        were dropped for what they met, as in Examples.
+        PROMPTS in the order of prompt_id and the counts {read, shapes: {shape: count}, kept, parallel, dropped:
+        {reason: count}, domains: {domain: count}, met: {reason: {prompt_id: example}}}, where `met` has the first
+        prompts of each reason that were dropped for what they met, as in Examples.
 
     Raises:
         InputError: a source is unreadable, a column or a reference is missing, nothing is left,
             or there are fewer prompts than `num_parallel`.
     """
-    meets, examples = _compared(raw, settings), Examples()
-    kept: dict[str, dict[str, Any]] = {}
+    meets, examples, kept = _compared(raw, settings), Examples(), Kept(folder)
     shapes, dropped, roles = Counter[str](), Counter[str](), Counter[str | None]()
     for source in settings.sources:
-        for asked, reference in _read(raw, source):
+        for asked, reference in tqdm(_read(raw, source), desc=source.title, unit="row", delay=5):
             shapes[asked.shape] += 1
             identity = prompt_id(asked.messages)
             reason = _unfit(asked, reference, settings.max_characters)
@@ -117,21 +128,20 @@ def build_prompts(raw: Path, settings: PromptSettings) -> tuple[pl.DataFrame, di
                 dropped[reason] += 1
                 continue
             origin = {"domain": source.domain, "source": source.title, "license": source.license}
-            kept[identity] = {"prompt_id": identity, "prompt": asked.messages, "reference": reference, **origin}
-    num_read = shapes.total()
-    assert num_read == len(kept) + dropped.total(), "every row is kept or counted"
+            kept.add({"prompt_id": identity, "prompt": asked.messages, "reference": reference, **origin})
+    num_read, num_kept = shapes.total(), kept.domains.total()
+    assert num_read == num_kept + dropped.total(), "every row is kept or counted"
     logger.info("%d rows read = %s", num_read, " + ".join(f"{n} {shape}" for shape, n in sorted(shapes.items())))
     del roles[None]
     if roles:
         names = ", ".join(f"{str(role)[:40]!r} {count}" for role, count in roles.most_common(5))
         logger.warning("conversations dropped for a role that is not known: %s", names)
-    if not kept:
+    if not num_kept:
         raise InputError(f"no prompt is left of {num_read} read ({dict(dropped)}); give sources with usable prompts")
-    num_parallel = len(kept) if settings.num_parallel is None else settings.num_parallel
-    rows = pl.DataFrame(list(kept.values()), schema_overrides={"prompt": PROMPTS["prompt"]})
-    table = _mark_parallel(rows, num_parallel, settings.seed)
-    domains = dict(sorted(Counter(table["domain"].to_list()).items()))
-    counts = {"read": num_read, "shapes": dict(sorted(shapes.items())), "kept": table.height, "parallel": num_parallel}
+    num_parallel = num_kept if settings.num_parallel is None else settings.num_parallel
+    table = kept.table(num_parallel, settings.seed)
+    counts = {"read": num_read, "shapes": dict(sorted(shapes.items())), "kept": num_kept, "parallel": num_parallel}
+    domains = dict(sorted(kept.domains.items()))
     return table, {**counts, "dropped": dict(sorted(dropped.items())), "domains": domains, "met": examples.found}
 
 
@@ -163,28 +173,27 @@ def wanted_prompts(
     return prompts.join(wanted, on="prompt_id", how="semi", maintain_order="left")
 
 
-def _read(raw: Path, source: Source) -> list[tuple[Asked, str | None]]:
+def _read(raw: Path, source: Source) -> Iterator[tuple[Asked, str | None]]:
     """What the rows of one source ask, and their references."""
     fields: dict[str, Any] = {"prompt": source.prompt if "prompt" in source.model_fields_set else FIRST_OF}
     if source.reference is not None:
         fields["reference"] = source.reference
-    rows = source.read(raw, asked=["prompt"], **fields)
-    found = {number: (row["prompt"], row.get("reference")) for number, row in rows.items()}
-    if source.answer_as_reference:
-        found = {number: (asked, asked.answer) for number, (asked, _) in found.items()}
-        without = [number for number, (asked, answer) in found.items() if not answer and not asked.unfit]
-    elif source.reference is not None:
-        without = [number for number, (_, reference) in found.items() if not (reference or "").strip()]
-    else:
-        without = []
-    if without:
+    needed, missing, first = source.answer_as_reference or source.reference is not None, 0, list[int]()
+    for number, row in source.read(raw, asked=["prompt"], **fields):
+        asked: Asked = row["prompt"]
+        reference = asked.answer if source.answer_as_reference else row.get("reference")
+        lacks = not reference and not asked.unfit if source.answer_as_reference else not (reference or "").strip()
+        if needed and lacks:
+            missing += 1
+            first = [*first, number][:5]
+        yield asked, reference
+    if missing:
         what = "answer" if source.answer_as_reference else repr(source.reference)
         field = "answer_as_reference" if source.answer_as_reference else "reference"
         raise InputError(
-            f"source {source.name}: {len(without)} rows have no {what}, first at rows {without[:5]} "
+            f"source {source.name}: {missing} rows have no {what}, first at rows {first} "
             f"(from 0); fill them, or leave `{field}` out and use a quality method that needs none"
         )
-    return list(found.values())
 
 
 def _unfit(asked: Asked, reference: str | None, max_characters: int) -> str:
@@ -205,16 +214,3 @@ def _compared(raw: Path, settings: PromptSettings) -> Callable[[Asked, Source], 
             sets.add(source.title, asked.messages)
     earlier = NearDuplicates(settings.near_duplicates, settings.ngram)
     return lambda asked, source: sets.met(asked.messages) or earlier.met(asked.messages, source.title)
-
-
-def _mark_parallel(table: pl.DataFrame, num_parallel: int, seed: int) -> pl.DataFrame:
-    """Mark `num_parallel` rows, in proportion to the domains, chosen by a hash of the content and the seed."""
-    if not 0 < num_parallel <= table.height:
-        raise InputError(f"prompts.num_parallel is {num_parallel}; it must be 1 to {table.height}, the prompts kept")
-    lots = [hashlib.sha256(f"{seed}:{identity}".encode()).hexdigest() for identity in table["prompt_id"]]
-    # Sorted by rank over domain size, every prefix has the domains in proportion to their sizes.
-    rank = (pl.col("lot").rank("ordinal").over("domain") - 0.5) / pl.len().over("domain")
-    order = table.with_columns(lot=pl.Series(lots)).with_columns(share=rank).sort("share", "lot")
-    parallel = pl.Series(range(table.height)) < num_parallel
-    marked = order.with_columns(parallel=parallel, domain=pl.col("domain").cast(DOMAINS))
-    return marked.cast({"reference": pl.String}).select(PROMPTS.names())

@@ -4,9 +4,11 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import date, time, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -22,6 +24,9 @@ from persyn.settings import Commit, Misfit, Settings, shown
 
 ALPACA = "{{ instruction }}{% if input is defined and input and input.strip() %}\n\n{{ input }}{% endif %}"
 ALPACA_ANSWER = "{{ output if output is defined else '' }}"
+Row = dict[str, Any]
+BATCH = 10_000
+"""Rows of a parquet file or a hub dataset that are in memory at a time."""
 FIRST_OF = {"prompt": "prompt", "messages": "messages", "conversations": "conversations", "instruction": ALPACA}
 """What asks where nothing says so: by the first of these columns that is there, a column or a template."""
 
@@ -134,8 +139,8 @@ class Rows(Settings):
         numeric: Collection[str] = (),
         asked: Collection[str] = (),
         **fields: str | Mapping[str, str],
-    ) -> dict[int, dict[str, Any]]:
-        """The text (or null) of every field, by row number from 0.
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Row by row, its number from 0 and the text (or null) of every field. No more than a batch is in memory.
 
         Args:
             folder: that `path` is relative to.
@@ -145,36 +150,48 @@ class Rows(Settings):
 
         Raises:
             InputError: the rows are unreadable, a column is missing or holds no text, or a template is wrong or fails.
+                A column that no row has is known only after the last row.
         """
-        if self.hub:
-            rows = _read_hub(self, lambda has: self._columns(self._chosen(fields, has)))
-        else:
-            rows = _read_file(folder, self)
-        chosen = self._chosen(fields, dict.fromkeys(name for row in rows for name in row))
-        numbers = list(range(len(rows)))
-        if self.where is not None:
-            if not is_template(self.where):
-                raise InputError(
-                    f"source {self.name}: where is {self.where!r}; it must be a template, such as "
-                    f"{{{{ level == 'hard' }}}}"
-                )
-            holds = self._text("where", self.where, rows)
-            numbers = [number for number in numbers if _holds(holds(number) or "")]
-        texts: dict[str, Callable[[int], Any]] = {
-            field: self._asked(field, given, rows)
+        if self.where is not None and not is_template(self.where):
+            raise InputError(
+                f"source {self.name}: where is {self.where!r}; it must be a template, such as {{{{ level == 'hard' }}}}"
+            )
+        table = self._open(folder, fields)
+        chosen, seen = self._chosen(fields, table.columns), dict[str, None]()
+        holds = None if self.where is None else self._text("where", self.where, seen)
+        values: dict[str, Callable[[int, Row], Any]] = {
+            field: self._asked(field, given, seen)
             if field in asked
-            else self._text(field, given, rows, field in numeric)
+            else self._text(field, given, seen, field in numeric)
             for field, given in chosen.items()
         }
-        return {number: {field: text(number) for field, text in texts.items()} for number in numbers[: self.limit]}
+        taken = 0
+        for number, row in enumerate(table.rows()):
+            if not row.keys() <= seen.keys():
+                seen |= dict.fromkeys(row)
+            if taken != self.limit and (holds is None or _holds(holds(number, row) or "")):
+                taken += 1
+                yield number, {field: value(number, row) for field, value in values.items()}
+        for given in chosen.values():
+            if seen and given not in seen and not is_template(given):
+                raise InputError(f"source {self.name}: no column {given!r}; it has {', '.join(seen)}")
 
-    def _chosen(self, fields: Mapping[str, str | Mapping[str, str]], columns: Collection[str]) -> dict[str, str]:
-        """field -> column or template, given these columns."""
+    def _open(self, folder: Path, fields: Mapping[str, str | Mapping[str, str]]) -> "_Table":
+        """The rows, of whose columns only those are read that are used; of a hub dataset, whose others may be large."""
+        if self.hub:
+            return _open_hub(self, lambda has: self._columns(self._chosen(fields, lambda _: has)))
+        return _open_file(folder, self)
+
+    def _chosen(
+        self, fields: Mapping[str, str | Mapping[str, str]], columns_until: Callable[[str], Collection[str]]
+    ) -> dict[str, str]:
+        """field -> column or template, given the columns there are."""
         chosen = {}
         for field, given in fields.items():
             if isinstance(given, str):
                 chosen[field] = given
                 continue
+            columns = columns_until(next(iter(given)))
             there = [given[column] for column in given if column in columns] or ([] if columns else [*given.values()])
             if not there:
                 raise InputError(
@@ -195,52 +212,43 @@ class Rows(Settings):
                 named.add(given)
         return named
 
-    def _asked(self, field: str, given: str, rows: list[dict[str, Any]]) -> Callable[[int], Asked]:
-        """A function from a row's number to what it asks."""
-        text = self._text(field, given, rows) if is_template(given) else None
-        answer = self._text(field, ALPACA_ANSWER, rows) if given == ALPACA else None
-        if text is None:
-            self._check_column(given, rows)
+    def _asked(self, field: str, given: str, seen: Collection[str]) -> Callable[[int, Row], Asked]:
+        """A function from a row's number and the row to what it asks."""
+        text = self._text(field, given, seen) if is_template(given) else None
+        answer = self._text(field, ALPACA_ANSWER, seen) if given == ALPACA else None
 
-        def asked(number: int) -> Asked:
+        def asked(number: int, row: Row) -> Asked:
             try:
                 if text is None:
-                    return read_asked(rows[number].get(given))
+                    return read_asked(row.get(given))
                 shape = "text" if answer is None else "alpaca"
-                return asked_text(text(number) or "", shape, answer and answer(number))
+                return asked_text(text(number, row) or "", shape, answer and answer(number, row))
             except NoPrompt as error:
                 what = f"column {given!r}" if text is None else f"the template of {field}"
                 raise InputError(f"source {self.name}: row {number}, {what} {error}") from error
 
         return asked
 
-    def _check_column(self, name: str, rows: list[dict[str, Any]]) -> None:
-        if rows and not any(name in row for row in rows):
-            columns = ", ".join(dict.fromkeys(column for row in rows for column in row))
-            raise InputError(f"source {self.name}: no column {name!r}; it has {columns}")
-
     def _text(
-        self, field: str, given: str, rows: list[dict[str, Any]], numeric: bool = False
-    ) -> Callable[[int], str | None]:
-        """A function from a row's number to the field's text."""
-        columns = ", ".join(dict.fromkeys(name for row in rows for name in row))
+        self, field: str, given: str, seen: Collection[str], numeric: bool = False
+    ) -> Callable[[int, Row], str | None]:
+        """A function from a row's number and the row to the field's text. `seen` are the columns met so far."""
         if is_template(given):
             template = self._template(field, given)
 
-            def rendered(number: int) -> str:
+            def rendered(number: int, row: Row) -> str:
                 try:
-                    return template.render({"row": rows[number], **rows[number]})
+                    return template.render({"row": row, **row})
                 except TEMPLATE_ERRORS as error:
                     raise InputError(
                         f"source {self.name}: row {number}, the template of {field} fails: {_line(error)}; the columns "
-                        f"are {columns}"
+                        f"are {', '.join(seen)}"
                     ) from error
 
             return rendered
-        self._check_column(given, rows)
 
-        def stored(number: int) -> str | None:
-            value = rows[number].get(given)
+        def stored(number: int, row: Row) -> str | None:
+            value = row.get(given)
             if numeric and isinstance(value, int | float) and not isinstance(value, bool):
                 return repr(value)
             if numeric and not isinstance(value, str | None):
@@ -294,28 +302,62 @@ def _file(folder: Path, source: Rows) -> Path:
     return file
 
 
-def _read_file(folder: Path, source: Rows) -> list[dict[str, Any]]:
-    readers: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
-        ".jsonl": _read_jsonl,
-        ".parquet": lambda file: pl.read_parquet(file).to_dicts(),
-    }
+@dataclass(frozen=True)
+class _Table:
+    """The rows of a source, read anew at each call of `rows`."""
+
+    rows: Callable[[], Iterator[Row]]
+    known: list[str] | None = None
+    """The columns that every row has; None where rows may differ."""
+
+    def columns(self, first: str) -> Collection[str]:
+        """The columns that there are; once `first` is met, only those that were met up to it."""
+        if self.known is not None:
+            return self.known
+        met: dict[str, None] = {}
+        for row in self.rows():
+            met |= dict.fromkeys(row)
+            if first in met:
+                break
+        return met
+
+
+def _open_file(folder: Path, source: Rows) -> _Table:
+    readers = {".jsonl": _open_jsonl, ".parquet": _open_parquet}
     file = _file(folder, source)
     if not file.stat().st_size:
         raise InputError(f"source {source.name}: {file} is empty; it needs at least one row")
     if file.suffix not in readers:
         raise InputError(f"source {source.name}: cannot read {file.suffix}; needs {' or '.join(readers)}")
     try:
-        return readers[file.suffix](file)
+        return readers[file.suffix](file, source.name)
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(f"source {source.name}: {_line(error)}") from error
 
 
-def _read_jsonl(file: Path) -> list[dict[str, Any]]:
+def _open_parquet(file: Path, name: str) -> _Table:
+    table = pl.scan_parquet(file)
+    columns, empty = table.collect_schema().names(), table.select(pl.len()).collect().item() == 0
+
+    def rows() -> Iterator[Row]:
+        try:
+            for batch in table.collect_batches(chunk_size=BATCH):
+                yield from batch.to_dicts()
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise InputError(f"source {name}: {_line(error)}") from error
+
+    return _Table(rows, [] if empty else columns)
+
+
+def _open_jsonl(file: Path, name: str) -> _Table:
+    return _Table(partial(_read_jsonl, file))
+
+
+def _read_jsonl(file: Path) -> Iterator[Row]:
     """One json object per line. Bytes that are not UTF-8 become surrogates, so that their row counts as `not text`.
 
     Not by polars: its reader silently changes numbers and lone surrogates.
     """
-    rows = []
     with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(filter(str.strip, lines)):
             try:
@@ -333,8 +375,7 @@ def _read_jsonl(file: Path) -> list[dict[str, Any]]:
                 ) from error
             if not isinstance(row, dict):
                 raise InputError(f"{file}: row {number} is {type(row).__name__}; it must be an object, one per line")
-            rows.append(row)
-    return rows
+            yield row
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -346,13 +387,15 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _read_hub(source: Rows, used: Callable[[list[str]], set[str]]) -> list[dict[str, Any]]:
+def _open_hub(source: Rows, used: Callable[[list[str]], set[str]]) -> _Table:
     """A hub dataset; only the columns that are used if it has them all, since others may be many and large."""
     from datasets import load_dataset
 
     data = load_dataset(source.hub, source.config, split=source.split, revision=_pinned(source))
     columns = used(data.column_names)
-    return (data.select_columns(sorted(columns)) if columns <= set(data.column_names) else data).to_list()
+    data = data.select_columns(sorted(columns)) if columns <= set(data.column_names) else data
+    batches = data.with_format("arrow").iter
+    return _Table(lambda: (row for batch in batches(BATCH) for row in batch.to_pylist()), data.column_names)
 
 
 def _pinned(source: Rows) -> str:

@@ -33,8 +33,8 @@ class Pool:
     rewards: pl.DataFrame
     """REWARDS of the parallel set."""
     predict: Predict
-    """PROMPTS and a method (None: the router itself) -> strengths (N, M). It loads the router: call it only in rules
-    that need it."""
+    """The prompts and a method (None: the router itself) -> strengths (N, M). It loads the router: call it only in
+    rules that need it."""
     families: Mapping[str, str | None]
     """Teacher -> its family of models."""
     student_family: str | None = None
@@ -272,7 +272,7 @@ def build_routes(prompts: pl.DataFrame, pool: Pool, strategy: Rule) -> pl.DataFr
     """Give every prompt its teacher, or two where the rule says so.
 
     Args:
-        prompts: PROMPTS.
+        prompts: PROMPTS; no rule needs their texts or references, which may be left out.
         pool: the teachers and what is known of them.
 
     Returns:
@@ -380,11 +380,7 @@ def _routes(
     """ROUTES, in the order of `prompts`."""
     columns = {"teacher": teacher, "strength": strength, "margin": margin}
     series = [
-        pl.Series(name, [None] * len(teacher) if values is None else list(map(_plain, values)), dtype=ROUTES[name])
+        pl.Series(name, [None] * len(teacher) if values is None else values, dtype=ROUTES[name])
         for name, values in columns.items()
     ]
     return prompts.select("prompt_id").hstack(series).select(ROUTES.names())
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value

@@ -6,6 +6,7 @@ An example of a `reference` for `checkers` (IFEval's form):
 
 import contextlib
 import tempfile
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def is_right_answer(prompt: str, response: str, reference: str) -> float:
     return float(any(same(gold, answer) for gold in golds for answer in answers))
 
 
-def check_references(prompts: pl.DataFrame, methods: Mapping[Any, str]) -> None:
+def check_references(prompts: pl.DataFrame | pl.LazyFrame, methods: Mapping[Any, str]) -> None:
     """Refuse references with which no response could be compared, and parallel prompts without one that is needed.
 
     Args:
@@ -57,19 +58,21 @@ def check_references(prompts: pl.DataFrame, methods: Mapping[Any, str]) -> None:
         InputError: some are missing, cannot be read, or can be read in two ways; says how many of all domains and
             which are the first.
     """
-    faults, domains = [], set()
-    for domain, origin, reference in prompts.select("domain", "source", "reference").drop_nulls().rows():
-        why = REFERENCE_FAULTS[methods[domain]](reference) if methods.get(domain) in REFERENCE_FAULTS else ""
-        if why:
-            faults.append(f"{why} (source {origin})")
-            domains.add(domain)
+    faults, first = Counter[str](), list[str]()
+    compared = pl.col("domain").is_in([domain for domain, method in methods.items() if method in REFERENCE_FAULTS])
+    given = prompts.lazy().filter(compared).select("domain", "source", "reference").drop_nulls()
+    for batch in given.collect_batches():
+        for domain, origin, reference in batch.iter_rows():
+            if why := REFERENCE_FAULTS[methods[domain]](reference):
+                faults[domain] += 1
+                first = [*first, f"{why} (source {origin})"][:3]
     wrong = []
     if faults:
         wrong.append(
-            f"{len(faults)} references cannot be used by quality.methods of {', '.join(sorted(domains))}; first: "
-            f"{'; '.join(faults[:3])}"
+            f"{faults.total()} references cannot be used by quality.methods of {', '.join(sorted(faults))}; first: "
+            f"{'; '.join(first)}"
         )
-    without = prompts.filter("parallel", pl.col("reference").is_null())
+    without = prompts.lazy().filter("parallel", pl.col("reference").is_null()).collect()
     for (domain,), rows in without.group_by("domain", maintain_order=True):
         if methods.get(domain) in COMPARING:
             wrong.append(
