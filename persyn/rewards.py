@@ -175,7 +175,8 @@ def mix_rewards(scores: pl.DataFrame, settings: RewardSettings) -> pl.DataFrame:
 
     Returns:
         `scores` with counted (whether it sets the range of its prompt), clipped (whether its scores are clipped to that
-        range), r_q and r_l (normalised), shift (what alpha_slope adds to alpha), cost (the penalty) and reward.
+        range), gated (whether its domain has a gate), failed (whether it is below it), r_q and r_l (normalised), shift
+        (what alpha_slope adds to alpha), cost (the penalty; null where failed) and reward.
     """
     controlled = pl.col("quality") - (pl.col("slope") * pl.col("log_tokens") if settings.length_control else 0.0)
     free = ~pl.col("penalised") | (settings.penalty == 0)

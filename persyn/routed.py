@@ -115,13 +115,15 @@ def retry_failed(
     tables, total, overspent, unreached = [routed], left.height, False, 0
     for turn in range(retries.limit):
         try:
-            left = left.join(retries.passing(required, asked), on="prompt_id", how="anti")
+            left = left.join(retries.passing(required, asked), on="prompt_id", how="anti")  # those that fall short
         except Overspent as error:
             logger.warning("no further verdict is paid for: %s", error)
             unreached += left.height
             break
         teacher = pl.col("next").list.get(turn, null_on_oob=True)
         pairs = left.select("prompt_id", teacher=teacher).filter(pl.col("teacher").is_not_null()).sort(KEYS)
+        if left.is_empty():
+            break
         logger.info(
             "%d of %d prompts fall short of dataset.require; %d are given to another teacher, round %d of %d",
             *(left.height, total, pairs.height, turn + 1, retries.limit),
@@ -136,7 +138,7 @@ def retry_failed(
             asked = ask(have(pairs))
         tables.append(asked)
         unreached += pairs.join(asked, on=KEYS, how="anti").height
-        left = left.join(asked, on="prompt_id", how="semi")
+        left = left.join(asked, on="prompt_id", how="semi")  # another try of the others would be out of turn
     if unreached:
         logger.warning("%d of %d prompts are left without a further try: the budget is spent", unreached, total)
     return pl.concat(table.select(*RESPONSES.names(), pl.col("^sample$")) for table in alike(tables))

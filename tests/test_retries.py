@@ -20,6 +20,7 @@ from persyn.cost import Prices, TokenPrice, build_ledger
 from persyn.dataset import DatasetSettings, build_dataset
 from persyn.dataset.card import build_card
 from persyn.defects import Policies
+from persyn.errors import InputError
 from persyn.generation import Sampling, Teacher
 from persyn.generation.budget import Budget
 from persyn.generation.terms import Licenses
@@ -27,6 +28,7 @@ from persyn.planning import ANY, build_plan
 from persyn.planning.known import known_routes
 from persyn.planning.retries import Checks, tried_pairs
 from persyn.planning.text import ledger_text, plan_text
+from persyn.project.params import check_params
 from persyn.quality import QualitySettings, score_quality
 from persyn.responses import generate_responses
 from persyn.routed import Retries, asked_routes, build_routed, existing_pairs, retry_failed
@@ -292,6 +294,14 @@ def test_settings_that_make_no_sense_are_named() -> None:
         DatasetSettings.parse({"retries": 2}, "dataset")
     with pytest.raises(ValueError, match=r"require.*maths"):
         DatasetSettings.parse({"require": {"maths": 1.0}}, "dataset")
+    params = YAML(typ="safe", pure=True).load(Path(__file__).parent.parent / "params.yaml")
+    params["dataset"], params["rewards"]["gate"] = {"require": {"code": 1.0}}, {"code": 1.0}
+    with pytest.raises(InputError) as error:
+        check_params(params)
+    assert [str(line).split(",")[0] for line in error.value.args] == [
+        "params.yaml: dataset.require names code",
+        "params.yaml: rewards.gate names code",
+    ]
 
 
 def test_the_stages_ask_again_and_the_commands_tell_the_price(
