@@ -178,11 +178,12 @@ class Params(Settings):
             if isinstance(rule, Car) and method != "mean_logprob"
         ]
         kept = "has the name of the student before any tuning; choose another"
-        wrong += [(("strategies", UNTUNED), kept)] if UNTUNED in self.strategies else []
+        if UNTUNED in self.strategies:
+            wrong.append((("strategies", UNTUNED), kept))
         for name in self.evaluation.beside:
             if name == UNTUNED or name in self.strategies:
-                is_of = "the student before any tuning" if name == UNTUNED else "a strategy"
-                wrong.append((("evaluation", "beside", name), f"has the name of {is_of}; choose another"))
+                taken = kept if name == UNTUNED else "has the name of a strategy; choose another"
+                wrong.append((("evaluation", "beside", name), taken))
         try:
             self.dataset.over(self.defects)
         except Misfit as error:

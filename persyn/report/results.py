@@ -34,7 +34,7 @@ def comparison_section(run: Snapshot) -> Section:
     lead = (
         f"{REFERENCE} minus each strategy, item by item. Right of the line {REFERENCE} scores higher; whether that is "
         "better depends on the metric. A difference is called within noise unless p, corrected for the number of "
-        "strategies compared on a metric (Holm), is below 0.05; identical, if no item has another score. "
+        "rows compared on a metric (Holm), is below 0.05; identical, if no item has another score. "
         "Metrics and tasks are not corrected for."
     ) + _beside_in_words(list(beside))
     if not evaluation:
