@@ -1,4 +1,5 @@
-"""Comparison: every strategy against one of them, item by item, with its uncertainty.
+"""Comparison: every strategy, the untuned student and finished models against one strategy, item by item, with its
+uncertainty. What stands beside the strategies is compared as if it were one.
 
 Legend: N items of one task and metric, S seeds (students trained anew).
 """
@@ -23,7 +24,7 @@ def compare_strategies(samples: Mapping[str, pl.DataFrame], seed: int = 0) -> di
     """Paired differences of every strategy to `persyn` on each task and metric.
 
     Args:
-        samples: strategy -> SAMPLES.
+        samples: strategy (or what stands beside them) -> SAMPLES.
         seed: of the sign flips, where they are drawn at random.
 
     Returns:

@@ -1,28 +1,56 @@
 """Evaluation: a student -> lm-eval's scores and its response to every item."""
 
+import hashlib
+import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import polars as pl
 from pydantic import Field, model_validator
 
+from persyn.chat import student_tokenizer
 from persyn.errors import InputError
-from persyn.schemas import SAMPLES
-from persyn.settings import Misfit, Seed, Settings, Thinking, VLLMKnobs
+from persyn.files import cache_folder, read_json, write_json
+from persyn.models import default_precision, load_tokenizer, locate_model, model_identity
+from persyn.schemas import SAMPLES, read_table, write_table
+from persyn.settings import Commit, Misfit, Name, Seed, Settings, Thinking, VLLMKnobs
 from persyn.verifiers import prepare_ifeval
 
 logger = logging.getLogger(__name__)
+HERE = Path(__file__).parent
+WEIGHTS = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
+"""The files of a model beside its tokenizer's."""
+CODE = ("chat", "evaluation.py", "evaluation_model.py", "messages.py", "thinking.py", "verifiers")
+"""The rooms whose code decides what a student is asked and how its responses are scored."""
+Scores = dict[str, dict[str, dict[str, Any]]]
+"""task -> metric -> {value, stderr, n}."""
+
+
+class Finished(Settings):
+    """A finished model, which is evaluated as the students are, but not trained."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """`packaged:<name>`, a local folder or a hub id."""
+    revision: Commit | None = None
+    """40-hex commit of a hub id."""
+    thinking: Thinking = "none"
+    """none: it is asked for its answer alone, as its chat template writes one without a thought. keep: it thinks
+    first, and is scored on what follows its thought."""
 
 
 class EvaluationSettings(Settings):
     """The section `evaluation`: lm-eval's tasks, and how they are run."""
+
+    later: ClassVar = frozenset({"beside"})
 
     tasks: Annotated[list[str], Field(min_length=1)]
     """Names of lm-eval tasks, or of those in tasks/."""
@@ -34,6 +62,9 @@ class EvaluationSettings(Settings):
     """Examples shown; null takes each task's own."""
     seed: Seed = 0
     """Of few-shot examples, and of whatever else a task draws."""
+    beside: dict[Name, Finished] = Field(default_factory=dict)
+    """Name -> a finished model that is evaluated on the same tasks and compared with `persyn`, beside the strategies
+    and the student before any tuning (`untuned`)."""
 
 
 class EvaluationSpeed(VLLMKnobs):
@@ -66,7 +97,7 @@ def evaluate_student(
     settings: EvaluationSettings,
     speed: EvaluationSpeed,
     thinking: Thinking = "none",
-) -> tuple[dict[str, dict[str, dict[str, Any]]], pl.DataFrame]:
+) -> tuple[Scores, pl.DataFrame]:
     """Run lm-eval tasks on a trained student, rendered by the chat template it was trained with.
 
     Args:
@@ -109,6 +140,117 @@ def evaluate_student(
         )
     _leave_to_main(results)
     return _scores(results), _samples(results)
+
+
+def evaluate_once(
+    folder: str | Path,
+    task_folder: str | Path,
+    settings: EvaluationSettings,
+    speed: EvaluationSpeed,
+    thinking: Thinking,
+    elsewhere: Callable[[], None] | None = None,
+) -> tuple[Scores, pl.DataFrame]:
+    """As evaluate_student, unless PerSyn's cache folder holds what the same model gave on the same tasks before.
+
+    The same are: the model's files, the task files and the local files that they name, the settings (but for `beside`),
+    the precision, and the code that asks and scores (CODE, lm-eval, transformers).
+
+    Args:
+        elsewhere: evaluates in processes of its own, which keep the result in the cache folder.
+    """
+    decides = {
+        "model": model_identity(str(folder), None).rpartition("@")[2],
+        "tasks": _digest_tasks(Path(task_folder)),
+        "settings": {name: value for name, value in settings.model_dump().items() if name != "beside"},
+        "thinking": thinking,
+        "precision": default_precision(),
+        "code": _digest({str(file.relative_to(HERE)): file for room in CODE for file in _files(HERE / room)}),
+        "versions": [version(package) for package in ("lm_eval", "transformers")],
+    }
+    key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+    scores, samples = (cache_folder() / "evaluations" / key / name for name in ("scores.json", "samples.parquet"))
+    if scores.is_file():
+        logger.info(
+            "%s was evaluated before on these tasks; its responses are taken from %s", Path(folder).name, scores.parent
+        )
+        if int(os.environ.get("RANK", "0")):  # of several processes only the main one goes on
+            raise SystemExit(0)
+    elif elsewhere:
+        elsewhere()
+    else:
+        found, responses = evaluate_student(folder, task_folder, settings, speed, thinking)
+        try:
+            write_table(responses, samples, SAMPLES)
+            write_json(found, scores)
+        except OSError as error:
+            raise InputError(
+                f"{scores.parent} cannot be written: {error.strerror}; free some space or point PERSYN_CACHE elsewhere"
+            ) from error
+    return read_json(scores), read_table(samples, SAMPLES)
+
+
+@contextmanager
+def as_student(name: str, finished: Finished, date: str) -> Iterator[Path]:
+    """A folder, called `name`, like that of a trained student: the model's own weights, and the tokenizer that training
+    would save with them, so that it is asked as trained students are.
+
+    Args:
+        date: what the chat template writes as today's date.
+
+    Raises:
+        InputError: the model cannot be found, has no safetensors or a chat template that cannot be used, or what is
+            done with the folder fails; it names the model.
+    """
+    try:
+        tokenizer = student_tokenizer(load_tokenizer(finished.model, finished.revision), finished.thinking, date)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch) / name
+            tokenizer.save_pretrained(folder)
+            for file in _weights(finished):
+                (folder / file.name).symlink_to(file.resolve())
+            yield folder
+    except InputError as error:
+        lines = [f"{name} ({finished.model}): {line}" for line in error.args]
+        raise InputError(*lines) from error
+
+
+def _weights(finished: Finished) -> list[Path]:
+    """The files of WEIGHTS; those of a hub model are downloaded if they are not here yet."""
+    where = locate_model(finished.model, finished.revision)
+    folder = Path(where["pretrained_model_name_or_path"])
+    if "revision" in where:
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(snapshot_download(str(folder), revision=where["revision"], allow_patterns=list(WEIGHTS)))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"it cannot be downloaded; check its name and the network: {reason}") from error
+    files = [file for pattern in WEIGHTS for file in sorted(folder.glob(pattern))]
+    if not any(file.suffix == ".safetensors" for file in files):
+        raise InputError(f"there are no *.safetensors in {folder}; save the whole model again with safetensors")
+    return files
+
+
+def _digest_tasks(folder: Path) -> str:
+    """The content of the task files, and of the local files that they name."""
+    files = {str(file.relative_to(folder)): file for file in _files(folder)}
+    for file in list(files.values()):
+        for named in re.findall(r"[^\s'\"\[\]{},]+", file.read_text(errors="replace")):
+            if "/" in named and len(named) < 4096 and Path(named).is_file():
+                files[f"named {named}"] = Path(named)
+    return _digest(files)
+
+
+def _files(path: Path) -> list[Path]:
+    """A file, or the files below a folder, without what Python keeps beside them."""
+    below = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return [file for file in below if file.is_file() and "__pycache__" not in file.parts]
+
+
+def _digest(files: dict[str, Path]) -> str:
+    contents = [f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}" for name, file in sorted(files.items())]
+    return hashlib.sha256("\n".join(contents).encode()).hexdigest()
 
 
 def _load_student(folder: str, settings: EvaluationSettings, speed: EvaluationSpeed, thinking: Thinking) -> Any:
@@ -182,9 +324,9 @@ def _task_manager(task_folder: Path, tasks: Sequence[str], scratch: Path) -> Any
     return manager
 
 
-def _scores(results: Any) -> dict[str, dict[str, dict[str, Any]]]:
+def _scores(results: Any) -> Scores:
     """lm-eval's keys are `metric,filter` for a value and `metric_stderr,filter` for its error; groups are included."""
-    scores: dict[str, dict[str, dict[str, Any]]] = {}
+    scores: Scores = {}
     for task, values in results["results"].items():
         for key, value in values.items():
             metric, _, kept = key.partition(",")

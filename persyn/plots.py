@@ -87,11 +87,11 @@ def alpha_curve(
 
 
 def comparison_curve(comparison: Mapping[str, Any], evaluations: Mapping[str, Mapping[str, Any]]) -> pl.DataFrame:
-    """The scores of every strategy, and their differences from `persyn`.
+    """The scores of every strategy and of what stands beside them, and their differences from `persyn`.
 
     Args:
         comparison: metrics/comparison.json.
-        evaluations: strategy -> metrics/evaluation/<strategy>.json.
+        evaluations: strategy -> metrics/evaluation/<strategy>.json; and the entries of metrics/beside.json.
 
     Returns:
         task, metric, strategy, value, difference (persyn minus it), low, high (its 95 % interval), verdict; by task and

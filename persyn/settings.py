@@ -6,6 +6,7 @@ the reference of all parameters and `params.schema.json` are generated from it.
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from functools import cache
@@ -47,6 +48,22 @@ Day = Annotated[
     AfterValidator(_day),
 ]
 """An ISO date."""
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+RESERVED = {"con", "prn", "aux", "nul"}
+
+
+def _file_name(name: str) -> str:
+    if name in RESERVED:
+        raise ValueError("cannot name a file: Windows keeps that name for itself; choose another")
+    if not NAME.fullmatch(name):
+        raise ValueError("cannot name a file; use up to 64 of a-z, 0-9, '-' and '_', a letter or digit first")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_file_name)]
+"""A name that becomes the name of a file."""
+UNTUNED = "untuned"
+"""The name of the student before any tuning, among those that are compared. No strategy may have it."""
 DATE = "2025-01-01"
 """What chat templates write as today's date, unless told otherwise: a prompt must read the same tomorrow."""
 VLLM_PARENT = "PERSYN_VLLM_PARENT"

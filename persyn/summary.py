@@ -24,8 +24,9 @@ def build_summary(
     evaluations: Mapping[str, Scores],
     cost: Mapping[str, Any],
     tasks: Sequence[str],
+    untuned: Scores | None = None,
 ) -> dict[str, float]:
-    """At most 12 numbers under short names, to four significant digits.
+    """At most 13 numbers under short names, to four significant digits.
 
     Args:
         router: metrics/router.json.
@@ -33,6 +34,7 @@ def build_summary(
         evaluations: strategy -> its scores.
         cost: metrics/cost.json.
         tasks: the tasks named in params.yaml. If each has scores, only they count, not the parts of a group.
+        untuned: the scores of the student before any tuning.
 
     Returns:
         regret: mean reward lost by the router's choice on held-out prompts. gain: its mean reward there minus that of
@@ -40,9 +42,11 @@ def build_summary(
         prompts routed to the teacher that `persyn` uses most. <task> and <task>_other: the task's main score under
         `persyn`, and under the best other strategy; two tasks are named by the first word in which their names differ.
         With more than MOST_TASKS tasks, score and score_other instead: means over the tasks, the best other strategy
-        having the highest mean. calls and tokens: calls to teachers and response tokens of `persyn`, parallel set
-        included. fewer: how many times fewer calls than all teachers on all prompts. A number that a run lacks is left
-        out: gain if too few prompts were held out, scores of others if `persyn` is the only strategy.
+        having the highest mean. untuned: the mean over the tasks of the main scores of the student before any tuning;
+        over_untuned: that mean under `persyn` minus it. calls and tokens: calls to teachers and response tokens of
+        `persyn`, parallel set included. fewer: how many times fewer calls than all teachers on all prompts. A number
+        that a run lacks is left out: gain if too few prompts were held out, scores of others if `persyn` is the only
+        strategy.
 
     Raises:
         InputError: there is no strategy `persyn`.
@@ -56,6 +60,7 @@ def build_summary(
         "hit_at_1": router.get("hit_at_1"),
         "share": max(allocation[REFERENCE]["share"].values()),
         **_scores(evaluations, tasks),
+        **(_over_untuned(evaluations[REFERENCE], untuned, tasks) if untuned else {}),
         "calls": sum(use["calls"] for use in parallel) + routed["calls"],
         "tokens": sum(use["response_tokens"] for use in parallel) + routed["response_tokens"],
         "fewer": cost["saved"][REFERENCE].get("calls"),
@@ -82,10 +87,23 @@ def main_score(metrics: Mapping[str, Mapping[str, Any]]) -> float:
     return float(metrics[min(metrics)]["value"])
 
 
+def _over_untuned(ours: Scores, untuned: Scores, named: Sequence[str]) -> dict[str, float]:
+    """The mean score before any tuning, and how much higher it is under `persyn`."""
+    tasks = [task for task in _counted(ours, named) if task in untuned]
+    if not tasks:
+        return {}
+    after, before = (sum(main_score(scores[task]) for task in tasks) / len(tasks) for scores in (ours, untuned))
+    return {"untuned": before, "over_untuned": after - before}
+
+
+def _counted(ours: Scores, named: Sequence[str]) -> list[str]:
+    """The tasks named, if each has scores; else all."""
+    return list(named) if set(named) <= set(ours) else list(ours)
+
+
 def _scores(evaluations: Mapping[str, Scores], named: Sequence[str]) -> dict[str, float]:
     """The main scores of `persyn` and of the best other strategy, by task or as means over the tasks."""
-    ours = evaluations[REFERENCE]
-    tasks = list(named) if set(named) <= set(ours) else list(ours)
+    tasks = _counted(evaluations[REFERENCE], named)
     mains = {
         strategy: {name: main_score(scores[task]) for name, task in zip(_short(tasks), tasks, strict=True)}
         for strategy, scores in evaluations.items()

@@ -21,6 +21,8 @@ def hub_models(params: Mapping[str, Any]) -> dict[str, str]:
     """Dotted path in the parameters -> the hub model there."""
     found = {f"teachers.{name}.model": teacher["model"] for name, teacher in params["teachers"].items()}
     found |= {f"{section}.model": params[section]["model"] for section in ("student", "router")}
+    beside = params["evaluation"].get("beside") or {}
+    found |= {f"evaluation.beside.{name}.model": finished["model"] for name, finished in beside.items()}
     if params["quality"].get("reward_model"):
         found["quality.reward_model.model"] = params["quality"]["reward_model"]["model"]
     return {path: model for path, model in found.items() if not model.startswith("packaged:")}

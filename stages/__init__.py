@@ -35,26 +35,43 @@ def launch(stage: str) -> None:
     its status. Otherwise, or in a process that was launched so, do nothing.
 
     Raises:
+        InputError: as launch_config.
+    """
+    if config := launch_config(stage):
+        launch_processes(stage, config, *sys.argv[1:])
+        sys.exit(0)
+
+
+def launch_config(section: str) -> str | None:
+    """`speed.<section>.launch`; None in a process that was launched by it.
+
+    Raises:
         InputError: the file does not exist.
     """
-    config = getattr(read_params().speed, stage).launch
+    config: str | None = getattr(read_params().speed, section).launch
     if config is None or not {"RANK", "PERSYN_LAUNCHED"}.isdisjoint(os.environ):
-        return
+        return None
     if not Path(config).is_file():
         raise InputError(
-            f"speed.{stage}.launch is {config!r}, which does not exist; name a config file of accelerate, such as "
+            f"speed.{section}.launch is {config!r}, which does not exist; name a config file of accelerate, such as "
             f"configs/accelerate/one_gpu.yaml, or null"
         )
+    return config
+
+
+def launch_processes(stage: str, config: str, *arguments: str) -> None:
+    """Run a stage by `accelerate launch` with this config file; exit with its status if it fails."""
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "-m", f"stages.{stage}"]
     # A session of its own lets us stop all of its processes together: accelerate does not pass every signal on.
     environment = {**os.environ, "PERSYN_LAUNCHED": "1"}
-    with subprocess.Popen([*command, *sys.argv[1:]], env=environment, start_new_session=True) as launcher:
+    with subprocess.Popen([*command, *arguments], env=environment, start_new_session=True) as launcher:
         try:
             status = launcher.wait()
         except Stopped as stopped:
             os.killpg(launcher.pid, stopped.args[0])
             raise
-    sys.exit(status if status >= 0 else 128 - status)
+    if status:
+        sys.exit(status if status > 0 else 128 - status)
 
 
 def forget_summary(script: Path) -> None:

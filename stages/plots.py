@@ -8,13 +8,15 @@ from stages import run
 
 
 def main(*paths: str) -> None:
-    prompts, quality, learnability, defects, rewards, allocation, evaluation, comparison, cost, out, plots = paths
+    prompts, quality, learnability, defects, rewards, allocation, evaluation, *others = paths
+    beside, comparison, cost, out, plots = others
     params = read_params()
     teachers, strategies = list(params.teachers), list(params.strategies)
     scored = read_folder(quality, teachers, QUALITY), read_folder(learnability, teachers, LEARNABILITY)
     how = teachers, params.dataset.over(params.defects), params.anchored, read_table(prompts, PROMPTS, PARALLEL)
     scores = *scored, read_table(defects, DEFECTS), *how
     shares, values = [{s: read_json(f"{folder}/{s}.json") for s in strategies} for folder in (allocation, evaluation)]
+    values |= read_json(beside)
     made = read_table(rewards, REWARDS), shares, values, read_json(comparison), read_json(cost)
     for name, curve in build_plots(scores, params.rewards, *made).items():
         write_text(curve.write_csv(), f"{out}/{name}.csv")

@@ -117,6 +117,7 @@ def test_two_processes_share_the_items(chat_model: str, tmp_path: Path, monkeypa
     for name in ("data", "tasks", "persyn", "stages"):
         Path(name).symlink_to(ROOT / name)
     for out, launch in (("1", None), ("2", str(ROOT / "configs/accelerate/cpu.yaml"))):
+        monkeypatch.setenv("PERSYN_CACHE", f"cache {out}")  # what was evaluated once is not evaluated again
         params["speed"]["evaluation"] = {"batch_size": 2, "launch": launch}
         YAML().dump(params, Path("params.yaml"))
         arguments = [chat_model, "tasks", f"{out}.json", f"{out}.parquet"]

@@ -23,8 +23,9 @@ NEUTRAL = {"persyn/__init__.py", "persyn/project"} | {
 }
 # What a training tells while it runs is no result; a DVC file cannot be an output.
 UNDECLARED = re.compile(r"metrics/live/|metrics/reports/dvc\.yaml$")
-DERIVED = {"anchored": "teachers", "speed_of": "speed"}  # what Params tells of a section
-IMPLIED = {"evaluation": {"data/raw/evaluation"}, "quality": {"data/raw"}}  # named by task files, by `precomputed`
+DERIVED = {"anchored": "teachers", "finished": "evaluation", "speed_of": "speed"}  # what Params tells of a section
+NAMED = {"data/raw/evaluation"}  # by task files
+IMPLIED = {"evaluation": NAMED, "beside": NAMED, "quality": {"data/raw"}}  # the last is named by `precomputed`
 WHETHER = {"responses": {"licenses"}, "routed": {"licenses"}}  # another licence allowed asks nothing again
 
 

@@ -167,7 +167,7 @@ def test_dvc_draws_every_plot_of_whatever_teachers_and_strategies(strategies: li
     for name, curve in run(strategies).items():
         write_text(curve.write_csv(), reports / "plots" / f"{name}.csv")
     of_strategies = [f"{kind}/{name}" for kind in ("allocation", "dataset", "evaluation") for name in strategies]
-    for name in ("prompts", "defects", "rewards", "router", "comparison", "cost", *of_strategies):
+    for name in ("prompts", "defects", "rewards", "router", "beside", "comparison", "cost", *of_strategies):
         write_json({}, tmp_path / "metrics" / f"{name}.json")  # they are plots to DVC, for its run cache
     for name in strategies:
         write_text("step,loss\n1,2.0\n2,1.0\n", reports / "training" / f"{name}.csv")

@@ -10,11 +10,13 @@ import pytest
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from persyn.comparison import compare_strategies
 from persyn.project.snapshot import Snapshot, Table, Tables
 from persyn.report import build_report
 from persyn.report.charts import forest
-from persyn.report.overview import _fewer, verdict
+from persyn.report.overview import _fewer, lanes, verdict
 from persyn.report.page import teacher_looks
+from persyn.report.results import comparison_section
 from persyn.report.routing import router_section
 from persyn.routes import allocation
 from tests.support.invented import invented
@@ -197,6 +199,20 @@ def test_hostile_names_are_text() -> None:
     assert "49 " not in re.findall(r"<figcaption>.*?</figcaption>", page)[0]
     assert not set("\x00\x1b\u202e") & set(page)
     assert re.search(r"<text[^>]*>\$x\^2\$", page), "no formula is made of a name"
+
+
+def test_the_untuned_student_and_finished_models_stand_in_the_comparison_and_nowhere_else(run: Snapshot) -> None:
+    samples = {**run.samples, "untuned": run.samples["random"], "gemma": run.samples["strong"]}
+    scores = run.metric("evaluation")
+    beside = {"untuned": scores["random"], "gemma": scores["strong"]}
+    metrics = {**run.metrics, "beside": beside, "comparison": compare_strategies(samples)}
+    found = comparison_section(run.replace(metrics=metrics))
+    assert {row[2] for row in found.tables[0].rows} == {"persyn", "strong", "random", "untuned", "gemma"}
+    assert "untuned is no strategy, but the student before any tuning" in found.lead
+    assert "Finished models, not trained here: gemma." in found.lead
+    assert not found.missing
+    assert comparison_section(run.replace(metrics={**run.metrics, "beside": None})).missing == ["beside"]
+    assert {row[0] for row in lanes(run.replace(metrics=metrics)).rows} == {"persyn", "strong", "random"}
 
 
 @pytest.fixture

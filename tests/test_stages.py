@@ -89,9 +89,10 @@ def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
         run_stage("student", f"data/dataset/{name}.parquet", *trained)
         scores, samples = f"metrics/evaluation/{name}.json", f"data/evaluation/{name}.parquet"
         run_stage("evaluation", f"models/student/{name}", "tasks", scores, samples)
-    run_stage("comparison", "data/evaluation", "metrics/comparison.json", "metrics/comparison.md")
+    run_stage("beside", "tasks", "data/beside", "metrics/beside.json")
+    run_stage("comparison", "data/evaluation", "data/beside", "metrics/comparison.json", "metrics/comparison.md")
     scored = "data/quality", "data/learnability", "data/defects.parquet", "data/rewards.parquet"
-    measured = SHARES, "metrics/evaluation", "metrics/comparison.json", "metrics/cost.json"
+    measured = SHARES, "metrics/evaluation", "metrics/beside.json", "metrics/comparison.json", "metrics/cost.json"
     run_stage("plots", PROMPTS, *scored, *measured, "metrics/reports/plots", "metrics/reports/dvc.yaml")
 
     for table in ("rewards", "pairs", "prompts", "defects"):
@@ -115,7 +116,8 @@ def test_from_raw_prompts_to_the_comparison(project: Path) -> None:
     assert measured["persyn_ifeval"]["prompt_level_strict_acc"]["n"] == 2
     assert measured["persyn_math"]["math_verify"]["n"] == 2
     comparison = json.loads(Path("metrics/comparison.json").read_text())
-    assert comparison.keys() == set(strategies) - {"persyn"}
+    assert comparison.keys() == {*strategies, "untuned"} - {"persyn"}
+    assert "untuned" not in json.loads(Path("metrics/cost.json").read_text())["routed"]
     assert pl.read_csv("metrics/reports/plots/allocation.csv").height == len(strategies) * len(teachers)
     assert pl.read_csv("metrics/live/student/persyn/plots/metrics/loss.tsv", separator="\t").columns == ["step", "loss"]
     assert json.loads(Path("metrics/cost.json").read_text())["generate_then_select"]["calls"] == 36

@@ -21,7 +21,7 @@ from stages import SUMMARY
 
 ROOT = Path(__file__).parent.parent
 METRICS = ROOT / "metrics"
-MOST_NUMBERS, WIDEST, SCREEN = 12, 160, 24
+MOST_NUMBERS, WIDEST, SCREEN = 13, 160, 24
 
 ROUTER = {"regret": 0.123456, "hit_at_1": 0.5, "over_majority": {"difference": -0.0123456}}
 ALLOCATION = {"persyn": {"share": {"a": 0.25, "b": 0.75}}, "random": {"share": {"a": 0.5, "b": 0.5}}}
@@ -73,6 +73,14 @@ def test_of_a_group_only_its_own_score_counts() -> None:
     assert "part" not in made
 
 
+def test_the_untuned_student_is_no_strategy() -> None:
+    evaluations = {"persyn": scores(x=0.5, y=0.25), "random": scores(x=0.1, y=0.1)}
+    made = build_summary(ROUTER, ALLOCATION, evaluations, COST, ["x", "y"], scores(x=0.9, y=0.1))
+    assert (made["untuned"], made["over_untuned"]) == (0.5, -0.125)
+    assert (made["x_other"], made["y_other"]) == (0.1, 0.1)
+    assert len(made) <= MOST_NUMBERS
+
+
 def test_what_a_run_does_not_have_is_left_out() -> None:
     made = build_summary({"num_held_out": 0}, ALLOCATION, {"persyn": scores(x=0.5)}, COST, ["x"])
     assert made == {"share": 0.75, "x": 0.5, "calls": 27, "tokens": 1170, "fewer": 1.852}
@@ -105,7 +113,9 @@ def test_the_committed_summary_is_of_the_committed_metrics(project: Path, tmp_pa
         for kind in ("allocation", "evaluation")
     ]
     router, cost = [json.loads((folder / f"{name}.json").read_text()) for name in ("router", "cost")]
-    made = build_summary(router, shares, evaluations, cost, params["evaluation"]["tasks"])
+    beside = folder / "beside.json"
+    untuned = json.loads(beside.read_text())["untuned"] if beside.is_file() else None
+    made = build_summary(router, shares, evaluations, cost, params["evaluation"]["tasks"], untuned)
     write_json(made, tmp_path / "summary.json")
     assert (project / SUMMARY).read_text() == (tmp_path / "summary.json").read_text()
     assert len(made) <= MOST_NUMBERS

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, create_model, model_validator
+from pydantic import Field, ValidationError, create_model, model_validator
 from pydantic_core import PydanticCustomError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
@@ -16,7 +16,7 @@ from persyn.cost import JUDGE, Prices
 from persyn.dataset import DatasetSettings
 from persyn.defects import Policies
 from persyn.errors import InputError, nearest
-from persyn.evaluation import EvaluationSettings, EvaluationSpeed
+from persyn.evaluation import EvaluationSettings, EvaluationSpeed, Finished
 from persyn.generation import BACKENDS, BackendSpeed, Teacher, anchored_teachers, backend_class, untaken
 from persyn.generation.budget import Budget
 from persyn.generation.terms import Licenses
@@ -30,28 +30,15 @@ from persyn.responses import ResponseSettings
 from persyn.rewards import RewardSettings
 from persyn.router.settings import RouterSettings
 from persyn.routes import Car, Persyn, Strategy
-from persyn.settings import Misfit, Settings, shown
+from persyn.settings import UNTUNED, Misfit, Name, Settings, shown
 from persyn.student import SftSettings
 from persyn.training import TrainingSpeed
 
 PARAMS = Path("params.yaml")
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-RESERVED = {"con", "prn", "aux", "nul"}
 SECRET = re.compile(
     r"\b(?:sk-[\w-]{16,}|hf_\w{20,}|gh[a-z]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{20,}|AKIA[0-9A-Z]{16}|AIza[\w-]{30,}"
     r"|xox[a-z]-[\w-]{10,}|Bearer\s+\S{16,})|-----BEGIN [A-Z ]*PRIVATE KEY"
 )
-
-
-def _file_name(name: str) -> str:
-    if name in RESERVED:
-        raise ValueError("cannot name a file: Windows keeps that name for itself; choose another")
-    if not NAME.fullmatch(name):
-        raise ValueError("cannot name a file; use up to 64 of a-z, 0-9, '-' and '_', a letter or digit first")
-    return name
-
-
-Name = Annotated[str, AfterValidator(_file_name)]
 
 
 class Speed(Settings):
@@ -70,7 +57,7 @@ class Speed(Settings):
     student: TrainingSpeed = TrainingSpeed()
     """Of the students' training."""
     evaluation: EvaluationSpeed = EvaluationSpeed()
-    """Of the stage evaluation."""
+    """Of the stages evaluation and beside."""
 
 
 class Params(Settings):
@@ -101,6 +88,12 @@ class Params(Settings):
     def anchored(self) -> list[str]:
         """As anchored_teachers."""
         return anchored_teachers(self.teachers)
+
+    @property
+    def finished(self) -> dict[str, Finished]:
+        """What stands beside the trained students: the student before any tuning, and evaluation.beside."""
+        student = {name: getattr(self.student, name) for name in Finished.model_fields}
+        return {UNTUNED: Finished(**student), **self.evaluation.beside}
 
     def speed_of(self, name: str) -> Any:
         """The knobs of a teacher's (or the judge's) backend: those of the backend's section, overridden by its own."""
@@ -179,7 +172,7 @@ class Params(Settings):
         return self
 
     def _contradictions(self) -> list[tuple[tuple[Any, ...], str]]:
-        """Sections that say one thing in two ways, and rules that cannot read the learnability."""
+        """Sections that say one thing in two ways, rules that cannot read the learnability, and names used twice."""
         method = self.learnability.method
         wrong: list[tuple[tuple[Any, ...], str]] = [
             (
@@ -190,6 +183,13 @@ class Params(Settings):
             for name, rule in self.strategies.items()
             if isinstance(rule, Car) and method != "mean_logprob"
         ]
+        kept = "has the name of the student before any tuning; choose another"
+        if UNTUNED in self.strategies:
+            wrong.append((("strategies", UNTUNED), kept))
+        for name in self.evaluation.beside:
+            if name == UNTUNED or name in self.strategies:
+                taken = kept if name == UNTUNED else "has the name of a strategy; choose another"
+                wrong.append((("evaluation", "beside", name), taken))
         try:
             self.dataset.over(self.defects)
         except Misfit as error:

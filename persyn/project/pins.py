@@ -113,6 +113,7 @@ def hub_entries(data: Any) -> Iterator[HubEntry]:
     models: list[Place] = [
         ("teachers", name) for name in teachers if _mapping(teachers, name).get("backend") != "openai"
     ]
+    models += [("evaluation", "beside", name) for name in _mapping(_mapping(data, "evaluation"), "beside")]
     models += [("student",), ("router",), ("quality", "reward_model")]
     datasets: list[Place] = [("teachers", name, "precomputed") for name in teachers]
     for part in ("sources", "decontaminate"):

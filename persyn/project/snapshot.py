@@ -16,7 +16,7 @@ from persyn.errors import InputError
 from persyn.project.revision import Project, open_project
 
 METRICS = {
-    **dict.fromkeys(("prompts", "defects", "rewards", "router", "comparison", "cost"), ""),
+    **dict.fromkeys(("prompts", "defects", "rewards", "router", "beside", "comparison", "cost"), ""),
     **dict.fromkeys(("allocation", "dataset", "evaluation"), "strategies"),
 }
 """The files of metrics/; for a folder, whether its files are named after teachers or strategies."""

@@ -8,27 +8,40 @@ from persyn.cost import Prices, build_ledger
 from persyn.plots import comparison_curve, ledger_curve
 from persyn.project.snapshot import Snapshot
 from persyn.report import bars, charts
-from persyn.report.page import REFERENCE, Chart, Section, Table, count, decimal, interval, smallest, strategy_looks
+from persyn.report.page import (
+    REFERENCE,
+    Chart,
+    Section,
+    Table,
+    count,
+    decimal,
+    interval,
+    listed,
+    smallest,
+    strategy_looks,
+)
 from persyn.report.svg import Look
 from persyn.schemas import alike
+from persyn.settings import UNTUNED
 
 PARTS = {"parallel set": Look(6), "new answers of the chosen teachers": Look(0), "all teachers on all prompts": Look(1)}
 
 
 def comparison_section(run: Snapshot) -> Section:
-    """Every strategy compared with persyn."""
+    """Every strategy, and what stands beside them, compared with persyn."""
     title = "Was it worth it?"
+    evaluation, comparison, beside = run.metric("evaluation"), run.metric("comparison"), run.metric("beside")
     lead = (
         f"{REFERENCE} minus each strategy, item by item. Right of the line {REFERENCE} scores higher; whether that is "
         "better depends on the metric. A difference is called within noise unless p, corrected for the number of "
-        "strategies compared on a metric (Holm), is below 0.05; identical, if no item has another score. "
+        "rows compared on a metric (Holm), is below 0.05; identical, if no item has another score. "
         "Metrics and tasks are not corrected for."
-    )
-    evaluation, comparison = run.metric("evaluation"), run.metric("comparison")
+    ) + _beside_in_words(list(beside))
     if not evaluation:
         return Section("comparison", title, lead, missing=["evaluation"])
     order = _ordered(run, evaluation)
-    curve = comparison_curve(comparison, {name: evaluation[name] for name in order})
+    evaluation = {**{name: evaluation[name] for name in order}, **beside}
+    curve = comparison_curve(comparison, evaluation)
     drawn, gaps = [], curve.filter(pl.col("difference").is_not_null())
     if gaps.height:
         told = "; ".join(
@@ -45,7 +58,7 @@ def comparison_section(run: Snapshot) -> Section:
     caption = "Scores (± standard error) as lm-eval gives them; differences (95 % interval) of means over items, "
     caption += "which are not those of the scores where a metric counts the parts of items (IFEval's inst_level)."
     table = Table(caption, columns, rows, words=4)
-    missing = ["comparison"] if run.metric("comparison", None) is None else []
+    missing = [stage for stage in ("beside", "comparison") if run.metric(stage, None) is None]
     return Section("comparison", title, lead, drawn, [table], missing=missing)
 
 
@@ -117,6 +130,13 @@ def ledger_section(run: Snapshot) -> Section:
 def _ordered(run: Snapshot, found: Any) -> list[str]:
     """The strategies in `found`, in the order of params.yaml; all of them, if it names none."""
     return [name for name in run.strategies if name in found] or list(found)
+
+
+def _beside_in_words(names: list[str]) -> str:
+    """What of the rows is no strategy."""
+    others = [name for name in names if name != UNTUNED]
+    found = f" {UNTUNED} is no strategy, but the student before any tuning." if UNTUNED in names else ""
+    return found + (f" Finished models, not trained here: {listed(others)}." if others else "")
 
 
 def _compared(row: dict[str, Any], evaluation: Any, comparison: Any) -> list[str]:

@@ -68,6 +68,7 @@ def invented(
         "allocation": {name: {"prompts": count, "entropy": 1.0, "share": share} for name, share in shares.items()},
         "dataset": {name: {"rows": count, "kept": count - 1, "dropped": {"empty": 1}} for name in strategies},
         "evaluation": {name: _scores(table) for name, table in samples.items()},
+        "beside": {},
         "comparison": compare_strategies(samples),
         "cost": build_ledger(prompts, everything, routed),
     }
