@@ -26,7 +26,7 @@ def build_summary(
     tasks: Sequence[str],
     untuned: Scores | None = None,
 ) -> dict[str, float]:
-    """At most 13 numbers under short names, to four significant digits.
+    """At most 12 numbers under short names, to four significant digits.
 
     Args:
         router: metrics/router.json.
@@ -42,11 +42,10 @@ def build_summary(
         prompts routed to the teacher that `persyn` uses most. <task> and <task>_other: the task's main score under
         `persyn`, and under the best other strategy; two tasks are named by the first word in which their names differ.
         With more than MOST_TASKS tasks, score and score_other instead: means over the tasks, the best other strategy
-        having the highest mean. untuned: the mean over the tasks of the main scores of the student before any tuning;
-        over_untuned: that mean under `persyn` minus it. calls and tokens: calls to teachers and response tokens of
-        `persyn`, parallel set included. fewer: how many times fewer calls than all teachers on all prompts. A number
-        that a run lacks is left out: gain if too few prompts were held out, scores of others if `persyn` is the only
-        strategy.
+        having the highest mean. learnt: how much higher the mean of the tasks' main scores is under `persyn` than
+        before any tuning. calls and tokens: calls to teachers and response tokens of `persyn`, parallel set included.
+        fewer: how many times fewer calls than all teachers on all prompts. A number that a run lacks is left out: gain
+        if too few prompts were held out, scores of others if `persyn` is the only strategy.
 
     Raises:
         InputError: there is no strategy `persyn`.
@@ -60,7 +59,7 @@ def build_summary(
         "hit_at_1": router.get("hit_at_1"),
         "share": max(allocation[REFERENCE]["share"].values()),
         **_scores(evaluations, tasks),
-        **(_over_untuned(evaluations[REFERENCE], untuned, tasks) if untuned else {}),
+        **(_learnt(evaluations[REFERENCE], untuned, tasks) if untuned else {}),
         "calls": sum(use["calls"] for use in parallel) + routed["calls"],
         "tokens": sum(use["response_tokens"] for use in parallel) + routed["response_tokens"],
         "fewer": cost["saved"][REFERENCE].get("calls"),
@@ -87,13 +86,13 @@ def main_score(metrics: Mapping[str, Mapping[str, Any]]) -> float:
     return float(metrics[min(metrics)]["value"])
 
 
-def _over_untuned(ours: Scores, untuned: Scores, named: Sequence[str]) -> dict[str, float]:
-    """The mean score before any tuning, and how much higher it is under `persyn`."""
+def _learnt(ours: Scores, untuned: Scores, named: Sequence[str]) -> dict[str, float]:
+    """How much higher the mean of the tasks' main scores is than before any tuning. That mean itself is in
+    metrics/beside.json: with it, the table of `dvc exp show` would not fit a screen.
+    """
     tasks = [task for task in _counted(ours, named) if task in untuned]
-    if not tasks:
-        return {}
-    after, before = (sum(main_score(scores[task]) for task in tasks) / len(tasks) for scores in (ours, untuned))
-    return {"untuned": before, "over_untuned": after - before}
+    gained = [main_score(ours[task]) - main_score(untuned[task]) for task in tasks]
+    return {"learnt": sum(gained) / len(gained)} if gained else {}
 
 
 def _counted(ours: Scores, named: Sequence[str]) -> list[str]:
