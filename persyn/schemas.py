@@ -118,7 +118,7 @@ def read_table(path: str | Path, schema: pl.Schema, where: pl.Expr | None = None
     return parse_table(Path(path), schema, str(path), where)
 
 
-def read_batches(path: str | Path, schema: pl.Schema, rows: int) -> Iterator[pl.DataFrame]:
+def read_batches(path: str | Path, schema: pl.Schema, rows: int = 50_000) -> Iterator[pl.DataFrame]:
     """The table of read_table in parts of about so many rows, in its order, never whole in memory.
 
     Raises:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -421,3 +421,12 @@ def load_router(folder: str | Path, teachers: Sequence[str], method: Method | No
             f"{folder} routes to {router.teachers}, params.yaml names {list(teachers)}; run `dvc repro router`"
         )
     return router
+
+
+def route_strengths(router: Router, parts: Iterable[pl.DataFrame]) -> np.ndarray:
+    """Strengths (N, M) of prompts that come in parts, whose texts and features are in memory one part at a time.
+
+    Args:
+        parts: PROMPTS.
+    """
+    return np.concatenate([router.strengths(prompt_texts(part), part["source"].to_list()) for part in parts])
