@@ -72,8 +72,8 @@ def write_project(folder: Path, rows: int) -> None:
         for number in range(rows):
             text = " ".join([*draw.choices(words, k=WORDS - 1), str(number)])
             file.write(json.dumps({"prompt": text, "answer": str(number)}) + "\n")
-    scores = pl.DataFrame({"prompt_id": "none", "teacher": "none", "quality": 0.0, "learnability": 0.0, "reward": 0.0})
-    write_table(scores.cast(dict(REWARDS)), folder / "rewards.parquet", REWARDS)
+    scores = pl.DataFrame([("none", "none", 0.0, 0.0, 0.0)], schema=REWARDS, orient="row")
+    write_table(scores, folder / "rewards.parquet", REWARDS)
 
 
 def measure(command: list[str], folder: Path, rows: int) -> tuple[str, str, str]:

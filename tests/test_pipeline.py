@@ -234,7 +234,7 @@ def test_dvc_yaml_is_short() -> None:
 
 
 def test_functions_and_stages_are_short() -> None:
-    """Bodies of at most 50 lines, at most 8 arguments; a stage is at most 40 lines."""
+    """Bodies of at most 50 lines, at most 8 arguments (options of the command line aside); stages of at most 40."""
     for path in (ROOT / "stages").glob("*.py"):
         assert path.stem == "__init__" or len(path.read_text().splitlines()) <= 40, path
     for path in [*(ROOT / "persyn").rglob("*.py"), *(ROOT / "stages").glob("*.py")]:
@@ -242,6 +242,7 @@ def test_functions_and_stages_are_short() -> None:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 body = node.body[1:] if ast.get_docstring(node) and node.body[1:] else node.body
                 lines = (body[-1].end_lineno or 0) - body[0].lineno + 1
-                names = [each.arg for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                given = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+                names = [each.arg for each in given if "attr='Option'" not in ast.dump(each)]
                 assert lines <= 50, f"{path}: {node.name} has {lines} lines"
                 assert len([name for name in names if name not in ("self", "cls")]) <= 8, f"{path}: {node.name}"
