@@ -69,6 +69,15 @@ def test_the_table_says_it_in_words() -> None:
     assert random[6:] == ["1.000", "none with 4 items", "within noise"]
 
 
+def test_a_metric_that_is_0_for_all_is_named_below_the_table() -> None:
+    silent = {name: samples([0, 0]).with_columns(metric=pl.lit("exact")) for name in ("persyn", "random")}
+    tables = {name: pl.concat([samples([1, 0]), table]) for name, table in silent.items()}
+    table, _, note = comparison_table(tables, compare_strategies(tables)).rpartition("\n\n")
+    assert "exact" not in table
+    assert note == "Left out: exact of task, which is 0 for all of them."
+    assert comparison_table(silent, compare_strategies(silent)).count("| exact ") == 2, "a task keeps its only metric"
+
+
 def test_items_are_paired_by_their_content_whatever_the_order() -> None:
     table = compare_strategies({"persyn": samples([1, 0, 1]), "random": samples([0, 0, 1]).reverse()})
     assert table["random"]["task"]["acc"]["difference"] == pytest.approx(1 / 3)
