@@ -109,7 +109,8 @@ def build_dataset(
     Returns:
         DATASET, and the counts {rows, kept, dropped: {reason: count}, teachers: count_defects}. The reason is that of
         drop_reason, `sample` for samples that are not the best (best_samples), `require` for those that fall short of
-        settings.require, `second` for the worse of two, or `max_per_teacher` or `max_per_source`. Where something is required, require: as count_required.
+        settings.require, `second` for the worse of two, or `max_per_teacher` or `max_per_source`. Where something is
+        required, require: as count_required.
 
     Raises:
         InputError: no row is left, or as check_terms.

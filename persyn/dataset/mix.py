@@ -146,16 +146,17 @@ def _choose(
 ) -> tuple[list[tuple[str, Asked]], int]:
     """The rows of the lowest lots, in the order of prompt_id, and how many there were. No more are in memory."""
     kept: list[tuple[int, str, Asked]] = []
-    number = 0
-    for number, (identity, asked) in enumerate(rows, start=1):
+    read = 0
+    for identity, asked in rows:
+        read += 1
         drawn = -int(lot(seed, identity, asked.answer or ""), 16)  # the heap's first is the highest lot
         if len(kept) < wanted:
             heapq.heappush(kept, (drawn, identity, asked))
         elif kept:
             heapq.heappushpop(kept, (drawn, identity, asked))
-    if number > len(kept):
-        dropped[NOT_CHOSEN] = number - len(kept)
-    return sorted(((identity, asked) for _, identity, asked in kept), key=lambda row: row[0]), number
+    if read > len(kept):
+        dropped[NOT_CHOSEN] = read - len(kept)
+    return sorted(((identity, asked) for _, identity, asked in kept), key=lambda row: row[0]), read
 
 
 def _table(mix: Mix, chosen: Collection[tuple[str, Asked]]) -> pl.DataFrame:

@@ -278,8 +278,13 @@ def score_lines(params: Mapping[str, Any]) -> list[str]:
 def limit_lines(export: pl.DataFrame) -> list[str]:
     """What the rows (a column finish_reason) are not good for."""
     cut = export.filter(finish_reason="length").height
+    mixed = export.filter(pl.col("teacher_id").str.starts_with(MIX)).height
     return [
         "Language models wrote the answers; they were checked no further than the scores say.",
+        *(
+            [f"{mixed} rows are of existing data sets (mixes): no model of this project wrote or scored them."]
+            * (mixed > 0)
+        ),
         "A reward compares answers to one prompt; between prompts it says nothing.",
         f"{cut} of {export.height} answers were cut at the teacher's limit of tokens (finish\\_reason length).",
         "Decontamination finds shared runs of words and near copies, no paraphrase, and only of the sets named above.",
