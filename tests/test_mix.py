@@ -121,6 +121,7 @@ def test_an_export_and_its_card_tell_a_mix_from_what_teachers_wrote(tmp_path: Pa
     of_responses = dataset_of()[1]
     about = TEACHERS, {"read": 10, "kept": 10, "dropped": {}}
     card = build_card("persyn", ASKED, dataset, of_responses | {"mix": counts}, *about)
-    assert "## Mixes" in card and "| old \\| chats | CC-BY-4.0 | 1 | 1 |" in card
+    assert "## Mixes" in card
+    assert "| old \\| chats | CC-BY-4.0 | 1 | 1 |" in card
     assert card.count("| test | Apache-2.0 | 10 |") == 1
     assert "Mixes" not in build_card("persyn", ASKED, dataset_of()[0], of_responses, *about)
