@@ -2,6 +2,7 @@
 
 from persyn.dataset import build_dataset
 from persyn.dataset.card import build_card
+from persyn.dataset.mix import add_mixes
 from persyn.files import read_json, write_json, write_text
 from persyn.project.params import JUDGE, read_params
 from persyn.quality import QualitySpeed, score_quality
@@ -25,6 +26,8 @@ def main(name: str, prompts: str, cleaning: str, routes: str, routed: str, out: 
         read_table(routes, ROUTES),
         lambda responses: score_quality(asked, responses, *scoring),
     )
+    dataset, mixed = add_mixes(dataset, params.dataset.mix, params.dataset.seed, params.prompts)
+    counts |= {"mix": mixed} if mixed else {}
     write_table(dataset, out, DATASET)
     write_json(counts, metrics)
     write_text(build_card(name, asked, dataset, counts, teachers, read_json(cleaning)), readme)

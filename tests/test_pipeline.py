@@ -25,7 +25,8 @@ NEUTRAL = {"persyn/__init__.py", "persyn/project"} | {
 UNDECLARED = re.compile(r"metrics/live/|metrics/reports/dvc\.yaml$")
 DERIVED = {"anchored": "teachers", "finished": "evaluation", "speed_of": "speed"}  # what Params tells of a section
 NAMED = {"data/raw/evaluation"}  # by task files
-IMPLIED = {"evaluation": NAMED, "beside": NAMED, "quality": {"data/raw"}}  # the last is named by `precomputed`
+RAW = {"data/raw"}  # named by `precomputed`, and by `mix` and `decontaminate`
+IMPLIED = {"evaluation": NAMED, "beside": NAMED, "quality": RAW, "dataset": RAW}
 WHETHER = {"responses": {"licenses"}, "routed": {"licenses"}}  # another licence allowed asks nothing again
 
 

@@ -108,11 +108,14 @@ def _read(form: str, strategy: str, rev: str | None, thinking: "Thinking | None"
 
 def _write(made: "Made", form: str, folder: Path, force: bool) -> str:
     """Write it; returns what was written, in words."""
+    from persyn.dataset.mix import MIX
     from persyn.export.formats import FORMATS, write_parquet, write_records
     from persyn.export.hub import write_export
 
-    teachers = made.used["teacher_id"].n_unique()
-    of = f"of {teachers} teacher{'s' * (teachers != 1)}"
+    names = made.used["teacher_id"].unique().to_list()
+    teachers = sum(not name.startswith(MIX) for name in names)
+    mixes = f" and {len(names) - teachers} mixed in" if teachers < len(names) else ""
+    of = f"of {teachers} teacher{'s' * (teachers != 1)}{mixes}"
     if form in PUSHED:
         shards = write_export(made.rows, made.card, folder, force)
         files = f"in {shards} parquet file{'s' * (shards != 1)}"

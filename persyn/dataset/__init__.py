@@ -3,18 +3,19 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import polars as pl
 from pydantic import Field, model_validator
 
+from persyn.dataset.mix import Mix, lot
 from persyn.defects import Policies, Policy, best_samples, count_defects, drop_reason, falls_short, find_defects
 from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.generation.terms import Licenses, check_terms
 from persyn.messages import as_messages, assistant_message
 from persyn.schemas import DATASET, NEXT, RESPONSES, Domain, fill_table, row_key
-from persyn.settings import Misfit, Settings, shown
+from persyn.settings import Misfit, Seed, Settings, shown
 
 logger = logging.getLogger(__name__)
 KEYS = ["prompt_id", "teacher"]
@@ -24,6 +25,8 @@ Score = Callable[[pl.DataFrame], pl.DataFrame]
 
 class DatasetSettings(Settings):
     """The section `dataset`."""
+
+    later: ClassVar = frozenset({"mix", "max_per_teacher", "max_per_source", "seed"})
 
     keep_length: bool | None = None
     """The earlier name of defects.length, still read: true is `keep`, false is `drop`. Set defects.length instead."""
@@ -36,6 +39,22 @@ class DatasetSettings(Settings):
     (rejection sampling): the next ones by the router's strengths for it, one after the other, within the budget. Of
     rules that choose each prompt's best response, the next best; of others without strengths, the teachers of the next
     highest mean reward on the parallel set."""
+    max_per_teacher: Annotated[int, Field(ge=1)] | None = None
+    """Most routed rows of one teacher; `seed` and the content decide which stay. null sets no limit."""
+    max_per_source: Annotated[int, Field(ge=1)] | None = None
+    """Most routed rows whose prompts are of one source, after `max_per_teacher`; as there."""
+    mix: list[Mix] = Field(default_factory=list)
+    """Existing data sets whose rows are joined to the routed ones, in this order. No row has a prompt that is there
+    already, or repeats an item of prompts.decontaminate."""
+    seed: Seed = 0
+    """Seed of the choice of rows for `mix`, `max_per_teacher` and `max_per_source`."""
+
+    @model_validator(mode="after")
+    def _one_name_each(self) -> Self:
+        titles = [mix.title for mix in self.mix]
+        if twice := next((title for title in titles if titles.count(title) > 1), None):
+            raise Misfit("mix", f"has two entries called {twice!r}; give them a `label` each")
+        return self
 
     @model_validator(mode="after")
     def _retries_what_is_required(self) -> Self:
@@ -90,7 +109,8 @@ def build_dataset(
     Returns:
         DATASET, and the counts {rows, kept, dropped: {reason: count}, teachers: count_defects}. The reason is that of
         drop_reason, `sample` for samples that are not the best (best_samples), `require` for those that fall short of
-        settings.require, or `second` for the worse of two. Where something is required, require: as count_required.
+        settings.require, `second` for the worse of two, or `max_per_teacher` or `max_per_source`. Where something is
+        required, require: as count_required.
 
     Raises:
         InputError: no row is left, or as check_terms.
@@ -111,6 +131,7 @@ def build_dataset(
         worse = _worse(twice, routes).with_columns(second=pl.lit("second"))
         rows = rows.join(worse, on=KEYS, how="left", validate="1:1", maintain_order="left")
         rows = rows.with_columns(dropped=pl.coalesce("dropped", "second"))
+    uncapped, rows = rows, _capped(rows, settings)
     kept, dropped = rows.filter(pl.col("dropped").is_null()), Counter(rows["dropped"].drop_nulls().sort())
     if kept.is_empty():
         raise InputError(
@@ -122,7 +143,7 @@ def build_dataset(
     counts: dict[str, Any] = {"rows": routed.height, "kept": kept.height, "dropped": dict(dropped)}
     counts |= {"teachers": count_defects(defects, routed)}
     if settings.require:
-        counts["require"] = count_required(rows, routes, settings)
+        counts["require"] = count_required(uncapped, routes, settings)
         _tell(counts)
     return _messages_and_terms(kept, teachers), counts
 
@@ -192,6 +213,19 @@ def _with_quality(
             f"{decides['prompt_id'].n_unique()} prompts have several responses; give their routes and a score"
         )
     return rows.join(score(decides), on=row_key(decides), how="left", validate="1:1", maintain_order="left")
+
+
+def _capped(rows: pl.DataFrame, settings: DatasetSettings) -> pl.DataFrame:
+    """`rows` with those dropped that are too many of a teacher, and then of a source."""
+    limits = {"teacher": settings.max_per_teacher, "source": settings.max_per_source}
+    for column, limit in limits.items():
+        if limit is not None:
+            lots = [lot(settings.seed, *key) for key in rows.select(KEYS).iter_rows()]
+            place = pl.col("lot").rank("ordinal").over(column, pl.col("dropped").is_null())
+            over = pl.col("dropped").is_null() & (place > limit)
+            reason = pl.when(over).then(pl.lit(f"max_per_{column}")).otherwise("dropped")
+            rows = rows.with_columns(lot=pl.Series(lots, dtype=pl.String)).with_columns(dropped=reason).drop("lot")
+    return rows
 
 
 def _messages_and_terms(kept: pl.DataFrame, teachers: Mapping[str, Teacher]) -> pl.DataFrame:

@@ -6,6 +6,7 @@ from typing import Any
 
 import polars as pl
 
+from persyn.dataset.mix import is_mix
 from persyn.files import markdown_table, markdown_text
 from persyn.generation import Teacher
 
@@ -51,13 +52,18 @@ def build_card(
     """
     made = [
         f"- Strategy {markdown_text(strategy)} chose who answers a prompt; teachers that wrote what is here: "
-        f"{dataset['teacher'].n_unique()}.",
+        f"{dataset.filter(~is_mix())['teacher'].n_unique()}.",
         *cleaning_lines(cleaning),
         f"- Responses: {counts['rows']} written, {counts['kept']} kept; dropped: {reasons(counts['dropped'])}.",
         *_required(counts),
     ]
     opening = "Synthetic data for supervised fine-tuning: every response was written by a language model."
     sections = sections or {"Columns": COLUMNS}
+    if mixes := counts.get("mix"):
+        opening = (
+            "Data for supervised fine-tuning: responses of language models, and rows of existing data sets (mixes)."
+        )
+        sections = {"Mixes": _mixes(mixes)} | dict(sections)
     return compose_card(strategy, opening, made, prompts, dataset, teachers, sections, config)
 
 
@@ -78,6 +84,7 @@ def compose_card(
         rows: prompt_id, teacher, license, teacher_license and training of each response.
         prompts, teachers, sections, config: as build_card takes them.
     """
+    licences, rows = rows, rows.filter(~is_mix())
     sources = rows.join(prompts.select("prompt_id", "source"), on="prompt_id", how="left", validate="m:1")
     origins = sources.group_by("source", "license").len().sort("source", "license").rows()
     parts = [
@@ -95,7 +102,7 @@ def compose_card(
     ]
     for heading, text in sections.items():
         parts += [f"## {heading}", text]
-    return _front_matter(name, rows, config) + "\n\n".join(parts) + "\n"
+    return _front_matter(name, licences, config) + "\n\n".join(parts) + "\n"
 
 
 def cleaning_lines(cleaning: Mapping[str, Any]) -> list[str]:
@@ -148,6 +155,31 @@ def _required(counts: Mapping[str, Any]) -> list[str]:
     )
     unretried = f" {found['unretried']} of these were not asked as often as allowed: the budget was spent."
     return [text + (unretried if found["unretried"] else "")]
+
+
+def _mixes(mixes: Mapping[str, Mapping[str, Any]]) -> str:
+    """The data sets whose rows were joined, and the terms that bind who uses them."""
+    table = [
+        (
+            shown(label),
+            one["license"],
+            one["read"],
+            one["kept"],
+            ", ".join(f"{k} {n}" for k, n in one["dropped"].items()),
+        )
+        for label, one in mixes.items()
+    ]
+    conditions = [
+        f"- Rows of {markdown_text(shown(label))} under {markdown_text(one['license'])}."
+        for label, one in mixes.items()
+    ]
+    text = (
+        "Rows of existing data sets, taken as they are; their `teacher` is mix: and the name here. No teacher of this "
+        "project wrote them and nothing scored them. Who wrote them is for the data set to say. The tables and shares "
+        "above are without them."
+    )
+    heads = ["data set", "licence", "rows read", "rows", "dropped"]
+    return "\n\n".join([text, markdown_table(heads, table), "\n".join(conditions)])
 
 
 def _teachers_table(dataset: pl.DataFrame, teachers: Mapping[str, Teacher]) -> str:

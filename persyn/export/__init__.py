@@ -1,13 +1,14 @@
 """Export: one strategy's dataset for others to use: every row with its teacher, terms and scores, and a card."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import polars as pl
 
 from persyn.dataset import DatasetSettings
 from persyn.dataset.card import shown
+from persyn.dataset.mix import MIX, Mix, is_mix
 from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.files import markdown_table, markdown_text
@@ -22,8 +23,14 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "completion": (MESSAGES, "the answer, as one message"),
     "messages": (MESSAGES, "`prompt` and `completion` in one list"),
     "reasoning": (pl.String, "the teacher's thought before the answer; null where it gave none"),
-    "teacher_id": (pl.String, "which teacher answered, by its name above"),
-    "teacher_model": (pl.String, "its model; several teachers may be one model asked in several ways"),
+    "teacher_id": (
+        pl.String,
+        "which teacher answered, by its name above; mix: and a name where the row is from an existing data set",
+    ),
+    "teacher_model": (
+        pl.String,
+        "its model; several teachers may be one model asked in several ways; of a mix its data set",
+    ),
     "prompt_id": (pl.String, "content hash of the prompt"),
     "domain": (pl.String, "instruction, math or code"),
     "source": (pl.String, "where the prompt is from"),
@@ -35,7 +42,10 @@ COLUMNS: dict[str, tuple[Any, str]] = {
     "reward": (pl.Float64, "both, mixed, relative to the other teachers' answers to this prompt; null as `quality`"),
     "strength": (pl.Float64, "the router's strength of this teacher on this prompt; null where no router chose"),
     "margin": (pl.Float64, "its lead over the best other teacher; null as `strength`, or where there is no other"),
-    "num_response_tokens": (pl.Int64, "tokens of the answer and of any thought before it, by the teacher's tokenizer"),
+    "num_response_tokens": (
+        pl.Int64,
+        "tokens of the answer and of any thought before it, by the teacher's tokenizer; null in rows of a mix",
+    ),
     "finish_reason": (pl.String, "stop, or length where the answer was cut"),
 }
 """name -> type and meaning."""
@@ -58,6 +68,7 @@ def build_export(
     parallel: pl.DataFrame,
     rewards: pl.DataFrame,
     teachers: Mapping[str, Teacher],
+    mixes: Sequence[Mix] = (),
 ) -> pl.DataFrame:
     """Join the dataset with everything known about its rows.
 
@@ -69,14 +80,17 @@ def build_export(
         parallel: RESPONSES of all teachers to the parallel set; these were scored.
         rewards: REWARDS. A row has scores if exactly its response was scored.
         teachers: by name, those in `dataset` at least.
+        mixes: of dataset.mix, those in `dataset` at least. Their rows have neither route nor scores nor counted tokens.
 
     Returns:
-        EXPORT, sorted by prompt_id and teacher_id; nulls in NULLABLE only. No text is changed.
+        EXPORT, sorted by prompt_id and teacher_id; nulls in NULLABLE only, and in the tokens of mixed rows. No text is
+        changed.
 
     Raises:
         InputError: the tables are from different runs: a row has no prompt or route, a different response, or terms
             that its teacher no longer has.
     """
+    mixed, dataset = _mixed(dataset.filter(is_mix()), mixes), dataset.filter(~is_mix())
     scored = parallel.select(*KEYS, scored="response")
     scores = rewards.join(scored, on=KEYS, how="left", validate="1:1")
     asked = prompts.rename({"prompt": "asked", "license": "license_now"})
@@ -97,7 +111,24 @@ def build_export(
     made = rows.select(EXPORT.names())
     assert made.schema == EXPORT, made.schema
     assert not made.drop(NULLABLE).null_count().sum_horizontal().item()
-    return made
+    return pl.concat([made, mixed]).sort("prompt_id", "teacher_id") if mixed.height else made
+
+
+def _mixed(rows: pl.DataFrame, mixes: Sequence[Mix]) -> pl.DataFrame:
+    """EXPORT of the rows of mixes."""
+    known = {mix.teacher: mix for mix in mixes}
+    given = [known.get(name) for name in rows["teacher"]]
+    for one, name, license_ in zip(given, rows["teacher"], rows["license"], strict=True):
+        if one is None or one.license != license_:
+            what = "which dataset.mix does not name" if one is None else f"whose licence is {one.license!r} now"
+            raise InputError(f"the dataset holds rows of {name} under {license_!r}, {what}; run `dvc repro`")
+    fields = [(mix.domain, shown(mix.title), shown(mix.name)) for mix in given if mix]
+    about = pl.DataFrame(fields, schema=dict.fromkeys(["domain", "source", "teacher_model"], pl.String), orient="row")
+    rows = rows.hstack(about).with_columns(
+        teacher_id=MIX + pl.col("source"), messages=pl.concat_list("prompt", "completion")
+    )
+    empty = [pl.lit(None, EXPORT[name]).alias(name) for name in EXPORT if name not in rows.columns]
+    return rows.with_columns(empty).select(EXPORT.names())
 
 
 def _check_one_run(rows: pl.DataFrame, teachers: Mapping[str, Teacher]) -> None:
@@ -247,8 +278,13 @@ def score_lines(params: Mapping[str, Any]) -> list[str]:
 def limit_lines(export: pl.DataFrame) -> list[str]:
     """What the rows (a column finish_reason) are not good for."""
     cut = export.filter(finish_reason="length").height
+    mixed = export.filter(pl.col("teacher_id").str.starts_with(MIX)).height
     return [
         "Language models wrote the answers; they were checked no further than the scores say.",
+        *(
+            [f"{mixed} rows are of existing data sets (mixes): no model of this project wrote or scored them."]
+            * (mixed > 0)
+        ),
         "A reward compares answers to one prompt; between prompts it says nothing.",
         f"{cut} of {export.height} answers were cut at the teacher's limit of tokens (finish\\_reason length).",
         "Decontamination finds shared runs of words and near copies, no paraphrase, and only of the sets named above.",

@@ -9,6 +9,7 @@ import polars as pl
 
 from persyn.dataset import DatasetSettings
 from persyn.dataset.card import build_card, cleaning_lines, compose_card, reasons
+from persyn.dataset.mix import is_mix
 from persyn.defects import Policies
 from persyn.errors import InputError, nearest
 from persyn.export import (
@@ -70,7 +71,7 @@ def read_rows(snapshot: Snapshot, strategy: str, form: str, thinking: Thinking |
     check_lock(snapshot, strategy)
     tables = _tables(snapshot, strategy)
     _gate(params, teachers, tables["dataset"])
-    export = build_export(**tables, teachers=teachers)
+    export = build_export(**tables, teachers=teachers, mixes=DatasetSettings(**params.get("dataset") or {}).mix)
     made = chosen.convert(export, kept) if chosen.convert else Converted()
     told = notes(export, made, form, kept)
     rows = with_thoughts(export) if kept == "keep" else export
@@ -206,7 +207,7 @@ def _tables(snapshot: Snapshot, strategy: str) -> dict[str, pl.DataFrame]:
 def _gate(params: Mapping[str, Any], teachers: Mapping[str, Teacher], dataset: pl.DataFrame) -> None:
     """Refuse a dataset of teachers that params.yaml no longer has, or whose terms forbid training."""
     licenses = Licenses.parse(params.get("licenses"), "licenses")
-    names = dataset["teacher"].unique().sort().to_list()
+    names = dataset.filter(~is_mix())["teacher"].unique().sort().to_list()
     unknown = [name for name in names if name not in teachers]
     if unknown:
         raise InputError(

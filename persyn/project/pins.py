@@ -119,6 +119,8 @@ def hub_entries(data: Any) -> Iterator[HubEntry]:
     for part in ("sources", "decontaminate"):
         listed = prompts.get(part)
         datasets += [("prompts", part, number) for number in range(len(listed) if isinstance(listed, list) else 0)]
+    mixed = _mapping(data, "dataset").get("mix")
+    datasets += [("dataset", "mix", number) for number in range(len(mixed) if isinstance(mixed, list) else 0)]
     for place in (*models, *datasets):
         node, key = _at(data, place), "model" if place in models else "hub"
         name = node.get(key) if isinstance(node, Mapping) else None

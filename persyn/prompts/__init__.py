@@ -116,7 +116,7 @@ def sink_prompts(raw: Path, settings: PromptSettings, folder: Path) -> tuple[pl.
         for asked, reference in tqdm(_read(raw, source), desc=source.title, unit="row", delay=5):
             shapes[asked.shape] += 1
             identity = prompt_id(asked.messages)
-            reason = _unfit(asked, reference, settings.max_characters)
+            reason = unfit(asked, reference, settings.max_characters)
             if reason:
                 roles[asked.role] += 1
             elif identity in kept:
@@ -196,7 +196,7 @@ def _read(raw: Path, source: Source) -> Iterator[tuple[Asked, str | None]]:
         )
 
 
-def _unfit(asked: Asked, reference: str | None, max_characters: int) -> str:
+def unfit(asked: Asked, reference: str | None, max_characters: int) -> str:
     """Why a prompt cannot be used; empty if it can."""
     texts = [turn["content"] for turn in asked.messages]
     if asked.unfit or not all(texts):
@@ -206,11 +206,17 @@ def _unfit(asked: Asked, reference: str | None, max_characters: int) -> str:
     return "too long" if sum(map(len, texts)) > max_characters else ""
 
 
-def _compared(raw: Path, settings: PromptSettings) -> Callable[[Asked, Source], Met | None]:
-    """What a prompt is dropped for: an evaluation item, or a prompt that was asked about before."""
+def evaluation_sets(raw: Path, settings: PromptSettings) -> EvaluationSets:
+    """The items of settings.decontaminate."""
     sets = EvaluationSets(settings.ngram, settings.decontaminate_near)
     for source in settings.decontaminate:
         for asked, _ in _read(raw, source):
             sets.add(source.title, asked.messages)
+    return sets
+
+
+def _compared(raw: Path, settings: PromptSettings) -> Callable[[Asked, Source], Met | None]:
+    """What a prompt is dropped for: an evaluation item, or a prompt that was asked about before."""
+    sets = evaluation_sets(raw, settings)
     earlier = NearDuplicates(settings.near_duplicates, settings.ngram)
     return lambda asked, source: sets.met(asked.messages) or earlier.met(asked.messages, source.title)

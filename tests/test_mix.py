@@ -1,0 +1,127 @@
+"""Rows of existing data sets that join the routed ones, and the most rows of a teacher and of a source."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from persyn.dataset import DatasetSettings, build_dataset
+from persyn.dataset.card import build_card
+from persyn.dataset.mix import MIX, add_mixes
+from persyn.defects import Policies
+from persyn.errors import InputError
+from persyn.export import EXPORT, build_export
+from persyn.generation.terms import Licenses
+from persyn.project.pins import hub_entries
+from persyn.prompts import PromptSettings
+from persyn.schemas import DATASET, REWARDS, ROUTES, check_table
+from tests.support.tables import prompts_table, responses_table, stub_teachers
+
+TEACHERS = stub_teachers("ab")
+ASKED = prompts_table([f"routed question {number}" for number in range(10)])
+ROUTED = pl.concat([responses_table(ASKED[:6], "a", ["x"] * 6), responses_table(ASKED[6:], "b", ["y"] * 4)])
+ITEM = "what is the capital of the country that lies north of the old border"
+
+
+def dataset_of(**settings: Any) -> tuple[pl.DataFrame, dict[str, Any]]:
+    return build_dataset(ASKED, ROUTED, Policies(), TEACHERS, Licenses(), DatasetSettings(**settings))
+
+
+def turns(asked: str, answer: str = "an answer") -> dict[str, Any]:
+    said = {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
+    return said if answer else {"messages": said["messages"][:1]}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def mixed(raw: Path, *mix: dict[str, Any], seed: int = 0) -> tuple[pl.DataFrame, dict[str, Any]]:
+    write(raw / "items.jsonl", [{"prompt": ITEM}])
+    prompts = PromptSettings(
+        sources=[{"path": "p"}],  # type: ignore[list-item]
+        decontaminate=[{"path": "items.jsonl"}],  # type: ignore[list-item]
+        num_parallel=None,
+    )
+    settings = DatasetSettings(mix=[{"license": "MIT", **entry} for entry in mix], seed=seed)  # type: ignore[misc]
+    return add_mixes(dataset_of()[0], settings.mix, settings.seed, prompts, raw)
+
+
+def test_every_row_of_a_mix_is_kept_or_counted(tmp_path: Path) -> None:
+    fit = [turns(f"replayed {number}") for number in range(9)]
+    rows = [*fit, fit[0], turns("routed question 3"), turns("no reply", ""), turns(ITEM), turns("")]
+    write(tmp_path / "m.jsonl", rows)
+    dataset, counts = mixed(tmp_path, {"path": "m.jsonl", "ratio": 0.4, "label": "replay"})
+    check_table(dataset, DATASET, "dataset")
+    dropped = {"contaminated": 1, "duplicate": 1, "empty": 1, "no answer": 1, "not chosen": 5, "routed": 1}
+    assert counts == {"replay": {"read": 14, "kept": 4, "dropped": dropped, "license": "MIT"}}
+    assert dataset[:10].equals(dataset_of()[0]), "the routed rows are as without a mix"
+    terms = dataset[10:].select("teacher", "license", "teacher_license", "training", "finish_reason").unique().rows()
+    assert terms == [(f"{MIX}replay", "MIT", "MIT", "allowed", "stop")]
+    write(tmp_path / "m.jsonl", rows[::-1])
+    assert mixed(tmp_path, {"path": "m.jsonl", "count": 4, "label": "replay"})[0].equals(dataset), "not by its order"
+    assert not mixed(tmp_path, {"path": "m.jsonl", "count": 4, "label": "replay"}, seed=1)[0].equals(dataset)
+
+
+def test_mixes_share_no_prompt_and_may_have_any_shape(tmp_path: Path) -> None:
+    write(tmp_path / "m.jsonl", [turns("one"), turns("two")])
+    said = [{"from": "human", "value": "one"}, {"from": "gpt", "value": "again"}]
+    write(tmp_path / "s.jsonl", [{"conversations": said}])
+    write(tmp_path / "a.jsonl", [{"instruction": "three", "input": "more", "output": "done"}])
+    paths = [{"path": name, "count": 2} for name in ("m.jsonl", "s.jsonl", "a.jsonl")]
+    dataset, counts = mixed(tmp_path, *paths)
+    assert [one["kept"] for one in counts.values()] == [2, 0, 1]
+    assert counts["s.jsonl"]["dropped"] == {"duplicate": 1}
+    assert counts["a.jsonl"]["wanted"] == 2
+    last = dataset.row(-1, named=True)
+    assert (last["prompt"][0]["content"], last["completion"][0]["content"]) == ("three\n\nmore", "done")
+
+
+def test_a_mix_needs_a_licence_an_amount_a_name_of_its_own_and_a_pin(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"dataset\.mix\.0 \(m\.jsonl\) has no licence"):
+        mixed(tmp_path, {"path": "m.jsonl", "count": 1, "license": " "})
+    for amounts in ({}, {"ratio": 0.5, "count": 2}):
+        with pytest.raises(ValueError, match="give one of them"):
+            mixed(tmp_path, {"path": "m.jsonl", **amounts})
+    with pytest.raises(ValueError, match="two entries called"):
+        mixed(tmp_path, {"path": "m.jsonl", "count": 1}, {"path": "m.jsonl", "count": 1})
+    with pytest.raises(InputError, match="needs its 40-hex commit"):
+        mixed(tmp_path, {"hub": "owner/name", "count": 1})
+    [entry] = hub_entries({"dataset": {"mix": [{"path": "x"}, {"hub": "owner/name"}]}})
+    assert (entry.label, entry.kind) == ("dataset.mix.1.revision", "dataset")
+
+
+def test_most_rows_of_a_teacher_and_of_a_source() -> None:
+    dataset, counts = dataset_of(max_per_teacher=5)
+    assert dict(dataset["teacher"].value_counts().rows()) == {"a": 5, "b": 4}
+    assert (counts["kept"], counts["dropped"]) == (9, {"max_per_teacher": 1})
+    dataset, counts = dataset_of(max_per_teacher=5, max_per_source=3)
+    assert (dataset.height, counts["dropped"]) == (3, {"max_per_teacher": 1, "max_per_source": 6})
+    assert dataset.equals(dataset_of(max_per_teacher=5, max_per_source=3)[0])
+    assert not dataset.equals(dataset_of(max_per_teacher=5, max_per_source=3, seed=7)[0])
+
+
+def test_an_export_and_its_card_tell_a_mix_from_what_teachers_wrote(tmp_path: Path) -> None:
+    write(tmp_path / "m.jsonl", [turns("one")])
+    entry = {"path": "m.jsonl", "count": 1, "license": "CC-BY-4.0", "domain": "math", "label": "old | chats"}
+    dataset, counts = mixed(tmp_path, entry)
+    routes = ROUTED.select("prompt_id", "teacher", strength=pl.lit(None, pl.Float64), margin=pl.lit(None, pl.Float64))
+    tables = ASKED, dataset, routes.cast(dict(ROUTES)), ROUTED, ROUTED, REWARDS.to_frame()  # type: ignore[arg-type]
+    mixes = DatasetSettings(mix=[entry]).mix  # type: ignore[list-item]
+    export = build_export(*tables, TEACHERS, mixes)
+    assert export.schema == EXPORT
+    [row] = export.filter(pl.col("teacher_id").str.starts_with(MIX)).to_dicts()
+    assert (row["source"], row["license"], row["domain"]) == ("old | chats", "CC-BY-4.0", "math")
+    assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"]
+    assert row["quality"] is row["reward"] is row["strength"] is row["num_response_tokens"] is None
+    with pytest.raises(InputError, match=r"dataset\.mix does not name; run `dvc repro`"):
+        build_export(*tables, TEACHERS)
+    of_responses = dataset_of()[1]
+    about = TEACHERS, {"read": 10, "kept": 10, "dropped": {}}
+    card = build_card("persyn", ASKED, dataset, of_responses | {"mix": counts}, *about)
+    assert "## Mixes" in card
+    assert "| old \\| chats | CC-BY-4.0 | 1 | 1 |" in card
+    assert card.count("| test | Apache-2.0 | 10 |") == 1
+    assert "Mixes" not in build_card("persyn", ASKED, dataset_of()[0], of_responses, *about)
