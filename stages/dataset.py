@@ -1,5 +1,7 @@
 """Routed responses -> the student's dataset and its card."""
 
+from pathlib import Path
+
 from persyn.dataset import build_dataset
 from persyn.dataset.card import build_card
 from persyn.dataset.mix import add_mixes
@@ -9,6 +11,9 @@ from persyn.quality import QualitySpeed, score_quality
 from persyn.schemas import DATASET, PROMPTS, RESPONSES, ROUTES, read_table, write_table
 from persyn.store import store_folder
 from stages import run
+
+RAW = Path("data/raw")
+"""The paths of dataset.mix are below it."""
 
 
 def main(name: str, prompts: str, cleaning: str, routes: str, routed: str, out: str, metrics: str, readme: str) -> None:
@@ -26,7 +31,7 @@ def main(name: str, prompts: str, cleaning: str, routes: str, routed: str, out: 
         read_table(routes, ROUTES),
         lambda responses: score_quality(asked, responses, *scoring),
     )
-    dataset, mixed = add_mixes(dataset, params.dataset.mix, params.dataset.seed, params.prompts)
+    dataset, mixed = add_mixes(dataset, params.dataset.mix, params.dataset.seed, params.prompts, RAW)
     counts |= {"mix": mixed} if mixed else {}
     write_table(dataset, out, DATASET)
     write_json(counts, metrics)

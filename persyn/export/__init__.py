@@ -118,10 +118,10 @@ def _mixed(rows: pl.DataFrame, mixes: Sequence[Mix]) -> pl.DataFrame:
     """EXPORT of the rows of mixes."""
     known = {mix.teacher: mix for mix in mixes}
     given = [known.get(name) for name in rows["teacher"]]
-    for one, name, license_ in zip(given, rows["teacher"], rows["license"], strict=True):
-        if one is None or one.license != license_:
-            what = "which dataset.mix does not name" if one is None else f"whose licence is {one.license!r} now"
-            raise InputError(f"the dataset holds rows of {name} under {license_!r}, {what}; run `dvc repro`")
+    for one, (name, *terms) in zip(given, rows.select("teacher", "license", "training").iter_rows(), strict=True):
+        if one is None or [one.license, one.training] != terms:
+            now = f"whose terms are {one.license}, {one.training} now" if one else "which dataset.mix does not name"
+            raise InputError(f"the dataset holds rows of {name} ({', '.join(terms)}), {now}; run `dvc repro`")
     fields = [(mix.domain, shown(mix.title), shown(mix.name)) for mix in given if mix]
     about = pl.DataFrame(fields, schema=dict.fromkeys(["domain", "source", "teacher_model"], pl.String), orient="row")
     rows = rows.hstack(about).with_columns(
