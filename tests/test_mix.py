@@ -53,13 +53,13 @@ def mixed(raw: Path, *mix: dict[str, Any], seed: int = 0) -> tuple[pl.DataFrame,
 def test_every_row_of_a_mix_is_kept_or_counted(tmp_path: Path) -> None:
     fit = [turns(f"replayed {number}") for number in range(9)]
     rows = [
+        turns(ITEM),
         *fit,
         fit[0],
         turns("routed question 3"),
         turns("no reply", ""),
         turns("cut", "<think>so"),
         turns(""),
-        turns(ITEM),
     ]
     write(tmp_path / "m.jsonl", rows)
     dataset, counts = mixed(tmp_path, {"path": "m.jsonl", "ratio": 0.4, "label": "replay", "training": "conditional"})
