@@ -12,9 +12,6 @@ from persyn.schemas import DATASET, PROMPTS, RESPONSES, ROUTES, read_table, writ
 from persyn.store import store_folder
 from stages import run
 
-RAW = Path("data/raw")
-"""The paths of dataset.mix are below it."""
-
 
 def main(name: str, prompts: str, cleaning: str, routes: str, routed: str, out: str, metrics: str, readme: str) -> None:
     params = read_params()
@@ -31,7 +28,8 @@ def main(name: str, prompts: str, cleaning: str, routes: str, routed: str, out: 
         read_table(routes, ROUTES),
         lambda responses: score_quality(asked, responses, *scoring),
     )
-    dataset, mixed = add_mixes(dataset, params.dataset.mix, params.dataset.seed, params.prompts, RAW)
+    raw = Path("data/raw")  # in no argument: dataset.mix names the files below it
+    dataset, mixed = add_mixes(dataset, params.dataset.mix, params.dataset.seed, params.prompts, raw)
     counts |= {"mix": mixed} if mixed else {}
     write_table(dataset, out, DATASET)
     write_json(counts, metrics)

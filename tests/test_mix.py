@@ -116,8 +116,8 @@ def test_a_mix_needs_a_licence_an_amount_a_name_of_its_own_and_a_pin(tmp_path: P
         mixed(tmp_path, {"path": "m.jsonl", "count": 1}, {"path": "m.jsonl", "count": 1})
     with pytest.raises(InputError, match="needs its 40-hex commit"):
         mixed(tmp_path, {"hub": "owner/name", "count": 1})
-    [entry] = hub_entries({"dataset": {"mix": [{"path": "x"}, {"hub": "owner/name"}]}})
-    assert (entry.label, entry.kind) == ("dataset.mix.1.revision", "dataset")
+    [found] = hub_entries({"dataset": {"mix": [{"path": "x"}, {"hub": "owner/name"}]}})
+    assert (found.label, found.kind) == ("dataset.mix.1.revision", "dataset")
 
 
 def test_most_rows_of_a_teacher_and_of_a_source() -> None:

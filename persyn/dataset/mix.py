@@ -29,7 +29,7 @@ MIX = "mix:"
 NOT_CHOSEN = "not chosen"
 
 
-class Mix(Rows):
+class MixSource(Rows):
     """An existing data set of conversations that end with the assistant. `path` is below the raw folder."""
 
     license: Annotated[str, Field(pattern=r"\S", json_schema_extra={"x-needed": "the name of a licence"})]
@@ -90,7 +90,7 @@ def lot(seed: int, *content: str) -> str:
 
 
 def add_mixes(
-    dataset: pl.DataFrame, mixes: Sequence[Mix], seed: int, prompts: PromptSettings, raw: Path
+    dataset: pl.DataFrame, mixes: Sequence[MixSource], seed: int, prompts: PromptSettings, raw: Path
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """DATASET with the rows of the mixes after its own.
 
@@ -137,7 +137,7 @@ def add_mixes(
     return pl.concat([dataset, *parts]), counts
 
 
-def _check_terms(number: int, mix: Mix) -> None:
+def _check_terms(number: int, mix: MixSource) -> None:
     if mix.training == "forbidden":
         raise InputError(
             f"dataset.mix.{number} ({mix.title}): its terms forbid training on its rows "
@@ -151,7 +151,9 @@ def _check_terms(number: int, mix: Mix) -> None:
         )
 
 
-def _fit_rows(mix: Mix, raw: Path, max_characters: int, taken: dict[str, str], dropped: Counter[str]) -> Iterator[_Row]:
+def _fit_rows(
+    mix: MixSource, raw: Path, max_characters: int, taken: dict[str, str], dropped: Counter[str]
+) -> Iterator[_Row]:
     """The rows that may be joined; others are counted in `dropped`. Of rows with the same prompt it is the first.
 
     Args:
@@ -190,7 +192,7 @@ def _choose(rows: Iterator[_Row], wanted: int, seed: int, items: EvaluationSets,
     return sorted((row for _, _, row in kept), key=lambda row: row.prompt_id)
 
 
-def _table(mix: Mix, chosen: Sequence[_Row]) -> pl.DataFrame:
+def _table(mix: MixSource, chosen: Sequence[_Row]) -> pl.DataFrame:
     """DATASET of these rows."""
     same = {
         "teacher": mix.teacher,

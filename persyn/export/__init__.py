@@ -8,7 +8,7 @@ import polars as pl
 
 from persyn.dataset import DatasetSettings
 from persyn.dataset.card import shown
-from persyn.dataset.mix import MIX, Mix, is_mix
+from persyn.dataset.mix import MIX, MixSource, is_mix
 from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.files import markdown_table, markdown_text
@@ -68,7 +68,7 @@ def build_export(
     parallel: pl.DataFrame,
     rewards: pl.DataFrame,
     teachers: Mapping[str, Teacher],
-    mixes: Sequence[Mix] = (),
+    mixes: Sequence[MixSource] = (),
 ) -> pl.DataFrame:
     """Join the dataset with everything known about its rows.
 
@@ -114,7 +114,7 @@ def build_export(
     return pl.concat([made, mixed]).sort("prompt_id", "teacher_id") if mixed.height else made
 
 
-def _mixed(rows: pl.DataFrame, mixes: Sequence[Mix]) -> pl.DataFrame:
+def _mixed(rows: pl.DataFrame, mixes: Sequence[MixSource]) -> pl.DataFrame:
     """EXPORT of the rows of mixes."""
     known = {mix.teacher: mix for mix in mixes}
     given = [known.get(name) for name in rows["teacher"]]
