@@ -6,16 +6,26 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 
 if TYPE_CHECKING:
-    from persyn.project.guesses import PromptFile
+    from persyn.project.guesses import Checks, PromptFile
     from persyn.project.new import Project
 
 Quality = Literal["math_verify", "checkers", "unit_tests", "form", "reward_model", "judge"]
 SCORERS = ("reward_model", "judge")
+FORM = (
+    "no reward model or judge is named. form measures length and language, not whether a response is right or helpful; "
+    "--reward-model or --judge does that"
+)
+METHODS = {
+    "reward_model": "a hub id or a folder",
+    "judge": "MODEL@https://host/v1 or MODEL@https://host/v1,KEY_VARIABLE",
+}
+LISTED = {"domain": ["instruction", "math", "code"], "quality": list(get_args(Quality))}
+"""Question -> its possible answers."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +76,19 @@ def new(**given: Any) -> None:
     from persyn.project.new import write_project
 
     options = Options(**given)
-    ask = not options.yes and sys.stdin.isatty() and sys.stdout.isatty()
-    root, file, project = _project(options, _Choices(options, ask))
+    root, file, project = _project(options, _Choices(options, ask=not options.yes and _is_terminal()))
     folder = write_project(project, root)
-    size = file.file.stat().st_size / 1e6
-    how = "linked" if project.link else f"copied ({size:.1f} MB; git does not ignore it)"
+    how = "linked" if project.link else f"copied ({file.file.stat().st_size:,} bytes; git does not ignore it)"
     typer.echo(f"wrote profiles/{project.name}: params.yaml, and {file.file.name} {how} in data/raw")
     typer.echo("Next:")
     cwd = Path.cwd()
     typer.echo(f"  cd {folder.relative_to(cwd) if folder.is_relative_to(cwd) else folder}")
     for command in [*(["persyn pin"] if project.needs_pins else []), "persyn plan", "dvc repro"]:
         typer.echo(f"  {command}")
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def _signature() -> inspect.Signature:
@@ -104,28 +116,42 @@ class _Choices:
         self.options, self.ask = options, ask
         self.mistakes: list[str] = []
 
-    def take(self, name: str, question: str, guess: Any, why: str) -> Any:
-        """The answer to a question. `name` is the option's."""
+    def take(self, name: str, question: str, guess: Any, why: str, read: Callable[[Any], Any] | None = None) -> Any:
+        """The answer to a question. `name` is the option's; what `read` refuses is asked for again."""
         given = getattr(self.options, name)
         if given is not None and given != []:
             return given
-        if self.ask:
-            typer.echo(f"({why})")
-            text = ", ".join(guess) if isinstance(guess, list) else guess
-            said = typer.prompt(question, default=text, type=str if isinstance(guess, list) else type(guess))
-            return [part.strip() for part in said.split(",") if part.strip()] if isinstance(guess, list) else said
-        typer.echo(f"guessed: --{name.replace('_', '-')} {_shown(guess)}  ({why})")
-        return guess
+        if not self.ask:
+            typer.echo(f"guessed: --{name.replace('_', '-')} {_shown(guess)}  ({why})")
+            return guess
+        typer.echo(f"({why})")
+        while True:
+            said = self._said(name, question, guess)
+            mistakes = _mistakes(read, said)
+            if not mistakes:
+                return said
+            typer.echo("\n".join(mistakes))
 
-    def check(self, read: Callable[[], Any], default: Any = None) -> Any:
-        """What `read` gives; its mistakes are told with all others."""
+    def _said(self, name: str, question: str, guess: Any) -> Any:
+        """What the user says to a question, in the form of the guess."""
+        import click
+
+        if name in LISTED:
+            return typer.prompt(question, default=guess, type=click.Choice(LISTED[name]))
+        if not isinstance(guess, list):
+            return typer.prompt(question, default=guess, type=type(guess))
+        said = typer.prompt(question, default=" ".join(guess))
+        return [part for part in said.split() if part]
+
+    def check(self, read: Callable[[], Any]) -> Any:
+        """What `read` gives, or None; its mistakes are told with all others."""
         from persyn.errors import InputError
 
         try:
             return read()
         except InputError as error:
             self.mistakes += error.args
-            return default
+            return None
 
     def stop(self) -> None:
         """Tell all mistakes.
@@ -139,8 +165,21 @@ class _Choices:
             raise InputError(*self.mistakes)
 
 
+def _mistakes(read: Callable[[Any], Any] | None, value: Any) -> list[str]:
+    from persyn.errors import InputError
+
+    try:
+        if read is not None:
+            read(value)
+    except InputError as error:
+        return [str(mistake) for mistake in error.args]
+    return []
+
+
 def _shown(value: Any) -> str:
-    return " ".join(value) if isinstance(value, list) else f"'{value}'" if " " in str(value) else str(value)
+    """A guess as one line."""
+    text = (" ".join(value) if isinstance(value, list) else str(value)).replace("\n", "\\n")
+    return text if text and (isinstance(value, list) or " " not in text) else f"'{text}'"
 
 
 def _project(options: Options, choices: _Choices) -> tuple[Path, "PromptFile", "Project"]:
@@ -190,73 +229,62 @@ def _asked(options: Options, choices: _Choices, file: "PromptFile") -> "Project"
     from persyn.errors import InputError
     from persyn.project.new import Project
 
-    found = file.prompt()
+    found, given = file.prompt(), options.reference
     if found is None and options.prompt is None and not choices.ask:
-        raise InputError(
-            f"no column of {file.file.name} is known to ask; name it by --prompt: {', '.join(file.columns)}"
-        )
-    checks = file.checks_by(options.reference, "--reference") if options.reference else file.checks()
-    scorer = next((method for method in SCORERS if getattr(options, method)), None)
-    domain = choices.take(
-        "domain",
-        "What is asked for: instruction, math or code",
-        checks.domain if checks else "instruction",
-        checks.why if checks else "no column has checks or a final answer in every row",
-    )
-    fits = checks is not None and checks.domain == domain
-    method = scorer or choices.take(
-        "quality",
-        f"How good is a response: {', '.join(Quality.__args__)}",
-        checks.method if checks and fits else "form",  # type: ignore[attr-defined]
-        checks.why if checks and fits else FORM,
-    )
-    prompt = found.value if found else file.columns[0]
+        named = ", ".join(file.columns)
+        raise InputError(f"no column of {file.file.name} is known to ask; name one by --prompt: {named}")
+    checks = file.checks_by(given, "--reference") if given else file.checks()
+    why = checks.why if checks else "no column has checks or a final answer in every row"
+    domain = choices.take("domain", "What is asked for", checks.domain if checks else "instruction", why)
+    checks = checks if checks and checks.domain == domain else None
+    method = next((name for name in SCORERS if getattr(options, name)), None)
+    guess, why = (checks.method, checks.why) if checks else ("form", FORM)
+    method = method or choices.take("quality", "How good a response is", guess, why)
+    prompt, why = (found.value, found.why) if found else (file.columns[0], "no column is known to ask")
     prompt = file.asks_for_boxes(prompt) if method == "math_verify" else prompt
-    prompt = choices.take("prompt", "The prompt: a column or a template", prompt, found.why if found else "not known")
-    shapes = file.shapes(prompt)
-    file.values(prompt)
-    typer.echo(f"prompts: {shapes}")
-    compares = method in ("math_verify", "checkers", "unit_tests")
-    reference = options.reference or (checks.reference if checks and fits and compares else None)
-    if compares:
-        reference = choices.take("reference", "The reference: a column or a template", reference or "", "as above")
-        if not reference:
-            raise InputError(f"--quality is {method}, which needs --reference: the column of the answers or checks")
-        leak = file.leak(prompt, reference)
-        if leak:
-            raise InputError(f"{leak}; the answer must not be in the prompt: change --prompt or --reference")
-    model = {}
+    prompt = choices.take("prompt", "The prompt: a column or a template", prompt, why, file.shapes)
+    typer.echo(f"prompts: {file.shapes(prompt)}")
+    reference = _reference(method, prompt, checks, choices, file)
+    project = Project(options.name, file.file, prompt, domain, method, reference, {}, {}, link=options.link)
     if method in SCORERS:
-        model = _scorer(method, choices.take(method, "The model that scores", "", "needed"))
-    project = Project(options.name, file.file, prompt, domain, method, reference if compares else None, {}, {})
-    project.link, project.scorer = options.link, {key: model[key] for key in ("model", "revision") if key in model}
-    project.servers = {"judge": model["server"]} if "server" in model else {}
-    project.license = choices.take("license", "The licence of the prompts", "", "unknown: it goes into the data card")
+        scorer = choices.take(method, METHODS[method], "", "needed", lambda text: _scorer(method, text))
+        project.scorer, project.servers = _scorer(method, scorer)
+    project.license = choices.take("license", "The licence of the prompts", "", "unknown; the data card repeats it")
     return project
 
 
-FORM = (
-    "no reward model or judge is named. form measures length and language, not whether a response is right or helpful; "
-    "--reward-model or --judge does that"
-)
+def _reference(method: str, prompt: str, checks: "Checks | None", choices: _Choices, file: "PromptFile") -> str | None:
+    """What responses are compared with; None if the method needs nothing."""
+    from persyn.errors import InputError
+
+    if method not in ("math_verify", "checkers", "unit_tests"):
+        return None
+    guess, why = (checks.reference, checks.why) if checks and checks.method == method else ("", "no column fits")
+    reference = str(choices.take("reference", "The reference: a column or a template", guess, why, file.values))
+    if not reference:
+        raise InputError(f"--quality is {method}, which needs --reference: the column of the answers, checks or tests")
+    leak = file.leak(prompt, reference)
+    if leak:
+        raise InputError(f"{leak}; the answer must not be in the prompt: change --prompt or --reference")
+    return reference
 
 
-def _scorer(method: str, text: str) -> dict[str, Any]:
-    """The section of a method that uses a model, and where its server is."""
+def _scorer(method: str, text: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The section of a method that uses a model, and where its server is.
+
+    Raises:
+        InputError: it names no such model.
+    """
     from persyn.errors import InputError
     from persyn.project.new import HUB, SERVED, server
 
-    if method == "judge":
-        match = SERVED.fullmatch(text)
-        if not match:
-            raise InputError(
-                f"--judge is {text!r}; it must be MODEL@https://host/v1 or MODEL@https://host/v1,KEY_VARIABLE"
-            )
-        return {"model": match["model"], "server": server(match["url"], match["key"])}
-    if not text:
-        raise InputError("--reward-model is empty; it must be a hub id or a folder")
+    match = SERVED.fullmatch(text)
+    if method == "judge" and match:
+        return {"model": match["model"]}, {"judge": server(match["url"], match["key"])}
+    if method == "judge" or not text:
+        raise InputError(f"--{method.replace('_', '-')} is {text!r}; it must be {METHODS[method]}")
     is_hub = HUB.fullmatch(text) and not Path(text).is_dir()
-    return {"model": text, "revision": None} if is_hub else {"model": str(Path(text).resolve())}
+    return ({"model": text, "revision": None} if is_hub else {"model": str(Path(text).resolve())}), {}
 
 
 def _teach(project: "Project", choices: _Choices) -> None:
@@ -265,14 +293,19 @@ def _teach(project: "Project", choices: _Choices) -> None:
 
     names = choices.take(
         "teacher",
-        f"Teachers, with commas between: {', '.join(new.TEACHERS)}, hub ids or servers",
+        f"Teachers, with blanks between: {', '.join(new.TEACHERS)}, hub ids or servers",
         list(new.FIRST),
         "packaged: no hub, no server, a CPU is enough",
+        new.read_teachers,
     )
     project.teachers, servers = new.read_teachers(names)
     project.servers |= servers
     student = choices.take(
-        "student", f"The student: {', '.join(new.STUDENTS)}, a hub id or a folder", "packaged:gemma3-270m", "packaged"
+        "student",
+        f"The student: {', '.join(new.STUDENTS)}, a hub id or a folder",
+        "packaged:gemma3-270m",
+        "packaged",
+        new.read_student,
     )
     project.student = new.read_student(student)
     is_small = all(str(one["model"]).startswith("packaged:") for one in project.teachers.values())
@@ -298,7 +331,7 @@ def _measure(project: "Project", choices: _Choices, root: Path, file: "PromptFil
     )
     project.tasks = choices.take(
         "task",
-        "Evaluation tasks, with commas between",
+        "Evaluation tasks, with blanks between",
         [new.TASKS[project.domain]],
         f"the project's own items of {project.domain}; no hub is needed",
     )

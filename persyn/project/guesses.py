@@ -125,7 +125,8 @@ class PromptFile:
         except NoPrompt as error:
             raise InputError(f"--prompt is {given!r}, which {error}") from error
         counts = Counter(
-            one.shape if len(one.messages) == 1 else f"{one.shape} of {len(one.messages)} turns" for one in asked
+            "texts" if one.shape == "text" else f"conversations ({one.shape}) of {len(one.messages)} turns"
+            for one in asked
         )
         return ", ".join(f"{count} {shape}" for shape, count in counts.most_common(4))
 
