@@ -125,6 +125,8 @@ class _Choices:
             typer.echo(f"guessed: --{name.replace('_', '-')} {_shown(guess)}  ({why})")
             return guess
         typer.echo(f"({why})")
+        if name in LISTED:
+            question, read = f"{question} ({', '.join(LISTED[name])})", _one_of(LISTED[name])
         while True:
             said = self._said(name, question, guess)
             mistakes = _mistakes(read, said)
@@ -134,10 +136,6 @@ class _Choices:
 
     def _said(self, name: str, question: str, guess: Any) -> Any:
         """What the user says to a question, in the form of the guess."""
-        import click
-
-        if name in LISTED:
-            return typer.prompt(question, default=guess, type=click.Choice(LISTED[name]))
         if not isinstance(guess, list):
             return typer.prompt(question, default=guess, type=type(guess))
         said = typer.prompt(question, default=" ".join(guess))
@@ -174,6 +172,16 @@ def _mistakes(read: Callable[[Any], Any] | None, value: Any) -> list[str]:
     except InputError as error:
         return [str(mistake) for mistake in error.args]
     return []
+
+
+def _one_of(known: list[str]) -> Callable[[str], None]:
+    def read(text: str) -> None:
+        from persyn.errors import InputError, nearest
+
+        if text not in known:
+            raise InputError(f"{text!r} is none of them{nearest(text, known)}")
+
+    return read
 
 
 def _shown(value: Any) -> str:
