@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,8 +82,7 @@ def new(**given: Any) -> None:
     how = "linked" if project.link else f"copied ({file.file.stat().st_size:,} bytes; git does not ignore it)"
     typer.echo(f"wrote profiles/{project.name}: params.yaml, and {file.file.name} {how} in data/raw")
     typer.echo("Next:")
-    cwd = Path.cwd()
-    typer.echo(f"  cd {folder.relative_to(cwd) if folder.is_relative_to(cwd) else folder}")
+    typer.echo(f"  cd {os.path.relpath(folder)}")
     for command in [*(["persyn pin"] if project.needs_pins else []), "persyn plan", "dvc repro"]:
         typer.echo(f"  {command}")
 
