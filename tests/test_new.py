@@ -214,7 +214,7 @@ def test_columns_are_found(
 
 def test_a_row_without_an_answer_and_words_are_no_answers(tmp_path: Path) -> None:
     for bad in ("", None, "see above", "1 or 2?"):
-        rows = [{"question": "1+1?", "answer": "2"}, {"question": "1+2?", "answer": bad}]
+        rows: list[dict[str, Any]] = [{"question": "1+1?", "answer": "2"}, {"question": "1+2?", "answer": bad}]
         assert PromptFile(saved(tmp_path / "p.jsonl", rows)).checks() is None, bad
 
 
