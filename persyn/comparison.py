@@ -85,10 +85,17 @@ def compare_seeds(samples: Seeds, reference: str = REFERENCE, seed: int = 0) -> 
 
 
 def comparison_table(samples: Mapping[str, pl.DataFrame], comparison: Mapping[str, Any]) -> str:
-    """The comparison as a markdown table: a row per strategy, task and metric; the value is the mean over items."""
+    """The comparison as a markdown table: a row per strategy, task and metric; the value is the mean over items.
+
+    A metric that is 0 for every student tells nothing where its task has another; it is named below the table.
+    """
     means = pl.concat([table.with_columns(strategy=pl.lit(name)) for name, table in samples.items()])
     keys, rows = ["task", "metric", "strategy"], []
-    for task, metric, strategy, value in means.group_by(keys).agg(pl.col("value").mean()).sort(keys).rows():
+    means = means.group_by(keys).agg(pl.col("value").mean()).sort(keys)
+    zero = pl.col("value") == 0
+    silent = zero.all().over("task", "metric") & ~zero.all().over("task")
+    left_out = means.filter(silent).select("task", "metric").unique(maintain_order=True).rows()
+    for task, metric, strategy, value in means.filter(~silent).rows():
         found = comparison.get(strategy, {}).get(task, {}).get(metric)
         gap = ("-",) * 5
         if found:
@@ -97,7 +104,8 @@ def comparison_table(samples: Mapping[str, pl.DataFrame], comparison: Mapping[st
             gap = (f"{found['difference']:+z.3f}", interval, *shown)
         rows.append((task, metric, strategy, f"{value:.3f}", *gap))
     columns = [*keys, "value", f"{REFERENCE} minus it", "95 %", "p (Holm)", "smallest detectable", "verdict"]
-    return markdown_table(columns, rows, aligned=True)
+    notes = [f"Left out: {metric} of {task}, which is 0 for all of them." for task, metric in left_out]
+    return "\n\n".join([markdown_table(columns, rows, aligned=True), *notes])
 
 
 def seeds_table(comparison: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """Summary: a few numbers for comparing two runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from persyn.comparison import REFERENCE
@@ -75,15 +75,17 @@ def told_hits(router: Mapping[str, Any]) -> list[str]:
     return [name for name in names if router.get(name) is not None]
 
 
-def main_score(metrics: Mapping[str, Mapping[str, Any]]) -> float:
-    """The value of a task's main metric; if it has none of MAIN_METRICS, of the first by name. A metric's name may end
+def main_metric(metrics: Collection[str]) -> str:
+    """A task's main metric: the first of MAIN_METRICS that it has, or else the first by name. A metric's name may end
     in a comma and the filter that read the responses.
     """
-    for name in MAIN_METRICS:
-        for metric in sorted(metrics):
-            if metric.partition(",")[0] == name:
-                return float(metrics[metric]["value"])
-    return float(metrics[min(metrics)]["value"])
+    found = (metric for name in MAIN_METRICS for metric in sorted(metrics) if metric.partition(",")[0] == name)
+    return next(found, min(metrics))
+
+
+def main_score(metrics: Mapping[str, Mapping[str, Any]]) -> float:
+    """The value of a task's main metric."""
+    return float(metrics[main_metric(metrics)]["value"])
 
 
 def _learnt(ours: Scores, untuned: Scores, named: Sequence[str]) -> dict[str, float]:

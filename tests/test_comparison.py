@@ -69,6 +69,17 @@ def test_the_table_says_it_in_words() -> None:
     assert random[6:] == ["1.000", "none with 4 items", "within noise"]
 
 
+def test_a_metric_that_is_0_for_all_is_left_out_of_the_table_by_name() -> None:
+    exact = samples([0, 0]).with_columns(metric=pl.lit("exact"))
+    tables = {name: pl.concat([samples([1, 0]), exact]) for name in ("persyn", "random")}
+    text = comparison_table(tables, found := compare_strategies(tables))
+    assert "| exact" not in text
+    assert "Left out: exact of task, which is 0 for all of them." in text
+    assert "exact" in found["random"]["task"]
+    alone = {name: exact for name in tables}
+    assert "| exact" in comparison_table(alone, compare_strategies(alone)), "a task's only metric stays"
+
+
 def test_items_are_paired_by_their_content_whatever_the_order() -> None:
     table = compare_strategies({"persyn": samples([1, 0, 1]), "random": samples([0, 0, 1]).reverse()})
     assert table["random"]["task"]["acc"]["difference"] == pytest.approx(1 / 3)

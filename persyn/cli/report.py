@@ -21,7 +21,7 @@ def report(
     from persyn.project.experiments import read_experiments
     from persyn.project.snapshot import open_snapshot
     from persyn.report import build_report
-    from persyn.router.worth import worth_text
+    from persyn.report.story import story
 
     with open_snapshot(rev) as snapshot, Console(stderr=True).status("making the report"):
         experiments, note = read_experiments()
@@ -31,6 +31,8 @@ def report(
         write_text(page, out)
     except OSError as error:
         raise InputError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from error
-    for line in worth_text(run.metric("router")):
+    for line in story(run):
         typer.echo(printable(line))
-    typer.echo(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    typer.echo(
+        f"Where to look next: {out} ({out.stat().st_size / 1e6:.1f} MB), in any browser; persyn show, persyn ledger"
+    )
