@@ -76,7 +76,7 @@ def test_a_metric_that_is_0_for_all_is_left_out_of_the_table_by_name() -> None:
     assert "| exact" not in text
     assert "Left out: exact of task, which is 0 for all of them." in text
     assert "exact" in found["random"]["task"]
-    alone = {name: exact for name in tables}
+    alone = dict.fromkeys(tables, exact)
     assert "| exact" in comparison_table(alone, compare_strategies(alone)), "a task's only metric stays"
 
 

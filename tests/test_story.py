@@ -31,7 +31,9 @@ def test_it_tells_cost_savings_allocation_student_and_routing(run: Snapshot) -> 
     assert f"would take {run.metric('cost')['generate_then_select']['calls']} calls, " in lines[1]
     assert " before, " in lines[3]
     assert "untuned" not in lines[4]
-    assert "prove nothing" in lines[6]
+    assert "200 items a task or more" in lines[6]
+    few = {"random": {"sums": {"acc": {"n": 16, "verdict": "identical", "mde": None}}}}
+    assert "16 items a task prove nothing" in story(run.replace(metrics={"comparison": few}))[6]
 
 
 def test_every_part_may_be_missing(run: Snapshot) -> None:
