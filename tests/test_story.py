@@ -30,7 +30,7 @@ def test_it_tells_cost_savings_allocation_student_and_routing(run: Snapshot) -> 
     every, saved = cost["generate_then_select"]["calls"], cost["saved"]["persyn"]["calls"]
     assert lines[1].endswith(f" would take {every} calls; this took {saved:.2f} times fewer calls.")
     best, share = max(run.metric("allocation")["persyn"]["share"].items(), key=lambda item: item[1])
-    assert lines[2].startswith(f"Who responds: {best} to {share:.0%}, ")
+    assert lines[2].startswith(f"Who responds: {best} to {share:.0%} and ")
     ours, untuned = run.metric("evaluation")["persyn"]["sums"], run.metric("beside")["untuned"]["sums"]
     (metric,) = ours
     told = f"sums ({metric}) {untuned[metric]['value']:.3f} before, {ours[metric]['value']:.3f} now: "
