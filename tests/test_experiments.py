@@ -119,7 +119,7 @@ def test_the_command_tells_the_story_and_writes_one_file(tmp_path: Path, monkeyp
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert len(lines) == 8
-    assert lines[-1].startswith("Where to look next: metrics/reports/report.html (0.0 MB)")
+    assert lines[-1].startswith("Where to look next: metrics/reports/report.html (0.0 MB")
     page = Path("metrics/reports/report.html").read_text()
     assert "experiments could not be read" in page
     assert "not made yet: <code>dvc repro prompts</code>" in page
