@@ -89,7 +89,8 @@ def _router(folder: Path, teachers: list[str]) -> list[str]:
 def _strategy(folder: Path, name: str, small: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
     wrong, rows = [], read_table(folder / f"data/dataset/{name}.parquet", DATASET)
     counts = _json(folder / f"metrics/dataset/{name}.json")
-    if not 0 < rows.height == counts["rows"] - sum(counts["dropped"].values()):
+    joined = sum(one["kept"] for one in counts.get("mix", {}).values())
+    if not 0 < rows.height == counts["rows"] - sum(counts["dropped"].values()) + joined:
         wrong.append(f"dataset {name} has {rows.height} rows of {counts}")
     scores = set(_json(folder / f"metrics/evaluation/{name}.json"))
     missing = [task for task in small["evaluation"]["tasks"] if not any(found.startswith(task) for found in scores)]

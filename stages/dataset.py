@@ -1,5 +1,7 @@
 """Routed responses -> the student's dataset and its card."""
 
+from pathlib import Path
+
 from persyn.dataset import build_dataset
 from persyn.dataset.card import build_card
 from persyn.dataset.mix import add_mixes
@@ -26,7 +28,8 @@ def main(name: str, prompts: str, cleaning: str, routes: str, routed: str, out: 
         read_table(routes, ROUTES),
         lambda responses: score_quality(asked, responses, *scoring),
     )
-    dataset, mixed = add_mixes(dataset, params.dataset.mix, params.dataset.seed, params.prompts)
+    raw = Path("data/raw")  # in no argument: dataset.mix names the files below it
+    dataset, mixed = add_mixes(dataset, params.dataset.mix, params.dataset.seed, params.prompts, raw)
     counts |= {"mix": mixed} if mixed else {}
     write_table(dataset, out, DATASET)
     write_json(counts, metrics)

@@ -55,7 +55,14 @@ def test_retry_after_holds_every_call_back(tmp_path: Path) -> None:
 
 def test_a_server_that_is_down_for_a_while_is_waited_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with stub_teacher({"500": 1.0}) as server:
-        threading.Timer(2.5, setattr, (server, "faults", {})).start()
+
+        def recover() -> None:
+            while server.counts["500"] < FAILURES:
+                time.sleep(0.05)
+            time.sleep(2)
+            server.faults = {}
+
+        threading.Thread(target=recover, daemon=True).start()
         table = ask(server, tmp_path)
         assert (table["finish_reason"] != "error").all()
         assert server.counts["ok"] == len(PROMPTS)

@@ -1,6 +1,7 @@
 """Rows of existing data sets that join the routed ones, and the most rows of a teacher and of a source."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from persyn.dataset.card import build_card
 from persyn.dataset.mix import MIX, add_mixes
 from persyn.defects import Policies
 from persyn.errors import InputError
-from persyn.export import EXPORT, build_export
+from persyn.export import EXPORT, against_publishing, build_export
 from persyn.generation.terms import Licenses
 from persyn.project.pins import hub_entries
 from persyn.prompts import PromptSettings
@@ -51,18 +52,41 @@ def mixed(raw: Path, *mix: dict[str, Any], seed: int = 0) -> tuple[pl.DataFrame,
 
 def test_every_row_of_a_mix_is_kept_or_counted(tmp_path: Path) -> None:
     fit = [turns(f"replayed {number}") for number in range(9)]
-    rows = [*fit, fit[0], turns("routed question 3"), turns("no reply", ""), turns(ITEM), turns("")]
+    rows = [
+        turns(ITEM),
+        *fit,
+        fit[0],
+        turns("routed question 3"),
+        turns("no reply", ""),
+        turns("cut", "<think>so"),
+        turns(""),
+    ]
     write(tmp_path / "m.jsonl", rows)
-    dataset, counts = mixed(tmp_path, {"path": "m.jsonl", "ratio": 0.4, "label": "replay"})
+    dataset, counts = mixed(tmp_path, {"path": "m.jsonl", "ratio": 0.4, "label": "replay", "training": "conditional"})
     check_table(dataset, DATASET, "dataset")
-    dropped = {"contaminated": 1, "duplicate": 1, "empty": 1, "no answer": 1, "not chosen": 5, "routed": 1}
-    assert counts == {"replay": {"read": 14, "kept": 4, "dropped": dropped, "license": "MIT"}}
+    dropped = {"contaminated": 1, "duplicate": 1, "empty": 1, "no answer": 2, "not chosen": 5, "routed": 1}
+    assert {name: counts["replay"][name] for name in ("read", "kept", "dropped", "license")} == {
+        **{"read": 15, "kept": 4, "dropped": dropped, "license": "MIT"}
+    }
+    assert counts["replay"]["origin"].startswith("m.jsonl@")
     assert dataset[:10].equals(dataset_of()[0]), "the routed rows are as without a mix"
     terms = dataset[10:].select("teacher", "license", "teacher_license", "training", "finish_reason").unique().rows()
-    assert terms == [(f"{MIX}replay", "MIT", "MIT", "allowed", "stop")]
+    assert terms == [(f"{MIX}replay", "MIT", "MIT", "conditional", "stop")]
     write(tmp_path / "m.jsonl", rows[::-1])
-    assert mixed(tmp_path, {"path": "m.jsonl", "count": 4, "label": "replay"})[0].equals(dataset), "not by its order"
-    assert not mixed(tmp_path, {"path": "m.jsonl", "count": 4, "label": "replay"}, seed=1)[0].equals(dataset)
+    entry = {"path": "m.jsonl", "count": 4, "label": "replay", "training": "conditional"}
+    again, more = mixed(tmp_path, entry)
+    assert again.equals(dataset), "not by its order"
+    assert more["replay"]["read"] == 15
+    assert not mixed(tmp_path, entry, seed=1)[0].equals(dataset)
+    nine, _ = mixed(tmp_path, entry | {"count": 99})
+    prompts = [row[0]["content"] for row in nine[10:]["prompt"].to_list()]
+    assert sorted(prompts) == [f"replayed {number}" for number in range(9)], "never a contaminated row"
+
+
+def test_a_thought_in_tags_stands_apart(tmp_path: Path) -> None:
+    write(tmp_path / "m.jsonl", [turns("one", "<think>\nhm\n</think>\n\nyes")])
+    row = mixed(tmp_path, {"path": "m.jsonl", "count": 1})[0].row(-1, named=True)
+    assert (row["reasoning"], row["completion"][0]["content"]) == ("hm", "yes")
 
 
 def test_mixes_share_no_prompt_and_may_have_any_shape(tmp_path: Path) -> None:
@@ -80,8 +104,11 @@ def test_mixes_share_no_prompt_and_may_have_any_shape(tmp_path: Path) -> None:
 
 
 def test_a_mix_needs_a_licence_an_amount_a_name_of_its_own_and_a_pin(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"dataset\.mix\.0 \(m\.jsonl\) has no licence"):
-        mixed(tmp_path, {"path": "m.jsonl", "count": 1, "license": " "})
+    for entry in ({"path": "m.jsonl", "count": 1}, {"path": "m.jsonl", "count": 1, "license": " "}):
+        with pytest.raises(InputError, match=r"^dataset\.mix\.0\.license is .*it must be the name of a licence"):
+            DatasetSettings.parse({"mix": [entry]}, "dataset")
+    with pytest.raises(InputError, match=r"dataset\.mix\.0 \(m\.jsonl\): its terms forbid .* \(licence MIT\)"):
+        mixed(tmp_path, {"path": "m.jsonl", "count": 1, "training": "forbidden"})
     for amounts in ({}, {"ratio": 0.5, "count": 2}):
         with pytest.raises(ValueError, match="give one of them"):
             mixed(tmp_path, {"path": "m.jsonl", **amounts})
@@ -89,8 +116,8 @@ def test_a_mix_needs_a_licence_an_amount_a_name_of_its_own_and_a_pin(tmp_path: P
         mixed(tmp_path, {"path": "m.jsonl", "count": 1}, {"path": "m.jsonl", "count": 1})
     with pytest.raises(InputError, match="needs its 40-hex commit"):
         mixed(tmp_path, {"hub": "owner/name", "count": 1})
-    [entry] = hub_entries({"dataset": {"mix": [{"path": "x"}, {"hub": "owner/name"}]}})
-    assert (entry.label, entry.kind) == ("dataset.mix.1.revision", "dataset")
+    [found] = hub_entries({"dataset": {"mix": [{"path": "x"}, {"hub": "owner/name"}]}})
+    assert (found.label, found.kind) == ("dataset.mix.1.revision", "dataset")
 
 
 def test_most_rows_of_a_teacher_and_of_a_source() -> None:
@@ -116,12 +143,18 @@ def test_an_export_and_its_card_tell_a_mix_from_what_teachers_wrote(tmp_path: Pa
     assert (row["source"], row["license"], row["domain"]) == ("old | chats", "CC-BY-4.0", "math")
     assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"]
     assert row["quality"] is row["reward"] is row["strength"] is row["num_response_tokens"] is None
+    assert against_publishing(export) == ["the terms of mix:old | chats are unknown"]
+    with pytest.raises(InputError, match=r"whose terms are CC-BY-4\.0, allowed now"):
+        build_export(*tables, TEACHERS, [mixes[0].changed(training="allowed")])
     with pytest.raises(InputError, match=r"dataset\.mix does not name; run `dvc repro`"):
         build_export(*tables, TEACHERS)
     of_responses = dataset_of()[1]
     about = TEACHERS, {"read": 10, "kept": 10, "dropped": {}}
     card = build_card("persyn", ASKED, dataset, of_responses | {"mix": counts}, *about)
     assert "## Mixes" in card
-    assert "| old \\| chats | CC-BY-4.0 | 1 | 1 |" in card
+    assert re.search(r"\| old \\\| chats \| m\.jsonl@[0-9a-f]{64} \| CC-BY-4\.0 \| 1 \| 1 \| none \|", card)
+    assert (
+        "- Rows of old \\| chats (licence CC-BY-4.0) may or may not train models: the terms were not looked up." in card
+    )
     assert card.count("| test | Apache-2.0 | 10 |") == 1
     assert "Mixes" not in build_card("persyn", ASKED, dataset_of()[0], of_responses, *about)

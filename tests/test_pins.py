@@ -240,6 +240,8 @@ def test_every_revision_that_a_parameter_can_hold_is_known() -> None:
     sections = {name for name, part in schema["$defs"].items() if "revision" in part.get("properties", {})}
     assert sections == {
         "Teacher",
+        "Finished",
+        "MixSource",
         "Precomputed",
         "Source",
         "Student",

@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 from persyn.cli.diff import diff
 from persyn.cli.export import export
 from persyn.cli.generate import generate
+from persyn.cli.new import new
 from persyn.cli.params import params
 from persyn.cli.pin import pin
 from persyn.cli.plan import ledger, plan
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="PerSyn: what DVC cannot show. `dvc repro` runs all.",
 )
-for command in (params, pin, plan, generate, ledger, report, show, diff, export):
+for command in (new, params, pin, plan, generate, ledger, report, show, diff, export):
     app.command()(command)
 app.add_typer(store, name="store")
 

@@ -66,8 +66,9 @@ def _tried(data: Path, params: "Params", routes: "dict[str, pl.DataFrame]") -> "
         files = [data / part / f"{name}.parquet" for part in ("routed", "dataset")]
         counts = data.parent / "metrics" / "dataset" / f"{name}.json"
         if all(file.is_file() for file in (*files, counts)):
-            least = read_json(counts).get("require", {}).get("least")
-            if least == params.dataset.require:
+            found = read_json(counts)
+            limited = {"max_per_teacher", "max_per_source"} & found["dropped"].keys()  # what is left out may be right
+            if found.get("require", {}).get("least") == params.dataset.require and not limited:
                 tried.append(tried_pairs(table, read_table(files[0], RESPONSES), read_table(files[1], DATASET)))
     return tried
 

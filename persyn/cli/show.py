@@ -60,4 +60,6 @@ def _trace(snapshot: "Snapshot", prompt_id: str) -> dict[str, Any]:
         role = router_role(snapshot, RouterSettings.parse(router, "router"), prompt_id)
     policies = Policies.parse(snapshot.section("defects"), "defects")
     settings = DatasetSettings.parse(snapshot.section("dataset"), "dataset")
-    return trace_prompt(snapshot, prompt_id, settings.over(policies), role=role, required=settings.require)
+    limits = [name for name in ("max_per_teacher", "max_per_source") if getattr(settings, name) is not None]
+    required = settings.require
+    return trace_prompt(snapshot, prompt_id, settings.over(policies), role=role, required=required, limits=limits)

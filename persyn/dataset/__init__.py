@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Self
 import polars as pl
 from pydantic import Field, model_validator
 
-from persyn.dataset.mix import Mix, lot
+from persyn.dataset.mix import MixSource, lot
 from persyn.defects import Policies, Policy, best_samples, count_defects, drop_reason, falls_short, find_defects
 from persyn.errors import InputError
 from persyn.generation import Teacher
@@ -43,7 +43,7 @@ class DatasetSettings(Settings):
     """Most routed rows of one teacher; `seed` and the content decide which stay. null sets no limit."""
     max_per_source: Annotated[int, Field(ge=1)] | None = None
     """Most routed rows whose prompts are of one source, after `max_per_teacher`; as there."""
-    mix: list[Mix] = Field(default_factory=list)
+    mix: list[MixSource] = Field(default_factory=list)
     """Existing data sets whose rows are joined to the routed ones, in this order. No row has a prompt that is there
     already, or repeats an item of prompts.decontaminate."""
     seed: Seed = 0

@@ -18,6 +18,8 @@ TERMS = {
     "forbidden": "must not train other models, by the terms; they were taken all the same",
     "unknown": "may or may not train other models: the terms were not looked up",
 }
+MIX_TERMS = {training: text.replace("other models", "models") for training, text in TERMS.items()}
+"""Of data sets, whoever wrote them."""
 COLUMNS = (
     "`prompt` and `completion` are lists of messages (role, content). A completion that was cut has the "
     "`finish_reason` length. Every row names its `teacher`, the `license` of its prompt, the `teacher_license`, and "
@@ -159,26 +161,19 @@ def _required(counts: Mapping[str, Any]) -> list[str]:
 
 def _mixes(mixes: Mapping[str, Mapping[str, Any]]) -> str:
     """The data sets whose rows were joined, and the terms that bind who uses them."""
-    table = [
-        (
-            shown(label),
-            one["license"],
-            one["read"],
-            one["kept"],
-            ", ".join(f"{k} {n}" for k, n in one["dropped"].items()),
-        )
-        for label, one in mixes.items()
-    ]
-    conditions = [
-        f"- Rows of {markdown_text(shown(label))} under {markdown_text(one['license'])}."
-        for label, one in mixes.items()
-    ]
+    table, conditions = [], []
+    for label, one in mixes.items():
+        dropped = ", ".join(f"{reason} {count}" for reason, count in one["dropped"].items()) or "none"
+        table.append((shown(label), shown(one["origin"]), one["license"], one["read"], one["kept"], dropped))
+        rest = f": {markdown_text(one['terms'])}" if one["terms"] else ""
+        named = f"{markdown_text(shown(label))} (licence {markdown_text(one['license'])})"
+        conditions.append(f"- Rows of {named} {MIX_TERMS[one['training']]}{rest}.")
     text = (
         "Rows of existing data sets, taken as they are; their `teacher` is mix: and the name here. No teacher of this "
         "project wrote them and nothing scored them. Who wrote them is for the data set to say. The tables and shares "
-        "above are without them."
+        "above are without them, and these conditions bind too."
     )
-    heads = ["data set", "licence", "rows read", "rows", "dropped"]
+    heads = ["data set", "from", "licence", "rows read", "rows", "dropped"]
     return "\n\n".join([text, markdown_table(heads, table), "\n".join(conditions)])
 
 

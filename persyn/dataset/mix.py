@@ -4,7 +4,8 @@ import hashlib
 import heapq
 import logging
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -12,27 +13,32 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from persyn.errors import InputError
-from persyn.messages import assistant_message
+from persyn.generation import Training
+from persyn.messages import Message, assistant_message
 from persyn.prompts import PromptSettings, evaluation_sets, unfit
 from persyn.prompts.conversations import Asked, prompt_id
 from persyn.prompts.decontamination import EvaluationSets
 from persyn.prompts.sources import FIRST_OF, Rows
 from persyn.schemas import DATASET, Domain
 from persyn.settings import Misfit
+from persyn.thinking import Thought, split_thought
 
 logger = logging.getLogger(__name__)
-RAW = Path("data/raw")
-"""The folder that paths are relative to, as those of prompts.sources."""
 MIX = "mix:"
 """Begins the `teacher` of mixed rows, which no teacher wrote. The name of a teacher, a file's, has no colon."""
 NOT_CHOSEN = "not chosen"
 
 
-class Mix(Rows):
+class MixSource(Rows):
     """An existing data set of conversations that end with the assistant. `path` is below the raw folder."""
 
-    license: str = ""
-    """Licence of its rows, copied to each. It must be given."""
+    license: Annotated[str, Field(pattern=r"\S", json_schema_extra={"x-needed": "the name of a licence"})]
+    """Licence of its rows, copied to each."""
+    training: Training = "unknown"
+    """Whether its rows may train models: many data sets were written by models whose terms say something about that.
+    One whose terms forbid it is refused."""
+    terms: str | None = None
+    """The condition on that and where it is written, in one line."""
     label: Annotated[str, Field(min_length=1)] | None = None
     """What the tables call it; null: its `path` or `hub`."""
     ratio: Annotated[float, Field(gt=0)] | None = None
@@ -63,6 +69,16 @@ class Mix(Rows):
         return MIX + self.title
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A row that may be joined."""
+
+    prompt_id: str
+    prompt: list[Message]
+    thought: Thought
+    """Its answer, apart from a thought in tags before it."""
+
+
 def is_mix() -> pl.Expr:
     """Whether a row's teacher says that it is from a mix."""
     return pl.col("teacher").str.starts_with(MIX)
@@ -74,103 +90,125 @@ def lot(seed: int, *content: str) -> str:
 
 
 def add_mixes(
-    dataset: pl.DataFrame, mixes: Sequence[Mix], seed: int, prompts: PromptSettings, raw: Path = RAW
+    dataset: pl.DataFrame, mixes: Sequence[MixSource], seed: int, prompts: PromptSettings, raw: Path
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """DATASET with the rows of the mixes after its own.
 
     Args:
         dataset: the routed rows. No mixed row has a prompt of one of them, nor of another mixed row.
         prompts: names the evaluation sets that no row may repeat, and how long a prompt may be.
+        raw: the folder that paths are relative to, as those of prompts.sources.
 
     Returns:
-        DATASET, and label -> {read, kept, dropped: {reason: count}, license}; of a mix that has too few rows also
-        wanted. Reasons are those of prompts, and `routed` (a prompt of the dataset), `duplicate`, `no answer`, and
-        `not chosen`, of rows that the ratio or the count leaves.
+        DATASET, and label -> {read, kept, dropped: {reason: count}, origin (as Rows.origin), license, training,
+        terms}; of a mix that has too few rows also wanted. Reasons are those of prompts, and `routed` (a prompt of the
+        dataset), `duplicate`, `no answer`, and `not chosen`, of rows that the ratio or the count leaves. Only rows that
+        would be chosen are compared with the evaluation sets, since that takes long.
 
     Raises:
-        InputError: an entry has no licence, or a data set cannot be read.
+        InputError: the terms of an entry forbid training, or a data set cannot be read.
     """
     if not mixes:
         return dataset, {}
     for number, mix in enumerate(mixes):
-        if not mix.license.strip():
-            raise InputError(
-                f"dataset.mix.{number} ({mix.title}) has no licence; write the `license` of its data set's page"
-            )
+        _check_terms(number, mix)
     items, taken, counts, parts = evaluation_sets(raw, prompts), dict.fromkeys(dataset["prompt_id"], "routed"), {}, []
     for mix in mixes:
         wanted = mix.count if mix.count is not None else round((mix.ratio or 0) * dataset.height)
         dropped = Counter[str]()
-        fit = _fit_rows(mix, raw, items, prompts.max_characters, taken, dropped)
-        chosen, read = _choose(fit, wanted, seed, dropped)
-        read += dropped.total() - dropped[NOT_CHOSEN]
-        taken |= dict.fromkeys((identity for identity, _ in chosen), "duplicate")
+        chosen = _choose(_fit_rows(mix, raw, prompts.max_characters, taken, dropped), wanted, seed, items, dropped)
+        taken |= dict.fromkeys((row.prompt_id for row in chosen), "duplicate")
         parts.append(_table(mix, chosen))
-        counts[mix.title] = {"read": read, "kept": len(chosen), "dropped": dict(sorted(dropped.items()))}
-        assert read == len(chosen) + dropped.total(), "every row is kept or counted"
-        counts[mix.title] |= {"license": mix.license}
-        logger.info("mix %s: %d rows read, %d kept; dropped: %s", mix.title, read, len(chosen), dict(dropped))
+        counts[mix.title] = {
+            "read": len(chosen) + dropped.total(),
+            "kept": len(chosen),
+            "dropped": dict(sorted(dropped.items())),
+            "origin": mix.origin(raw),
+            **{name: getattr(mix, name) for name in ("license", "training", "terms")},
+        }
+        logger.info(
+            "mix %s: %d rows read, %d kept; dropped: %s",
+            *(mix.title, len(chosen) + dropped.total(), len(chosen)),
+            ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items())) or "none",
+        )
         if len(chosen) < wanted:
             counts[mix.title] |= {"wanted": wanted}
             logger.warning("mix %s has %d fit rows, %d are wanted; all are taken", mix.title, len(chosen), wanted)
     return pl.concat([dataset, *parts]), counts
 
 
+def _check_terms(number: int, mix: MixSource) -> None:
+    if mix.training == "forbidden":
+        raise InputError(
+            f"dataset.mix.{number} ({mix.title}): its terms forbid training on its rows "
+            f"({mix.terms or f'licence {mix.license}'}); remove it, or, if you have permission, set its training to "
+            f"conditional and name the permission in its terms"
+        )
+    if mix.training == "unknown":
+        logger.warning(
+            "mix %s: whether its rows may train models is unknown; read its terms and set `training` of the entry",
+            mix.title,
+        )
+
+
 def _fit_rows(
-    mix: Mix,
-    raw: Path,
-    items: EvaluationSets,
-    max_characters: int,
-    taken: dict[str, str],
-    dropped: Counter[str],
-) -> Iterator[tuple[str, Asked]]:
-    """The rows that may be joined, with their prompt_id; others are counted in `dropped`."""
+    mix: MixSource, raw: Path, max_characters: int, taken: dict[str, str], dropped: Counter[str]
+) -> Iterator[_Row]:
+    """The rows that may be joined; others are counted in `dropped`. Of rows with the same prompt it is the first.
+
+    Args:
+        taken: prompt_id of rows that are there already -> the reason to drop another one.
+    """
     shapes = {column: given for column, given in FIRST_OF.items() if column != "prompt"}
     seen = set[str]()
-    for _, row in mix.read(raw, asked=["messages"], messages=mix.messages or shapes):
-        asked: Asked = row["messages"]
-        identity = prompt_id(asked.messages)
-        reason = unfit(asked, asked.answer, max_characters) or ("" if asked.answer else "no answer")
-        reason = reason or ("duplicate" if identity in seen else taken.get(identity, ""))
-        if not reason and (met := items.met(asked.messages)):
-            reason = met.reason
+    for _, read in mix.read(raw, asked=["messages"], messages=mix.messages or shapes):
+        asked: Asked = read["messages"]
+        row = _Row(prompt_id(asked.messages), asked.messages, split_thought(asked.answer or "", opened=None))
+        reason = unfit(asked, asked.answer, max_characters) or ("" if row.thought.answer else "no answer")
+        reason = reason or ("duplicate" if row.prompt_id in seen else taken.get(row.prompt_id, ""))
         if reason:
             dropped[reason] += 1
             continue
-        seen.add(identity)
-        yield identity, asked
+        seen.add(row.prompt_id)
+        yield row
 
 
-def _choose(
-    rows: Iterator[tuple[str, Asked]], wanted: int, seed: int, dropped: Counter[str]
-) -> tuple[list[tuple[str, Asked]], int]:
-    """The rows of the lowest lots, in the order of prompt_id, and how many there were. No more are in memory."""
-    kept: list[tuple[int, str, Asked]] = []
-    read = 0
-    for identity, asked in rows:
-        read += 1
-        drawn = -int(lot(seed, identity, asked.answer or ""), 16)  # the heap's first is the highest lot
-        if len(kept) < wanted:
-            heapq.heappush(kept, (drawn, identity, asked))
-        elif kept:
-            heapq.heappushpop(kept, (drawn, identity, asked))
-    if read > len(kept):
-        dropped[NOT_CHOSEN] = read - len(kept)
-    return sorted(((identity, asked) for _, identity, asked in kept), key=lambda row: row[0]), read
+def _choose(rows: Iterator[_Row], wanted: int, seed: int, items: EvaluationSets, dropped: Counter[str]) -> list[_Row]:
+    """The rows of the lowest lots that repeat no evaluation item, in the order of prompt_id. Others are counted in
+    `dropped`. No more rows are in memory.
+    """
+    kept: list[tuple[int, str, _Row]] = []
+    for row in rows:
+        drawn = -int(lot(seed, row.prompt_id), 16)  # the heap's first is the highest lot
+        if not wanted or (len(kept) == wanted and drawn < kept[0][0]):
+            dropped[NOT_CHOSEN] += 1
+        elif met := items.met(row.prompt):
+            dropped[met.reason] += 1
+        elif len(kept) < wanted:
+            heapq.heappush(kept, (drawn, row.prompt_id, row))
+        else:
+            heapq.heapreplace(kept, (drawn, row.prompt_id, row))
+            dropped[NOT_CHOSEN] += 1
+    return sorted((row for _, _, row in kept), key=lambda row: row.prompt_id)
 
 
-def _table(mix: Mix, chosen: Collection[tuple[str, Asked]]) -> pl.DataFrame:
+def _table(mix: MixSource, chosen: Sequence[_Row]) -> pl.DataFrame:
     """DATASET of these rows."""
     same = {
         "teacher": mix.teacher,
-        "reasoning": None,
         "finish_reason": "stop",
         "license": mix.license,
         "teacher_license": mix.license,
-        "training": "allowed",
+        "training": mix.training,
     }
     rows = [
-        {"prompt_id": identity, "prompt": asked.messages, "completion": assistant_message(asked.answer or ""), **same}
-        for identity, asked in chosen
+        {
+            "prompt_id": row.prompt_id,
+            "prompt": row.prompt,
+            "completion": assistant_message(row.thought.answer),
+            "reasoning": row.thought.reasoning,
+            **same,
+        }
+        for row in chosen
     ]
     return pl.DataFrame(rows, schema=DATASET)

@@ -8,7 +8,7 @@ import polars as pl
 
 from persyn.dataset import DatasetSettings
 from persyn.dataset.card import shown
-from persyn.dataset.mix import MIX, Mix, is_mix
+from persyn.dataset.mix import MIX, MixSource, is_mix
 from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.files import markdown_table, markdown_text
@@ -68,7 +68,7 @@ def build_export(
     parallel: pl.DataFrame,
     rewards: pl.DataFrame,
     teachers: Mapping[str, Teacher],
-    mixes: Sequence[Mix] = (),
+    mixes: Sequence[MixSource] = (),
 ) -> pl.DataFrame:
     """Join the dataset with everything known about its rows.
 
@@ -114,14 +114,14 @@ def build_export(
     return pl.concat([made, mixed]).sort("prompt_id", "teacher_id") if mixed.height else made
 
 
-def _mixed(rows: pl.DataFrame, mixes: Sequence[Mix]) -> pl.DataFrame:
+def _mixed(rows: pl.DataFrame, mixes: Sequence[MixSource]) -> pl.DataFrame:
     """EXPORT of the rows of mixes."""
     known = {mix.teacher: mix for mix in mixes}
     given = [known.get(name) for name in rows["teacher"]]
-    for one, name, license_ in zip(given, rows["teacher"], rows["license"], strict=True):
-        if one is None or one.license != license_:
-            what = "which dataset.mix does not name" if one is None else f"whose licence is {one.license!r} now"
-            raise InputError(f"the dataset holds rows of {name} under {license_!r}, {what}; run `dvc repro`")
+    for one, (name, *terms) in zip(given, rows.select("teacher", "license", "training").iter_rows(), strict=True):
+        if one is None or [one.license, one.training] != terms:
+            now = f"whose terms are {one.license}, {one.training} now" if one else "which dataset.mix does not name"
+            raise InputError(f"the dataset holds rows of {name} ({', '.join(terms)}), {now}; run `dvc repro`")
     fields = [(mix.domain, shown(mix.title), shown(mix.name)) for mix in given if mix]
     about = pl.DataFrame(fields, schema=dict.fromkeys(["domain", "source", "teacher_model"], pl.String), orient="row")
     rows = rows.hstack(about).with_columns(

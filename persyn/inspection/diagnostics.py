@@ -159,8 +159,9 @@ def _dropped(datasets: Mapping[str, Any]) -> Signature:
     name, what = "dataset rows dropped", "routed responses are thrown away, so that strategies train on unequal data"
     found = {}
     for key, of in datasets.items():
-        # Dropping the worse of good responses is no loss, nor one that a later teacher's replaced.
-        rows = of["rows"] - of["dropped"].get("second", 0) - of["dropped"].get("sample", 0)
+        # Dropping the worse of good responses is no loss, nor one that a later teacher's replaced or a limit asks for.
+        meant = ("second", "sample", "max_per_teacher", "max_per_source")
+        rows = of["rows"] - sum(of["dropped"].get(reason, 0) for reason in meant)
         if required := of.get("require"):
             rows -= max(0, of["dropped"].get("require", 0) - required["dropped"])
         if rows:

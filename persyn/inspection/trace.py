@@ -1,7 +1,7 @@
 """Trace: one prompt through the whole pipeline."""
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -57,6 +57,7 @@ def trace_prompt(
     *,
     role: str | None = None,
     required: Collection[str] = (),
+    limits: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Everything in the tables about one prompt.
 
@@ -65,6 +66,7 @@ def trace_prompt(
         policies: which defects keep a response out of the dataset.
         role: what the router used the prompt for, if it is known.
         required: the domains in dataset.require.
+        limits: the limits on the rows of a teacher or a source that are set; one of them may be why a row was dropped.
 
     Returns:
         The columns of its row in PROMPTS; router: `role`; responses: the row of each teacher that responded, with
@@ -80,7 +82,7 @@ def trace_prompt(
         "router": role,
         "responses": responses,
         "pairs": _rows(made.pairs, prompt_id, "winner", "loser", "margin"),
-        "strategies": {name: _routes(made, name, prompt, policies, required) for name in made.routes},
+        "strategies": {name: _routes(made, name, prompt, policies, required, limits) for name in made.routes},
         "missing": _missing(made),
     }
 
@@ -161,7 +163,12 @@ def _defects(made: Snapshot, row: Mapping[str, Any], prompt: Mapping[str, Any]) 
 
 
 def _routes(
-    made: Snapshot, strategy: str, prompt: Mapping[str, Any], policies: Policies, required: Collection[str]
+    made: Snapshot,
+    strategy: str,
+    prompt: Mapping[str, Any],
+    policies: Policies,
+    required: Collection[str],
+    limits: Sequence[str],
 ) -> list[dict[str, Any]]:
     identity, dataset = prompt["prompt_id"], made.dataset.get(strategy)
     kept = {row["teacher"] for row in _rows(dataset, identity, "teacher")}
@@ -181,6 +188,7 @@ def _routes(
                 {"finish_reason": response["finish_reason"], **{kind: kind in defects for kind in DETECTORS}}
             )
             unfit = row.select(drop_reason(policies)).item()
-            reason = unfit or ("require" if short else "second" if kept & set(routed) else "outdated")
+            why = ["require"] if short else ["second"] if kept & set(routed) else []
+            reason = unfit or " or ".join([*why, *limits]) or "outdated"
         found.append(route | {"kept": was_kept, "reason": reason})
     return found

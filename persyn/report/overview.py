@@ -158,7 +158,8 @@ def lanes(run: Snapshot) -> Table:
         used, samples = routed.get(name), run.samples.get(name)
         prompts = allocation and allocation["prompts"]
         dropped = ", ".join(f"{number:,} {why}" for why, number in (data["dropped"] if data else {}).items() if number)
-        dropped += "".join(f"; {one['kept']:,} of {label} joined" for label, one in (data or {}).get("mix", {}).items())
+        joined = [f"{one['kept']:,} of {label} joined" for label, one in (data or {}).get("mix", {}).items()]
+        dropped = "; ".join([dropped or "none", *joined]) if joined else dropped
         steps = run.training[name]["step"].max() if name in run.training and run.training[name].height else None
         items = None if samples is None else samples.select("task", "sample_id").n_unique()
         cells = [prompts, used and used["spent"]["calls"], used and used["cached"]["calls"], data and data["kept"]]

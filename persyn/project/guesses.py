@@ -1,0 +1,273 @@
+"""Guesses: what a file of prompts holds. Where the prompt stands, whether an answer can be checked, and by what."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from jinja2.meta import find_undeclared_variables
+
+from persyn.errors import InputError
+from persyn.prompts.conversations import NoPrompt, read_asked
+from persyn.prompts.sources import ALPACA, TEMPLATE_ERRORS, TEMPLATES, Row, Rows, is_template
+from persyn.schemas import Domain
+from persyn.verifiers.answers import fault, read_reference
+from persyn.verifiers.instructions import is_written_in, read_checks
+
+ROWS = 2_000
+"""Rows that are looked at."""
+PROMPTS = ("prompt", "messages", "conversations", "turns", "conversation", "question", "problem", "query", "request")
+"""Names of columns that ask, the likeliest first."""
+TEXTS = (*PROMPTS, "instruction", "user_prompt", "input", "text", "content", "user", "human")
+ANSWERS = (
+    *("answer", "final_answer", "expected_answer", "ground_truth", "reference", "target", "checks", "solution"),
+    *("output", "response", "result"),
+)
+"""Names of columns that may hold an answer or checks."""
+SELF_INSTRUCT = "{{ instruction }}{% if instances[0].input %}\n\n{{ instances[0].input }}{% endif %}"
+IFEVAL = (
+    "[{% for name in instruction_id_list %}{{ {'instruction_id': name, 'kwargs': kwargs[loop.index0]} | tojson }}"
+    "{% if not loop.last %}, {% endif %}{% endfor %}]"
+)
+BOXED = " Put the final answer in \\boxed{}."
+LONG = 20
+"""Characters from which on an answer that stands in its prompt is no coincidence."""
+
+
+@dataclass(frozen=True)
+class Guess:
+    """A value for a field of params.yaml, and why."""
+
+    value: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Checks:
+    """What can check the responses."""
+
+    domain: Domain
+    method: str
+    reference: str | None
+    why: str
+
+
+class PromptFile:
+    """A file of prompts: its first rows."""
+
+    def __init__(self, file: Path) -> None:
+        """Read them.
+
+        Raises:
+            InputError: it is missing, has another form, or cannot be read.
+        """
+        if file.suffix not in (".jsonl", ".parquet"):
+            raise InputError(
+                f"--prompts is {file}; it must be a .jsonl file (one JSON object a line) or a .parquet file: convert it"
+            )
+        if not file.is_file():
+            raise InputError(f"--prompts is {file}, which does not exist; correct the path")
+        self.file, self.rows = file, _first_rows(file)
+        if not self.rows:
+            raise InputError(f"--prompts is {file}, which has no rows; it needs at least one")
+        self.columns = list(dict.fromkeys(column for row in self.rows for column in row))
+
+    @property
+    def text(self) -> str:
+        """Its rows and columns, in one line."""
+        kinds = [f"{column} ({', '.join(self._kinds(column))})" for column in self.columns]
+        first = f"the first {len(self.rows):,} rows" if len(self.rows) == ROWS else f"{len(self.rows):,} rows"
+        return f"{self.file.name}: {first}; columns {', '.join(kinds)}"
+
+    def _kinds(self, column: str) -> list[str]:
+        names = {str: "text", int: "number", float: "number", bool: "yes or no", list: "list", dict: "object"}
+        there = [row[column] for row in self.rows if row.get(column) is not None]
+        kinds = sorted({names.get(type(value), type(value).__name__) for value in there})
+        missing = len(self.rows) - len(there)
+        return [*kinds, *([f"missing in {missing} rows"] if missing else [])]
+
+    def prompt(self) -> Guess | None:
+        """Where the prompt stands; None if nothing tells."""
+        found = {column: column for column in PROMPTS if self._asks(column)}
+        if not found and self._asks("instruction"):
+            has_instances = all(_has_input(row.get("instances")) for row in self.rows)
+            return (
+                Guess(SELF_INSTRUCT, "columns instruction and instances, as Self-Instruct has them")
+                if has_instances
+                else Guess(ALPACA, "column instruction, with input where there is one")
+            )
+        found = found or self._nested(TEXTS)
+        texts = [column for column in self.columns if self._kinds(column) == ["text"] and column not in ANSWERS]
+        named = [column for column in TEXTS if column in texts]
+        if not found and (named or len(texts) == 1):
+            found = {column: column for column in (named or texts)[:1]}
+        for place, given in found.items():
+            return Guess(given, f"column {place}: {self.shapes(given)}")
+        return None
+
+    def _asks(self, column: str) -> bool:
+        """Whether a column holds prompts: text or a conversation, in all rows."""
+        try:
+            return all(bool(row.get(column)) and bool(read_asked(row[column])) for row in self.rows)
+        except NoPrompt:
+            return False
+
+    def shapes(self, given: str) -> str:
+        """How many rows of which shape, and of how many turns, a column or template gives."""
+        if is_template(given):
+            return f"{len(self.rows)} texts"
+        try:
+            asked = [read_asked(row.get(given)) for row in self.rows]
+        except NoPrompt as error:
+            raise InputError(f"--prompt is {given!r}, which {error}") from error
+        counts = Counter(
+            "texts" if one.shape == "text" else f"conversations ({one.shape}) of {len(one.messages)} turns"
+            for one in asked
+        )
+        return ", ".join(f"{count} {shape}" for shape, count in counts.most_common(4))
+
+    def asks_for_boxes(self, given: str) -> str:
+        """The prompt with a request to box the final answer, where it is text and does not have one."""
+        if not is_template(given) and any(not isinstance(row.get(given), str) for row in self.rows):
+            return given
+        if any("boxed" in str(value) for value in self.values(given)[:100]):
+            return given
+        return (given if is_template(given) else f"{{{{ {_name(given)} }}}}") + BOXED
+
+    def checks(self) -> Checks | None:
+        """What can check the responses, from the columns; None if nothing can."""
+        if {"instruction_id_list", "kwargs"} <= set(self.columns):
+            return self.checks_by(IFEVAL, "columns instruction_id_list and kwargs, as IFEval has them")
+        candidates = {column: column for column in ANSWERS if column in self.columns} | self._nested(ANSWERS)
+        for place, given in candidates.items():
+            has_hashes = all("####" in _text(value) for value in self.values(given))
+            for form in _forms(given, has_hashes):
+                if found := self.checks_by(form, f"column {place}"):
+                    return found
+        return None
+
+    def checks_by(self, reference: str, place: str) -> Checks | None:
+        """What a column or template can be compared by; None if some row has neither checks nor a final answer."""
+        try:
+            values = [_text(value) for value in self.values(reference)]
+        except InputError:
+            return None
+        if not all(value.strip() for value in values):
+            return None
+        if all(map(_is_checks, values)):
+            return Checks(
+                "instruction", "checkers", reference, f"{place}: every row has checks that IFEval's form knows"
+            )
+        if all(map(_is_final, values)):
+            is_number = any(isinstance(row.get(reference), int | float) for row in self.rows)
+            written = f"{{{{ {_name(reference)} }}}}" if is_number and not is_template(reference) else reference
+            return Checks(
+                "math", "math_verify", written, f"{place}: every row has a final answer, such as {values[0]!r}"
+            )
+        return None
+
+    def values(self, given: str) -> list[Any]:
+        """What a column or a template gives for each row.
+
+        Raises:
+            InputError: there is no such column, or the template is wrong.
+        """
+        if not is_template(given):
+            if given not in self.columns:
+                raise InputError(f"there is no column {given!r} in {self.file.name}; it has {', '.join(self.columns)}")
+            return [row.get(given) for row in self.rows]
+        try:
+            template = TEMPLATES.from_string(given)
+            return [template.render({"row": row, **row}) for row in self.rows]
+        except TEMPLATE_ERRORS as error:
+            raise InputError(f"the template {given!r} fails on {self.file.name}: {error}") from error
+
+    def leak(self, prompt: str, reference: str) -> str:
+        """Why the prompt gives the answer away; empty if it does not."""
+        both = (_columns(prompt) & _columns(reference)) - {"row"}
+        if both:
+            return f"the prompt and the reference both read {', '.join(sorted(both))}"
+        asked = [json.dumps(value, ensure_ascii=False) for value in self.values(prompt)]
+        for column in _columns(reference) & set(self.columns):
+            answers = [json.dumps(row.get(column), ensure_ascii=False).strip('"') for row in self.rows]
+            pairs = zip(answers, asked, strict=True)
+            count = sum(len(answer) >= LONG and answer in text for answer, text in pairs)
+            if count:
+                return f"the whole {column} stands in the prompt of {count} rows"
+        return ""
+
+    def is_english(self, prompt: str) -> bool:
+        """Whether most of the first prompts are English."""
+        sample = [value if isinstance(value, str) else json.dumps(value) for value in self.values(prompt)[:20]]
+        return 2 * sum(is_written_in(text, "en") for text in sample) > len(sample)
+
+    def _nested(self, names: tuple[str, ...]) -> dict[str, str]:
+        """Place -> template of the texts and numbers of these names in columns that hold objects."""
+        found = {}
+        for column in self.columns:
+            for name in names:
+                values = [row[column].get(name) if isinstance(row.get(column), dict) else None for row in self.rows]
+                if all(isinstance(value, str | int | float) and value != "" for value in values):
+                    found[f"{column}.{name}"] = f"{{{{ row[{column!r}][{name!r}] }}}}"
+        return found
+
+
+def _first_rows(file: Path) -> list[Row]:
+    if file.suffix == ".parquet":
+        try:
+            return pl.scan_parquet(file).head(ROWS).collect().to_dicts()
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise InputError(f"--prompts is {file}, which cannot be read: {' '.join(str(error).split())}") from error
+    rows = Rows(path=file.name).read(file.parent, whole="{{ row | tojson }}")
+    return [json.loads(values["whole"]) for _, values in islice(rows, ROWS)]
+
+
+def _forms(given: str, has_hashes: bool) -> Iterator[str]:
+    """A column, or what follows its last ####, and its part of a template if it holds lists."""
+    inner = given.removeprefix("{{ ").removesuffix(" }}") if is_template(given) else _name(given)
+    if has_hashes:
+        yield f"{{{{ ({inner}.split('####') | last).strip() }}}}"
+    yield given
+    yield f"{{{{ {inner} | tojson }}}}"
+
+
+def _name(column: str) -> str:
+    """A column in a template."""
+    return column if column.isidentifier() and column not in ("row", "items", "keys") else f"row[{column!r}]"
+
+
+def _columns(given: str) -> set[str]:
+    return find_undeclared_variables(TEMPLATES.parse(given)) if is_template(given) else {given}
+
+
+def _has_input(instances: Any) -> bool:
+    return (
+        isinstance(instances, list) and bool(instances) and isinstance(instances[0], dict) and "input" in instances[0]
+    )
+
+
+def _text(value: Any) -> str:
+    return "" if value is None or isinstance(value, bool | list | dict) else str(value)
+
+
+def _holds(check: Callable[[str], Any], text: str) -> bool:
+    try:
+        return bool(check(text))
+    except InputError:
+        return False
+
+
+def _is_checks(text: str) -> bool:
+    return text.lstrip().startswith("[") and _holds(read_checks, text)
+
+
+def _is_final(text: str) -> bool:
+    """Whether a text has a final answer that is a number or an expression of LaTeX, and no words."""
+    if fault(text):
+        return False
+    [reading] = read_reference(text)
+    return reading.number is not None or (not reading.words and not reading.letter and "\\" in text)

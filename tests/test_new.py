@@ -1,0 +1,231 @@
+"""`persyn new`: a file of prompts becomes a profile that is read and planned without an edit."""
+
+import json
+import shutil
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+from typer.testing import CliRunner
+
+from persyn.cli import app
+from persyn.errors import InputError
+from persyn.project.guesses import BOXED, PromptFile
+from persyn.project.new import read_student, read_teachers
+from persyn.project.params import Params, read_params
+from persyn.prompts import build_prompts
+from persyn.verifiers import check_references
+from tests.support.tiny import ROOT
+from tests.test_profiles import LINKED
+
+SUMS = [
+    {"question": f"Ann has {n} pears and buys {n} more. How many are there?", "answer": f"{n}+{n}.\n#### {2 * n:,}"}
+    for n in range(500, 512)
+]
+TURNS = [
+    {"id": n, "turns": [f"Describe river number {n} to a friend of yours.", "Now say it as a poem."]} for n in range(9)
+]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As much of the main project as a new profile links to."""
+    folder = tmp_path / "main"
+    shutil.copytree(ROOT / "data/raw/evaluation", folder / "data/raw/evaluation")
+    (folder / ".dvc").mkdir()
+    for name in ("Makefile", "dvc.yaml", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
+        shutil.copy(ROOT / name, folder / name)
+    for name in ("stages", "persyn", "tasks", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def saved(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file
+
+
+def run(*words: str, says: str = "") -> str:
+    result = CliRunner().invoke(app, ["new", *words], input=says or None)
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def made(root: Path, name: str) -> Params:
+    """The parameters of a profile, whose prompts and references can be used."""
+    params = read_params(root / "profiles" / name / "params.yaml")
+    prompts, counts = build_prompts(root / "profiles" / name / "data/raw", params.prompts)
+    check_references(prompts, params.quality.methods)
+    assert not counts["dropped"]
+    return params
+
+
+def test_problems_with_worked_answers_become_a_profile_that_can_be_planned(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = root / "sums of mine.jsonl"
+    lines = [json.dumps(row, ensure_ascii=False) for row in SUMS]
+    file.write_bytes(("\ufeff" + "\r\n".join(lines)).encode())  # as Windows saves it
+    said = run("mine", "--prompts", str(file), "--parallel", "6")
+    assert "guessed: --quality math_verify" in said
+    assert said.index("cd profiles/mine") < said.index("persyn plan") < said.index("dvc repro")
+    params = made(root, "mine")
+    [source] = params.prompts.sources
+    assert source.prompt == "{{ question }}" + BOXED
+    assert source.reference == "{{ (answer.split('####') | last).strip() }}"
+    assert (source.domain, params.prompts.num_parallel, list(params.quality.methods.values())) == (
+        *("math", 6),
+        ["math_verify"],
+    )
+    folder = root / "profiles/mine"
+    for name in LINKED:
+        assert (folder / name).is_symlink()
+        assert (folder / name).resolve() == (root / name).resolve()
+    assert "dir = ../../../.dvc/cache" in (folder / ".dvc/config").read_text()
+    assert (folder / "data/raw" / file.name).read_bytes() == file.read_bytes()
+    monkeypatch.chdir(folder)
+    plan = CliRunner().invoke(app, ["plan", "--json"])
+    assert plan.exit_code == 0, plan.output
+    assert json.loads(plan.output)["prompts"]["parallel"] == 6
+
+
+def test_two_turns_without_a_reference_are_checked_for_their_form(root: Path) -> None:
+    file = saved(root / "turns.jsonl", TURNS)
+    said = run("bench", "--prompts", str(file), "--yes", "--limit", "8", "--license", "CC0-1.0")
+    assert "9 conversations (turns) of 2 turns" in said
+    assert "nothing checks whether it is right" in said
+    params = made(root, "bench")
+    assert params.prompts.sources[0].prompt == "turns"
+    assert params.quality.methods == {"instruction": "checkers"}
+    assert params.prompts.num_parallel == 8
+
+
+def test_every_question_has_an_option_and_every_guess_is_told(root: Path) -> None:
+    file = saved(root / "ask.jsonl", TURNS)
+    teachers = [
+        "--teacher",
+        "big/Model@https://example.org/v1,MY_KEY",
+        "--teacher",
+        "o/Small",
+        "--judge",
+        "j@http://localhost:1/v1",
+    ]
+    options = ["--domain", "instruction", "--prompt", "turns", "--license", "MIT", "--student", "o/student"]
+    numbers = ["--max-tokens", "300", "--limit", "0", "--parallel", "4", "--task", "gsm8k_5shot", "--items", "0"]
+    said = run("full", "--prompts", str(file), *teachers, *options, *numbers, "--link")
+    assert "guessed" not in said
+    assert "persyn pin" in said
+    assert "items of gsm8k_5shot" in said
+    params = made(root, "full")
+    assert list(params.teachers) == ["model", "small"]
+    assert params.speed_of("model").api_key_env == "MY_KEY"
+    assert params.speed_of("judge").base_url == "http://localhost:1/v1"
+    assert params.defects.length == "drop"
+    assert (params.prompts.sources[0].limit, params.evaluation.limit) == (None, None)
+    assert (root / "profiles/full/data/raw/ask.jsonl").is_symlink()
+
+
+def test_on_a_terminal_it_asks_and_asks_again(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("persyn.cli.new"), "_is_terminal", lambda: True)
+    file = saved(root / "turns.jsonl", TURNS)
+    answers = [str(file), "", "judge", "", "x", "j@https://example.org/v1", "MIT", "nobody", "smollm2-terse o/m"]
+    said = run("asked", says="\n".join([*answers, *[""] * 6, "5", "", ""]))
+    assert "--judge is 'x'" in said
+    assert "--teacher is 'nobody'" in said
+    params = made(root, "asked")
+    assert list(params.teachers) == ["smollm2-terse", "m"]
+    assert params.quality.methods == {"instruction": "judge"}
+
+
+def test_all_mistakes_are_told_at_once_and_nothing_is_written(root: Path) -> None:
+    with pytest.raises(InputError) as raised:
+        run("Mine!", "--prompts", "none.csv", "--teacher", "x", "--student", "gema", "--quality", "judge", "--yes")
+    assert [word in str(raised.value) for word in ("'Mine!'", "none.csv", "'x'", "'gema'", "--judge")] == [True] * 5
+    with pytest.raises(InputError, match="--prompts is missing"):
+        run("mine", "--yes")
+    file = saved(root / "sums.jsonl", SUMS)
+    with pytest.raises(InputError, match="the answer must not be in the prompt"):
+        run("mine", "--prompts", str(file), "--prompt", "{{ question }} {{ answer }}")
+    with pytest.raises(InputError, match="--parallel is 99; there are 12 prompts"):
+        run("mine", "--prompts", str(file), "--parallel", "99")
+    assert not (root / "profiles").exists()
+
+
+def test_what_exists_is_not_overwritten_and_half_a_profile_is_removed(root: Path) -> None:
+    file = saved(root / "sums.jsonl", SUMS)
+    (root / "profiles/mine").mkdir(parents=True)
+    with pytest.raises(InputError, match="exists and is not overwritten"):
+        run("mine", "--prompts", str(file))
+    assert not list((root / "profiles/mine").iterdir())
+    (root / "Makefile").write_text("profile:\n\tfalse\n")
+    with pytest.raises(InputError, match="failed"):
+        run("other", "--prompts", str(file))
+    assert not (root / "profiles/other").exists()
+
+
+IFEVAL = {"prompt": "Hi", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{"num_words": None}]}
+VERL = {"prompt": [{"role": "user", "content": "1+1?"}], "reward_model": {"style": "rule", "ground_truth": "2"}}
+CHAT = {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
+BOX = {"problem": "Half of 3? Use \\boxed{}.", "solution": "It is \\boxed{\\frac{3}{2}}.", "level": 5}
+SEED = {"instruction": "Translate.", "instances": [{"input": "chat", "output": "cat"}]}
+NESTED = {"data": {"question": "2+2?", "answer": "4"}}
+CHECKED = {"prompt": "Hi", "checks": [{"instruction_id": "punctuation:no_comma", "kwargs": {}}]}
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "method", "reference"),
+    [
+        (IFEVAL, "prompt", "checkers", "instruction_id_list"),
+        (CHECKED, "prompt", "checkers", "checks | tojson"),
+        (VERL, "prompt", "math_verify", "row['reward_model']['ground_truth']"),
+        (BOX, "problem", "math_verify", "solution"),
+        ({"query": "2+2?", "answer": 4, "id": 7}, "query", "math_verify", "{{ answer }}"),
+        ({"a b": "Capital of France?", "answer": "Paris"}, "a b", None, None),
+        (CHAT, "conversations", None, None),
+        (SEED, "instances[0].input", None, None),
+        ({"instruction": "Sing.", "input": "", "output": "La."}, "input is defined", None, None),
+        (NESTED, "row['data']['question']", "math_verify", "row['data']['answer']"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_columns_are_found(
+    tmp_path: Path, row: dict[str, Any], prompt: str, method: str | None, reference: str | None, form: str
+) -> None:
+    if form == "parquet":
+        if "kwargs" in str(row.get("checks")):
+            pytest.skip("parquet has no empty objects")
+        pl.DataFrame([row, row]).write_parquet(tmp_path / "p.parquet")
+    else:
+        saved(tmp_path / "p.jsonl", [row, row])
+    file = PromptFile(tmp_path / f"p.{form}")
+    guess, checks = file.prompt(), file.checks()
+    assert guess
+    assert prompt in guess.value
+    assert (checks.method if checks else None) == method
+    if reference:
+        assert checks
+        assert reference in str(checks.reference)
+
+
+def test_a_row_without_an_answer_and_words_are_no_answers(tmp_path: Path) -> None:
+    for bad in ("", None, "see above", "1 or 2?"):
+        rows: list[dict[str, Any]] = [{"question": "1+1?", "answer": "2"}, {"question": "1+2?", "answer": bad}]
+        assert PromptFile(saved(tmp_path / "p.jsonl", rows)).checks() is None, bad
+
+
+def test_nothing_is_known_to_ask(root: Path) -> None:
+    file = saved(root / "p.jsonl", [{"a": "x", "b": "y"}])
+    with pytest.raises(InputError, match="name one by --prompt: a, b"):
+        run("mine", "--prompts", str(file))
+
+
+def test_names_of_teachers_do_not_clash() -> None:
+    teachers, servers = read_teachers(["a/Big.1", "b/Big.1", "judge@https://example.org/v1"])
+    assert list(teachers) == ["big-1", "big-1-2", "judge-2"]
+    assert servers == {"judge-2": {"base_url": "https://example.org/v1"}}
+    assert read_student("gemma3-270m")["model"] == "packaged:gemma3-270m"
