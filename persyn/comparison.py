@@ -92,10 +92,8 @@ def comparison_table(samples: Mapping[str, pl.DataFrame], comparison: Mapping[st
     means = pl.concat([table.with_columns(strategy=pl.lit(name)) for name, table in samples.items()])
     keys, rows = ["task", "metric", "strategy"], []
     means = means.group_by(keys).agg(pl.col("value").mean()).sort(keys)
-    zero = pl.col("value") == 0
-    silent = zero.all().over("task", "metric") & ~zero.all().over("task")
-    left_out = means.filter(silent).select("task", "metric").unique(maintain_order=True).rows()
-    for task, metric, strategy, value in means.filter(~silent).rows():
+    means, notes = without_silent(means)
+    for task, metric, strategy, value in means.rows():
         found = comparison.get(strategy, {}).get(task, {}).get(metric)
         gap = ("-",) * 5
         if found:
@@ -104,8 +102,20 @@ def comparison_table(samples: Mapping[str, pl.DataFrame], comparison: Mapping[st
             gap = (f"{found['difference']:+z.3f}", interval, *shown)
         rows.append((task, metric, strategy, f"{value:.3f}", *gap))
     columns = [*keys, "value", f"{REFERENCE} minus it", "95 %", "p (Holm)", "smallest detectable", "verdict"]
-    notes = [f"Left out: {metric} of {task}, which is 0 for all of them." for task, metric in left_out]
     return "\n\n".join([markdown_table(columns, rows, aligned=True), *notes])
+
+
+def without_silent(scores: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+    """Scores to be shown without the metrics that are 0 for every student, and a sentence for each of those.
+
+    Args:
+        scores: task, metric and value. A task that is 0 on all its metrics keeps them.
+    """
+    zero = pl.col("value") == 0
+    silent = zero.all().over("task", "metric") & ~zero.all().over("task")
+    named = scores.filter(silent).select("task", "metric").unique(maintain_order=True).rows()
+    notes = [f"Left out: {metric} of {task}, which is 0 for all of them." for task, metric in named]
+    return scores.filter(~silent), notes
 
 
 def seeds_table(comparison: Mapping[str, Any]) -> str:

@@ -118,3 +118,17 @@ def test_every_teacher_of_the_profile_has_a_file_and_states_its_terms() -> None:
     assert {str(file.parent) for file in files} == {"data/raw/alpaca"}
     assert all(entry.get("terms") for entry in entries if entry["training"] != "allowed")
     assert len({source["label"] for source in params["prompts"]["sources"]}) == 5
+
+
+def test_the_pages_give_the_routers_of_real_teachers_as_they_were_measured() -> None:
+    """Rows of docs/science.md and, of the default router, of the README are those of `make evidence`, rounded once."""
+    tables = json.loads((ROOT / "metrics/science/alpaca/evidence.json").read_text())["tables"]
+    readme, science = ((ROOT / page).read_text().splitlines() for page in ("README.md", "docs/science.md"))
+    learnt = "smollm2-135m-instruct, alpha {}, 600 prompts"
+    for alpha, name in {"0": "alpha 0", "0.4": learnt.format(0.4), "0.7": learnt.format(0.7)}.items():
+        for row in tables[name]:
+            told = "| {difference:+.3f} [{low:+.3f}, {high:+.3f}] | {won}, {lost} |".format(**row)
+            if row["router"] in ("regression", "blend", "knn"):
+                assert any(line.startswith(f"| `{row['router']}`") and told in line for line in science), told
+            if row["router"] == "regression":
+                assert any(line.startswith(f"| {alpha}: ") and told in line for line in readme), told

@@ -1,4 +1,4 @@
-"""Experiments: `persyn report` finds those of DVC and tells them beside the run; it is one file and one line."""
+"""Experiments: `persyn report` finds those of DVC and tells them beside the run; it is one file and a few lines."""
 
 import json
 import subprocess
@@ -110,14 +110,16 @@ def test_an_experiment_whose_parameters_are_damaged_is_named(project: Path) -> N
     assert "lost" in note
 
 
-def test_the_command_writes_one_line_and_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_tells_the_story_and_writes_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     missing = CliRunner().invoke(app, ["report"])
     assert "has no params.yaml here" in str(missing.exception)
     Path("params.yaml").write_text("teachers: {a: {model: m}}\nstrategies: {persyn: {rule: persyn}}\n")
     result = CliRunner().invoke(app, ["report", "--sample", "3"])
     assert result.exit_code == 0, result.output
-    assert result.stdout == "report: metrics/reports/report.html (0.0 MB)\n"
+    lines = result.stdout.splitlines()
+    assert len(lines) == 8
+    assert lines[-1].startswith("Where to look next: metrics/reports/report.html (0.0 MB")
     page = Path("metrics/reports/report.html").read_text()
     assert "experiments could not be read" in page
     assert "not made yet: <code>dvc repro prompts</code>" in page

@@ -14,11 +14,10 @@ from persyn.comparison import compare_strategies
 from persyn.project.snapshot import Snapshot, Table, Tables
 from persyn.report import build_report
 from persyn.report.charts import forest
-from persyn.report.overview import _fewer, lanes, verdict
+from persyn.report.overview import fewer, lanes, verdict
 from persyn.report.page import teacher_looks
 from persyn.report.results import comparison_section
 from persyn.report.routing import router_section
-from persyn.report.story import story
 from persyn.routes import allocation
 from tests.support.invented import invented
 from tests.support.pages import rows
@@ -158,29 +157,6 @@ def test_its_first_line_says_whether_routing_is_worth_anything(run: Snapshot, pa
     page = build_report(run.replace(metrics={**run.metrics, "router": before}), sample=0)
     assert "Routing is" not in page
     assert "noise floor" not in page
-
-
-def test_the_story_says_what_came_of_a_run_and_names_what_is_not_made(run: Snapshot) -> None:
-    told = story(run)
-    assert len(told) <= 8
-    cost = run.metric("cost")
-    uses = [*cost["parallel"].values(), cost["routed"]["persyn"]["spent"]]
-    assert told[0].startswith(f"Cost of persyn: {sum(use['calls'] for use in uses):,} calls to {len(cost['parallel'])}")
-    assert f"would have been {cost['generate_then_select']['calls']:,} calls" in told[1]
-    best, share = max(run.metric("allocation")["persyn"]["share"].items(), key=lambda item: item[1])
-    assert told[2].startswith(f"Who responds: {best} {share:.0%}")
-    assert told[-2].startswith("Routing is worth +0.050")
-    before = {
-        name: {metric: {**found, "value": 0.125} for metric, found in metrics.items()}
-        for name, metrics in run.metric("evaluation")["persyn"].items()
-    }
-    measured = story(run.replace(metrics={**run.metrics, "beside": {"untuned": before}}))
-    assert "0.125 before" in next(line for line in measured if "better than before?" in line)
-    empty = run.replace(metrics=dict.fromkeys(run.metrics, None) | {"allocation": {}, "evaluation": {}})
-    assert story(empty) == [
-        "Cost: not known yet (dvc repro cost).",
-        "Is the student better than before? Not measured yet (dvc repro beside comparison).",
-    ]
 
 
 def test_equal_runs_give_equal_pages(run: Snapshot, page: str) -> None:
@@ -366,7 +342,7 @@ def test_a_chart_of_four_metrics_has_no_empty_frame(monkeypatch: pytest.MonkeyPa
 
 
 def test_fewer_is_not_said_of_as_many() -> None:
-    words = [_fewer(ratio, "calls") for ratio in (1.5, 1.001, 0.5)]
+    words = [fewer(ratio, "calls") for ratio in (1.5, 1.001, 0.5)]
     assert words == ["1.50 times fewer calls", "as many calls", "2.00 times more calls"]
 
 

@@ -33,4 +33,7 @@ def report(
         raise InputError(f"{out} cannot be written: {error.strerror or error}; choose another --out") from error
     for line in story(run):
         typer.echo(printable(line))
-    typer.echo(f"report: {out} ({out.stat().st_size / 1e6:.1f} MB)")
+    typer.echo(
+        f"Where to look next: {out} ({out.stat().st_size / 1e6:.1f} MB, for any browser), metrics/, "
+        "`persyn show`, `persyn ledger`"
+    )

@@ -81,27 +81,35 @@ def verdict(comparison: Mapping[str, Any] | None) -> str:
 
 def asides(run: Snapshot) -> list[str]:
     """A sentence on whether routing was worth it, and one on its cost, if the numbers are there."""
-    found, over, cost = [], run.metric("router").get("over_majority"), run.metric("cost")
-    if over:
-        better = "better than" if over["difference"] > 0 else "worse than"
-        better = "not shown to be better than" if over["verdict"] != "differs" else better
-        held_out = run.metric("router")["num_held_out"]
-        by = f"reward {decimal(over['difference'], sign=True)}, 95 % {interval(over['interval'])}"
-        found.append(
-            f"On {held_out} held-out prompts the router has the reward of one teacher for everything, on each of them."
-            if over["verdict"] == "identical"
-            else f"On {held_out} held-out prompts the router is {better} one teacher for everything ({by})."
-        )
+    found, cost = over_one_teacher(run.metric("router")), run.metric("cost")
     saved = (cost.get("saved") or {}).get(REFERENCE)
     if saved:
         spent, parallel = cost["routed"][REFERENCE]["spent"]["calls"], cost["parallel"].values()
         calls = spent + sum(use["calls"] for use in parallel)
-        fewer = " and ".join(_fewer(ratio, what.replace("_", " ")) for what, ratio in saved.items())
+        less = " and ".join(fewer(ratio, what.replace("_", " ")) for what, ratio in saved.items())
         found.append(
             f"{REFERENCE} took {count(calls)} teacher calls where generate-then-select takes "
-            f"{count(cost['generate_then_select']['calls'])}: {fewer}."
+            f"{count(cost['generate_then_select']['calls'])}: {less}."
         )
     return found
+
+
+def over_one_teacher(router: Mapping[str, Any]) -> list[str]:
+    """What the held-out prompts say of the router against one teacher for all; nothing where they are too few.
+
+    Args:
+        router: metrics/router.json.
+    """
+    over = router.get("over_majority")
+    if not over:
+        return []
+    held_out = f"On {router['num_held_out']} held-out prompts the router"
+    if over["verdict"] == "identical":
+        return [f"{held_out} has the reward of one teacher for everything, on each of them."]
+    better = "better than" if over["difference"] > 0 else "worse than"
+    better = "not shown to be better than" if over["verdict"] != "differs" else better
+    by = f"reward {decimal(over['difference'], sign=True)}, 95 % {interval(over['interval'])}"
+    return [f"{held_out} is {better} one teacher for everything ({by})."]
 
 
 def flow(run: Snapshot) -> list[Step]:
@@ -183,7 +191,7 @@ def _parallel(run: Snapshot) -> str:
     return f"answered by every teacher{few}"
 
 
-def _fewer(ratio: float, what: str) -> str:
+def fewer(ratio: float, what: str) -> str:
     if f"{ratio:.2f}" == "1.00":
         return f"as many {what}"
     return f"{ratio:.2f} times fewer {what}" if ratio > 1 else f"{1 / ratio:.2f} times more {what}"

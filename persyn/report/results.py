@@ -4,6 +4,7 @@ from typing import Any
 
 import polars as pl
 
+from persyn.comparison import without_silent
 from persyn.cost import Prices, build_ledger
 from persyn.plots import comparison_curve, ledger_curve
 from persyn.project.snapshot import Snapshot
@@ -41,7 +42,7 @@ def comparison_section(run: Snapshot) -> Section:
         return Section("comparison", title, lead, missing=["evaluation"])
     order = _ordered(run, evaluation)
     evaluation = {**{name: evaluation[name] for name in order}, **beside}
-    curve = comparison_curve(comparison, evaluation)
+    curve, left_out = without_silent(comparison_curve(comparison, evaluation))
     drawn, gaps = [], curve.filter(pl.col("difference").is_not_null())
     if gaps.height:
         told = "; ".join(
@@ -57,7 +58,7 @@ def comparison_section(run: Snapshot) -> Section:
     columns += [f"{REFERENCE} minus it", "smallest detectable", "p (Holm)"]
     caption = "Scores (± standard error) as lm-eval gives them; differences (95 % interval) of means over items, "
     caption += "which are not those of the scores where a metric counts the parts of items (IFEval's inst_level)."
-    table = Table(caption, columns, rows, words=4)
+    table = Table(" ".join([caption, *left_out]), columns, rows, words=4)
     missing = [stage for stage in ("beside", "comparison") if run.metric(stage, None) is None]
     return Section("comparison", title, lead, drawn, [table], missing=missing)
 
@@ -122,7 +123,7 @@ def ledger_section(run: Snapshot) -> Section:
     )
     caption = "What each strategy must pay for: the parallel set and what its chosen teachers then write."
     chart = Chart(bars.bill("ledger", told, uses, PARTS), caption, PARTS)
-    money = _money(run, cost)
+    money = money_of(run, cost)
     tables = [_strategies(cost, money), _teachers(cost)]
     return Section("ledger", title, lead, [chart], tables, [_in_words(money), *_retries(cost)])
 
@@ -183,7 +184,7 @@ def _teachers(cost: Any) -> Table:
     return Table("The parallel set by teacher", columns, rows, folded=True)
 
 
-def _money(run: Snapshot, cost: Any) -> Any:
+def money_of(run: Snapshot, cost: Any) -> Any:
     """The money of the ledger at the run's prices; None without prices, or while a table that it needs is missing."""
     prices = Prices.parse(run.section("prices"), "prices")
     routed = run.every("routed")
