@@ -113,8 +113,7 @@ def read_table(path: str | Path, schema: pl.Schema, where: pl.Expr | None = None
     Raises:
         InputError: the file is missing or damaged, or a column, a type, a null or a NaN is not what the schema says.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path} does not exist; run `dvc repro` (or `dvc pull`) to make it")
+    _check_there(path)
     return parse_table(Path(path), schema, str(path), where)
 
 
@@ -124,8 +123,7 @@ def read_batches(path: str | Path, schema: pl.Schema, rows: int = 50_000) -> Ite
     Raises:
         InputError: as read_table; of a part, when it is its turn.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path} does not exist; run `dvc repro` (or `dvc pull`) to make it")
+    _check_there(path)
     try:
         for batch in pl.scan_parquet(path).collect_batches(chunk_size=rows):
             yield check_table(_with_messages(batch, schema), schema, str(path))
@@ -145,6 +143,11 @@ def parse_table(source: Path | bytes, schema: pl.Schema, name: str, where: pl.Ex
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _damaged(name, error) from error
     return check_table(_with_messages(table, schema), schema, name)
+
+
+def _check_there(path: str | Path) -> None:
+    if not Path(path).is_file():
+        raise InputError(f"{path} does not exist; run `dvc repro` (or `dvc pull`) to make it")
 
 
 def _damaged(name: str, error: Exception) -> InputError:
