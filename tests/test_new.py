@@ -149,6 +149,9 @@ def test_all_mistakes_are_told_at_once_and_nothing_is_written(root: Path) -> Non
     with pytest.raises(InputError, match="--prompts is missing"):
         run("mine", "--yes")
     file = saved(root / "sums.jsonl", SUMS)
+    with pytest.raises(InputError) as raised:
+        run("mine", "--prompts", str(file), "--prompt", "ask", "--reference", "{{ nothing.at.all }}", "--student", "x")
+    assert [word in str(raised.value) for word in ("'ask'", "nothing.at.all", "'x'")] == [True] * 3
     with pytest.raises(InputError, match="the answer must not be in the prompt"):
         run("mine", "--prompts", str(file), "--prompt", "{{ question }} {{ answer }}")
     with pytest.raises(InputError, match="--parallel is 99; there are 12 prompts"):

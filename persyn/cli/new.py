@@ -1,13 +1,11 @@
 """`persyn new`: a guided first project. It asks on a terminal; elsewhere options and guesses decide."""
 
-import dataclasses
-import inspect
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import typer
 
@@ -27,57 +25,54 @@ METHODS = {
 }
 LISTED = {"domain": ["instruction", "math", "code"], "quality": list(get_args(Quality))}
 """Question -> its possible answers."""
+LEAST = {"max_tokens": 1, "parallel": 1, "limit": 0, "items": 0}
+"""Question -> the least number that answers it."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """The options of the command. None: it is asked for, or guessed."""
-
-    name: Annotated[str, typer.Argument(help="Of the profile: the folder profiles/NAME.")]
-    prompts: Annotated[Path | None, typer.Option(help="Your prompts: a jsonl or parquet file.")] = None
-    prompt: Annotated[str | None, typer.Option(help="The column of the prompt, or a template over the row.")] = None
+def new(
+    name: Annotated[str, typer.Argument(help="Of the profile: the folder profiles/NAME.")],
+    prompts: Annotated[Path | None, typer.Option(help="Your prompts: a jsonl or parquet file.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="The column of the prompt, or a template over the row.")] = None,
     reference: Annotated[
         str | None, typer.Option(help="The column or template of the final answer, or of the checks, of each prompt.")
-    ] = None
-    domain: Annotated[Literal["instruction", "math", "code"] | None, typer.Option(help="What is asked for.")] = None
+    ] = None,
+    domain: Annotated[Literal["instruction", "math", "code"] | None, typer.Option(help="What is asked for.")] = None,
     quality: Annotated[
         Quality | None,
         typer.Option(help="How good a response is. form: length and language alone, which needs no reference."),
-    ] = None
-    reward_model: Annotated[str | None, typer.Option(help="A reward model: a hub id or a folder.")] = None
+    ] = None,
+    reward_model: Annotated[str | None, typer.Option(help="A reward model: a hub id or a folder.")] = None,
     judge: Annotated[str | None, typer.Option(help="A judge behind a server: MODEL@https://host/v1,KEY_VARIABLE")] = (
         None
-    )
-    license: Annotated[str | None, typer.Option(help="The licence of the prompts.")] = None
+    ),
+    license: Annotated[str | None, typer.Option(help="The licence of the prompts.")] = None,
     teacher: Annotated[
         list[str] | None,
         typer.Option(
             help="smollm2-terse, smollm2-steps, gemma3-fewshot, qwen-coder (packaged), a hub id, or a server: "
             "MODEL@https://host/v1,KEY_VARIABLE (the name of the environment variable). May be repeated."
         ),
-    ] = None
-    student: Annotated[str | None, typer.Option(help="Packaged (gemma3-270m), a hub id or a folder.")] = None
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a response at most.")] = None
-    limit: Annotated[int | None, typer.Option(min=0, help="Only the first rows of the file; 0: all.")] = None
-    parallel: Annotated[int | None, typer.Option(min=1, help="Prompts that every teacher answers.")] = None
+    ] = None,
+    student: Annotated[str | None, typer.Option(help="Packaged (gemma3-270m), a hub id or a folder.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens of a response at most.")] = None,
+    limit: Annotated[int | None, typer.Option(min=0, help="Only the first rows of the file; 0: all.")] = None,
+    parallel: Annotated[int | None, typer.Option(min=1, help="Prompts that every teacher answers.")] = None,
     task: Annotated[
         list[str] | None, typer.Option(help="An evaluation task of tasks/ or of lm-eval. May be repeated.")
-    ] = None
-    items: Annotated[int | None, typer.Option(min=0, help="Items of each task; 0: all.")] = None
-    link: Annotated[bool, typer.Option("--link", help="Link to the file instead of copying it.")] = False
-    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: options and guesses decide.")] = False
-
-
-def new(**given: Any) -> None:
+    ] = None,
+    items: Annotated[int | None, typer.Option(min=0, help="Items of each task; 0: all.")] = None,
+    link: Annotated[bool, typer.Option("--link", help="Link to the file instead of copying it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: options and guesses decide.")] = False,
+) -> None:
     """Make a first project of your own: a profile with your prompts and a params.yaml that runs as it is.
 
     It looks into the file, asks what it cannot know and proposes an answer to every question. With --yes, or without a
     terminal, it asks nothing and says what it guessed. What exists is never overwritten.
     """
+    options = SimpleNamespace(**locals())
     from persyn.project.new import write_project
 
-    options = Options(**given)
-    root, file, project = _project(options, _Choices(options, ask=not options.yes and _is_terminal()))
+    root, file, project = _project(options, _Choices(options, ask=not yes and _is_terminal()))
     folder = write_project(project, root)
     how = "linked" if project.link else f"copied ({file.file.stat().st_size:,} bytes; git does not ignore it)"
     typer.echo(f"wrote profiles/{project.name}: params.yaml, and {file.file.name} {how} in data/raw")
@@ -91,28 +86,10 @@ def _is_terminal() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def _signature() -> inspect.Signature:
-    hints = get_type_hints(Options, include_extras=True)
-    parameters = [
-        inspect.Parameter(
-            one.name,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=inspect.Parameter.empty if one.default is dataclasses.MISSING else one.default,
-            annotation=hints[one.name],
-        )
-        for one in dataclasses.fields(Options)
-    ]
-    return inspect.Signature(parameters)
-
-
-new.__signature__ = _signature()  # type: ignore[attr-defined]
-new.__annotations__ = {one.name: one.annotation for one in new.__signature__.parameters.values()}  # type: ignore[attr-defined]
-
-
 class _Choices:
     """Answers to questions: an option, else what the user says, else a guess, which is printed."""
 
-    def __init__(self, options: Options, ask: bool) -> None:
+    def __init__(self, options: SimpleNamespace, ask: bool) -> None:
         self.options, self.ask = options, ask
         self.mistakes: list[str] = []
 
@@ -127,6 +104,8 @@ class _Choices:
         typer.echo(f"({why})")
         if name in LISTED:
             question, read = f"{question} ({', '.join(LISTED[name])})", _one_of(LISTED[name])
+        if name in LEAST:
+            read = _at_least(LEAST[name])
         while True:
             said = self._said(name, question, guess)
             mistakes = _mistakes(read, said)
@@ -184,13 +163,23 @@ def _one_of(known: list[str]) -> Callable[[str], None]:
     return read
 
 
+def _at_least(least: int) -> Callable[[int], None]:
+    def read(number: int) -> None:
+        from persyn.errors import InputError
+
+        if number < least:
+            raise InputError(f"{number} is too small; it must be {least} or more")
+
+    return read
+
+
 def _shown(value: Any) -> str:
     """A guess as one line."""
     text = (" ".join(value) if isinstance(value, list) else str(value)).replace("\n", "\\n")
     return text if text and (isinstance(value, list) or " " not in text) else f"'{text}'"
 
 
-def _project(options: Options, choices: _Choices) -> tuple[Path, "PromptFile", "Project"]:
+def _project(options: SimpleNamespace, choices: _Choices) -> tuple[Path, "PromptFile", "Project"]:
     """What the user wants, with everything filled in."""
     from persyn.project import new
     from persyn.project.guesses import PromptFile
@@ -207,6 +196,9 @@ def _project(options: Options, choices: _Choices) -> tuple[Path, "PromptFile", "
     choices.check(lambda: new.read_teachers(options.teacher or []))
     if options.student:
         choices.check(lambda: new.read_student(str(options.student)))
+    for given in (options.prompt, options.reference):
+        if file and given:
+            choices.check(lambda given=given: file.values(given))
     _check_scorer(options, choices)
     choices.stop()
     assert file is not None, "a file that cannot be read is a mistake"
@@ -217,7 +209,7 @@ def _project(options: Options, choices: _Choices) -> tuple[Path, "PromptFile", "
     return root, file, project
 
 
-def _check_scorer(options: Options, choices: _Choices) -> None:
+def _check_scorer(options: SimpleNamespace, choices: _Choices) -> None:
     """Refuse a model that scores without its method, and a method without its model."""
     for method in SCORERS:
         model = getattr(options, method)
@@ -232,7 +224,7 @@ def _check_scorer(options: Options, choices: _Choices) -> None:
         choices.check(lambda: _scorer("judge", str(options.judge)))
 
 
-def _asked(options: Options, choices: _Choices, file: "PromptFile") -> "Project":
+def _asked(options: SimpleNamespace, choices: _Choices, file: "PromptFile") -> "Project":
     """What is asked, and how responses are checked."""
     from persyn.errors import InputError
     from persyn.project.new import Project
