@@ -160,12 +160,18 @@ def test_no_wrong_value_is_taken_or_ends_in_a_traceback() -> None:
         ),
         ({"strategies__strong": {}}, "strategies.strong.rule is missing; it must be one of best_quality, best_single,"),
         ({"strategies__strong": 3}, "strategies.strong"),
-        ({"strategies__strong__techer": "x"}, "strategies.strong.techer is not a parameter; did you mean teacher?"),
+        (
+            {"strategies__strong": {"rule": "strong", "techer": "x"}},
+            "strategies.strong.techer is not a parameter; did you mean teacher?",
+        ),
         (
             {"strategies__persyn__max_tokens": "x"},
             "strategies.persyn.max_tokens is 'x'; it must be a number, 0 or more",
         ),
-        ({"strategies__strong__teacher": "gemma"}, "strategies.strong.teacher names 'gemma', which is no teacher"),
+        (
+            {"strategies__strong": {"rule": "strong", "teacher": "gemma"}},
+            "strategies.strong.teacher names 'gemma', which is no teacher",
+        ),
         ({"strategies__persyn__exclude": ["x"]}, "strategies.persyn.exclude.0 names 'x', which is no teacher"),
         ({"licenses__allow_forbidden": ["x"]}, "licenses.allow_forbidden.0 names 'x', which is no teacher"),
         ({"prices__sizes": {"x": 7}}, "prices.sizes names 'x', which is no teacher"),

@@ -74,6 +74,7 @@ def tiny_params(model: str) -> dict[str, Any]:
     params["prompts"]["num_parallel"] = 8
     for source in params["prompts"]["sources"]:
         source["limit"] = 6
+    params["strategies"]["strong"] = {"rule": "strong", "teacher": "gemma3-fewshot"}
     params["student"]["max_length"] = 512
     params["evaluation"].update(limit=2, max_tokens=4)
     return params
