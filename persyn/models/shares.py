@@ -59,7 +59,7 @@ class ScoringSpeed(Settings):
     def _one_way_to_split(self) -> Self:
         others = {"processes": self.processes > 1, "tensor_parallel": self.tensor_parallel > 1, "ray": bool(self.ray)}
         if self.device_map and any(others.values()):
-            named = " and ".join(name for name, given in others.items() if given)
+            named = ", ".join(name for name, given in others.items() if given)
             raise Misfit("device_map", f"lets one process use all GPUs; leave out {named}, or device_map")
         if self.tensor_parallel > 1 and self.ray:
             raise Misfit("tensor_parallel", "starts processes of this machine and ray tasks; leave one of them out")
@@ -191,6 +191,8 @@ def _one_of_several(
         if each > 1:
             _meet(Path(meeting) / str(share), number, rank, each)
         work(shares[share])
+        if each > 1:
+            torch.distributed.destroy_process_group()
     except InputError as error:
         refused.put(str(error))
         raise
@@ -199,8 +201,8 @@ def _one_of_several(
         refused.put(f"GPU {number} has too little memory; set a smaller speed.{section}.batch_tokens: {reason}")
         raise
     except RuntimeError as error:
-        if each > 1 and "onnection" in str(error):  # another one ended, of which the parent is to tell
-            time.sleep(60)
+        if each > 1 and (isinstance(error, torch.distributed.DistError) or "Connection" in str(error)):
+            time.sleep(60)  # another one has ended: the parent is to tell of that one, and ends this one
         raise
 
 

@@ -1,8 +1,6 @@
 """Work for test_split: what each of the processes that hold one model does."""
 
 import json
-import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -62,12 +60,3 @@ def compare(out: Path, share: list[Path]) -> None:
         found[folder.name] = (max(abs(a - b) for a, b in zip(alone, together, strict=True)), shared)
     if is_first():
         out.write_text(json.dumps(found))
-
-
-def wait_for_a_kill(folder: Path, share: list[int]) -> None:
-    """Leave the process's id, then wait for the others again and again."""
-    rank = torch.distributed.get_rank()
-    (folder / f"pid-{rank}").write_text(str(os.getpid()))
-    while True:
-        torch.distributed.all_reduce(torch.ones(1))
-        time.sleep(0.01)
