@@ -34,6 +34,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "Phi3": {},
 }
+MORE: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(["Cohere2", "Glm4", "Granite", "Mistral", "Olmo2", "Qwen2", "SmolLM3"], {}),
+    "Gemma2": {"tie_word_embeddings": True, "sliding_window": 8},
+    "Mixtral": {"num_local_experts": 4},
+    "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+}
 IDS = {"vocab_size": 401, "max_position_embeddings": 1024, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 TWO = ScoringSpeed(tensor_parallel=2)
 
@@ -41,7 +47,7 @@ TWO = ScoringSpeed(tensor_parallel=2)
 def build(folder: Path, architecture: str, reward: bool = False, **shape: Any) -> Path:
     """Save a random model; its vocabulary is odd, so that no head could be dealt out to two processes."""
     place = folder / f"{architecture}{'-reward' if reward else ''}"
-    shape = SIZES | IDS | FAMILIES.get(architecture, {}) | shape
+    shape = SIZES | IDS | (FAMILIES | MORE).get(architecture, {}) | shape
     random_model(architecture, shape, seed=0, is_reward_model=reward).save_pretrained(place)
     return place
 
@@ -54,6 +60,15 @@ def test_two_processes_hold_one_model_and_score_as_one(tmp_path: Path) -> None:
     for name, (difference, shared) in found.items():
         assert difference < 1e-4, name
         assert shared == (8 if "Phi3" in name else 14), f"{name}: each matrix of both layers is shared"
+
+
+@pytest.mark.slow
+def test_so_they_do_with_other_architectures(tmp_path: Path) -> None:
+    models = [build(tmp_path, family) for family in MORE] + [build(tmp_path, "Llama", intermediate_size=63)]
+    work_in_shares(partial(compare, tmp_path / "found"), [models], TWO, "x")
+    found = json.loads((tmp_path / "found").read_text())
+    assert len(found) == len(MORE) + 1
+    assert all(difference < 1e-4 and shared >= 12 for difference, shared in found.values()), found
 
 
 @pytest.mark.slow
