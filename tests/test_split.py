@@ -35,7 +35,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Phi3": {},
 }
 MORE: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(["Cohere2", "Glm4", "Granite", "Mistral", "Olmo2", "Qwen2", "SmolLM3"], {}),
+    **{family: {} for family in ("Cohere2", "Glm4", "Granite", "Mistral", "Olmo2", "Qwen2", "SmolLM3")},
     "Gemma2": {"tie_word_embeddings": True, "sliding_window": 8},
     "Mixtral": {"num_local_experts": 4},
     "Qwen3Moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},

@@ -49,11 +49,12 @@ class ScoringSpeed(Settings):
     """Ray tasks that share the rows; null runs none."""
     tensor_parallel: Annotated[int, Field(ge=1)] = 1
     """Processes that hold one copy of the model together, each a part of every layer on a GPU of its own, for a model
-    too large for one GPU. It must divide the model's attention heads. There are `processes` x `tensor_parallel`
-    processes in all."""
+    too large for one GPU; `processes` is the number of copies. It must divide the model's attention heads. Run on CPUs
+    only so far (two processes, gloo)."""
     device_map: Literal["auto"] | None = None
     """auto: one process spreads the layers over all GPUs that it sees, then over memory and disk, for a model too large
-    for one GPU. The GPUs work in turn, so tensor_parallel is faster; this takes every model."""
+    for one GPU. The GPUs work in turn, so tensor_parallel is faster; this also takes models that it refuses. Run on
+    CPUs only so far (memory and disk)."""
 
     @model_validator(mode="after")
     def _one_way_to_split(self) -> Self:
