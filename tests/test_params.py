@@ -191,6 +191,15 @@ def test_no_wrong_value_is_taken_or_ends_in_a_traceback() -> None:
             {"speed__teachers": {"judge": {"concurency": 1}}},
             "speed.teachers.judge.concurency is not a parameter; did",
         ),
+        (
+            {"speed__learnability": {"device_map": "auto", "processes": 2, "tensor_parallel": 2, "ray": {}}},
+            "speed.learnability.device_map lets one process use all GPUs; leave out processes, tensor_parallel, ray,",
+        ),
+        (
+            {"speed__reward_model": {"tensor_parallel": 2, "ray": {}}},
+            "speed.reward_model.tensor_parallel starts processes of this machine and ray tasks; leave one of them out",
+        ),
+        ({"speed__learnability": {"device_map": "cuda"}}, "speed.learnability.device_map is 'cuda'; it must be auto"),
     ],
 )
 def test_a_mistake_is_one_clear_line(change: dict[str, Any], message: str) -> None:

@@ -13,7 +13,7 @@ from persyn.chat import count_altered, encode_parts, with_chat_template
 from persyn.errors import InputError
 from persyn.messages import as_messages, assistant_message
 from persyn.models import Student, default_precision, load_causal_lm, load_tokenizer, model_identity
-from persyn.models.shares import ScoringSpeed, divide, work_in_shares
+from persyn.models.shares import ScoringSpeed, agree, divide, work_in_shares
 from persyn.schemas import LEARNABILITY, row_key
 from persyn.settings import Settings, Thinking
 from persyn.store import Store, response_key, slug
@@ -163,9 +163,7 @@ def _score_missing(
     weights = {prompt: len(prompt) + sum(len(rows[key][1]) for key in keys) for prompt, keys in by_prompt.items()}
     parts = divide(weights, speed.ray.workers if speed.ray else speed.processes)
     shares = [{key: rows[key] for prompt in part for key in by_prompt[prompt]} for part in parts]
-    work_in_shares(
-        partial(_score_share, where, method, store.folder, speed.batch_tokens), shares, speed, "learnability"
-    )
+    work_in_shares(partial(_score_share, where, method, store.folder, speed), shares, speed, "learnability")
     store.refresh()
 
 
@@ -173,16 +171,17 @@ def _score_share(
     where: tuple[str, str | None, bool],
     method: LearnabilitySettings,
     folder: Path,
-    batch_tokens: int | None,
+    speed: LearnabilitySpeed,
     rows: dict[str, tuple[list[int], list[int]]],
 ) -> None:
     """Score what the store still lacks of these rows."""
     from persyn.learnability.scoring import score_missing
 
     store = Store(folder)
-    missing = {key: row for key, row in rows.items() if not store.get(key)}
+    missing = {key: rows[key] for key in agree([key for key in rows if not store.get(key)])}
     if missing:
-        score_missing(load_causal_lm(*where), missing, method, store, batch_tokens, total=len(rows))
+        model = load_causal_lm(*where, **speed.placement)
+        score_missing(model, missing, method, store, speed.batch_tokens, total=len(rows))
 
 
 def _scored_tokens(

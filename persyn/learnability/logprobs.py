@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 
 from persyn.models.forest import branch_states, on_device
+from persyn.models.split import input_device
 
 VOCABULARY_TILE = {"cpu": 8192, "cuda": 65536}
 """Tokens of the vocabulary whose logits exist at once: on a CPU they fit its cache, which is three times faster."""
@@ -35,7 +37,7 @@ def token_scores(
         whole: read the last scored token as well. It predicts nothing, but in some models a pass's length matters.
 
     Returns:
-        Two (R,) tensors on the model's device, branch after branch: nats, and ranks from 1 for the likeliest (0 without
+        Two (R,) tensors on the head's device, branch after branch: nats, and ranks from 1 for the likeliest (0 without
         ranks). A GPU may still be at work on them.
     """
     forest = [(shared, [branch_tokens(branch, whole) for branch in branches]) for shared, branches in trees]
@@ -44,12 +46,14 @@ def token_scores(
         states[len(context) - 1 : len(context) - 1 + len(targets)]
         for states, (_, context, targets) in zip(branch_states(model, forest), branches, strict=True)
     ]
-    hidden = torch.cat(predicting)  # (R, H)
     targets = on_device(torch.tensor([token for _, _, row in branches for token in row]), model)  # (R,)
-    chunks = [
-        _head(model, hidden[at : at + LOGIT_CHUNK], targets[at : at + LOGIT_CHUNK], with_ranks)
-        for at in range(0, len(targets), LOGIT_CHUNK)
-    ]
+    head = model.get_output_embeddings()
+    with align_module_device(head):  # fetches its weight if that waits in memory or on a disk
+        hidden, targets = (part.to(head.weight.device) for part in (torch.cat(predicting), targets))  # (R, H), (R,)
+        chunks = [
+            _head(model, hidden[at : at + LOGIT_CHUNK], targets[at : at + LOGIT_CHUNK], with_ranks)
+            for at in range(0, len(targets), LOGIT_CHUNK)
+        ]
     logprobs, ranks = (torch.cat(part) for part in zip(*chunks, strict=True))
     return logprobs, ranks
 
@@ -82,7 +86,7 @@ def forget_stretch(model: Any) -> None:
     """Read one token, which takes the position encoding back to its original: dynamic NTK keeps the frequencies of the
     longest pass until a short one comes.
     """
-    token = torch.zeros((1, 1), dtype=torch.long, device=model.device)
+    token = torch.zeros((1, 1), dtype=torch.long, device=input_device(model))
     model.base_model(input_ids=token, use_cache=False)
 
 

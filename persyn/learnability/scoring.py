@@ -13,6 +13,8 @@ from persyn.errors import InputError
 from persyn.learnability import LearnabilitySettings
 from persyn.learnability.logprobs import Branch, branch_tokens, forget_stretch, stretch_length, token_scores
 from persyn.models.forest import pack, prepare
+from persyn.models.shares import agree, is_first, may_try_again
+from persyn.models.split import input_device
 from persyn.store import Store
 
 TOLERANCE = {torch.float32: 1e-3}
@@ -39,12 +41,14 @@ def score_missing(
     most, group = max(by_prompt.items(), key=lambda item: len(item[1]))
     if not tree_is_exact(model, list(most[-CHECKED:]), [rows[key][1][:CHECKED] for key in group[:3]]):
         batch_tokens = 1
+    batch_tokens = agree(batch_tokens)
     keys = [group for _, group in sorted(by_prompt.items(), key=lambda item: -len(item[0]))]
     groups = [(rows[group[0]][0], [rows[key][1] for key in group]) for group in keys]
     with tqdm(total=total, initial=total - len(rows), desc="learnability", unit="response") as bar:
         for scores in score_groups(model, groups, method, batch_tokens):
             finite = {keys[n][index]: score for n, index, score in scores if math.isfinite(score)}
-            store.put({key: {"learnability": score} for key, score in finite.items()})
+            if is_first():
+                store.put({key: {"learnability": score} for key, score in finite.items()})
             if len(finite) < len(scores):
                 logger.warning("%d scores are not finite and left out", len(scores) - len(finite))
             bar.update(len(scores))
@@ -103,7 +107,7 @@ def _read_passes(
         try:
             scored = token_scores(model, forest, with_ranks, whole)
         except torch.OutOfMemoryError:
-            if len(part) == 1:
+            if len(part) == 1 or not may_try_again():
                 raise
             passes += [part[len(part) // 2 :], part[: len(part) // 2]]
             continue
@@ -156,8 +160,8 @@ def tree_is_exact(model: Any, prompt: list[int], responses: Sequence[list[int]])
     Raises:
         InputError: even one by one, the scores differ from the model's own: its head is more than a matrix product.
     """
-    logits = model(torch.tensor([prompt + responses[0]], device=model.device)).logits[0, len(prompt) - 1 : -1].float()
-    own = -torch.nn.functional.cross_entropy(logits, torch.tensor(responses[0], device=model.device)).item()
+    logits = model(torch.tensor([prompt + responses[0]], device=input_device(model))).logits[0, len(prompt) - 1 : -1]
+    own = -torch.nn.functional.cross_entropy(logits.float().cpu(), torch.tensor(responses[0])).item()
     alone = score_group(model, prompt, responses, LearnabilitySettings(), batch_tokens=1)
     together = score_group(model, prompt, responses, LearnabilitySettings(), batch_tokens=1 << 20)
     tolerance = TOLERANCE.get(model.dtype, 0.05)

@@ -123,19 +123,40 @@ def load_causal_lm(model: str, revision: str | None = None, trust_remote_code: b
     return load_model(AutoModelForCausalLM, model, revision, trust_remote_code=trust_remote_code, **kwargs)
 
 
-def load_model(auto_class: Any, model: str, revision: str | None = None, device: str = "", **kwargs: Any) -> Any:
+def load_model(
+    auto_class: Any,
+    model: str,
+    revision: str | None = None,
+    device: str = "",
+    device_map: Any = None,
+    tensor_parallel: int = 1,
+    **kwargs: Any,
+) -> Any:
     """A model in evaluation mode, from safetensors only, in default_precision unless `dtype` says otherwise.
 
     Args:
         auto_class: which kind of head: one of transformers' AutoModel classes.
         device: this process's own GPU if there is one, unless named; cpu for a Trainer, which places the model itself.
+        device_map: that of transformers: puts layers on several devices; a warning tells those on no GPU.
+        tensor_parallel: processes that hold the model together; all of them must load it.
     """
     import torch
+
+    from persyn.models.split import share_layers, tell_offloaded
 
     device = device or (f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu")
     kwargs.setdefault("dtype", getattr(torch, default_precision(device)))
     with _named(model):
-        loaded = auto_class.from_pretrained(**locate_model(model, revision), use_safetensors=True, **kwargs)
+        where = locate_model(model, revision)
+        if tensor_parallel > 1:
+            trusted = kwargs.get("trust_remote_code", False)
+            kwargs["distributed_config"] = share_layers(auto_class, model, where, tensor_parallel, trusted)
+        elif device_map is not None:
+            kwargs["device_map"] = device_map
+        loaded = auto_class.from_pretrained(**where, use_safetensors=True, **kwargs)
+    if tensor_parallel > 1 or device_map is not None:  # it is where it belongs
+        tell_offloaded(loaded, model)
+        return loaded.eval()
     return loaded.to(device).eval()
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch.nn.attention.flex_attention import BlockMask
 
+from persyn.models.split import input_device, is_split
+
 LARGE = 5_000_000
 """Tokens of a job from which on a GPU saves more time than compiling takes (some 25 s)."""
 BLOCK = 128
@@ -61,11 +63,11 @@ def prepare(model: Any, tokens: int) -> int:
 
     On a GPU a large job is compiled: flex attention skips what the mask forbids, and the small operations of a layer,
     which take as long as its matrix products, become few. Scores change by rounding only. A small job takes dense
-    masks. On a CPU longer passes only add attention.
+    masks, and so does a split model, whose hooks have never been compiled. On a CPU longer passes only add attention.
     """
-    if model.device.type != "cuda":
+    if input_device(model).type != "cuda":
         return 512
-    if tokens < LARGE or not can_compile():
+    if tokens < LARGE or is_split(model) or not can_compile():
         return 4096
     for layer in getattr(model.base_model, "layers", ()):
         layer.compile()
@@ -121,7 +123,8 @@ def branch_states(model: Any, trees: Sequence[Tree]) -> list[torch.Tensor]:
 
 def on_device(tensor: torch.Tensor, model: Any) -> torch.Tensor:
     """A copy on the model's device, which a GPU makes when it comes to it: nobody waits for the work before."""
-    return tensor.pin_memory().to(model.device, non_blocking=True) if model.device.type == "cuda" else tensor
+    device = input_device(model)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def forest_mask(model: Any, nodes: torch.Tensor, follows: torch.Tensor, positions: torch.Tensor) -> Any:

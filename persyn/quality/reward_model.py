@@ -16,7 +16,7 @@ from persyn.chat import encode_conversation, with_chat_template
 from persyn.errors import InputError
 from persyn.messages import Message, as_messages, assistant_message
 from persyn.models import load_model, load_tokenizer, model_identity
-from persyn.models.shares import ScoringSpeed, divide, work_in_shares
+from persyn.models.shares import ScoringSpeed, agree, divide, is_first, may_try_again, work_in_shares
 from persyn.settings import Commit, Settings
 from persyn.store import Store, response_key, slug
 
@@ -88,24 +88,25 @@ def reward_model_scores(
     weights = {key: len(reading.ids or ()) for key, reading in missing.items()}
     parts = divide(weights, speed.ray.workers if speed.ray else speed.processes)
     shares = [[missing[key] for key in part] for part in parts]
-    work_in_shares(partial(_score_share, settings, store.folder, speed.batch_tokens), shares, speed, "reward_model")
+    work_in_shares(partial(_score_share, settings, store.folder, speed), shares, speed, "reward_model")
     store.refresh()
     return [row["quality"] if (row := store.get(reading.key)) else math.nan for reading in readings]
 
 
 def _score_share(
-    settings: RewardModelSettings, folder: Path, batch_tokens: int | None, readings: Sequence[Reading]
+    settings: RewardModelSettings, folder: Path, speed: RewardModelSpeed, readings: Sequence[Reading]
 ) -> None:
     """Score what the store still lacks of these readings. A score that is not finite is not stored."""
     store = Store(folder)
-    missing = [reading for reading in readings if not store.get(reading.key)]
+    missing = [readings[n] for n in agree([n for n, of in enumerate(readings) if not store.get(of.key)])]
     if not missing:
         return
-    model = _reward_model(settings.model, settings.revision)
+    model = _reward_model(settings.model, settings.revision, **speed.placement)
     with tqdm(total=len(missing), desc="reward model", unit="response") as bar:
-        for made in _scores(model, missing, batch_tokens):
+        for made in _scores(model, missing, speed.batch_tokens):
             finite = [(reading, value) for reading, value in made if math.isfinite(value)]
-            store.put({of.key: {"quality": value, "num_tokens": of.num_tokens} for of, value in finite})
+            if is_first():
+                store.put({of.key: {"quality": value, "num_tokens": of.num_tokens} for of, value in finite})
             bar.update(len(made))
 
 
@@ -176,10 +177,10 @@ def _tell_cut(readings: Sequence[Reading], settings: RewardModelSettings, counts
     logger.warning("%s: the middle of each is left out", message)
 
 
-def _reward_model(name: str, revision: str | None) -> Any:
+def _reward_model(name: str, revision: str | None, **placement: Any) -> Any:
     from transformers import AutoModelForSequenceClassification
 
-    model = load_model(AutoModelForSequenceClassification, name, revision)
+    model = load_model(AutoModelForSequenceClassification, name, revision, **placement)
     if model.config.num_labels != 1:
         raise InputError(f"{name} gives {model.config.num_labels} scores a text; a reward model must give 1")
     return model
@@ -196,11 +197,12 @@ def _scores(
     import torch
 
     from persyn.models.forest import pack, prepare
+    from persyn.models.split import input_device
 
     lengths = [len(reading.ids or ()) for reading in readings]
     prepared = prepare(model, sum(lengths))
-    batch_tokens = batch_tokens or (1 if model.device.type == "cpu" else prepared)
-    if batch_tokens > 1 and not _reads_itself_only(model, readings):
+    batch_tokens = batch_tokens or (1 if input_device(model).type == "cpu" else prepared)
+    if batch_tokens > 1 and not agree(_reads_itself_only(model, readings)):
         batch_tokens = 1
     passes = [[branch for _, branch in part] for part in pack([(0, lengths)], batch_tokens)][::-1]
     while passes:
@@ -208,7 +210,7 @@ def _scores(
         try:
             values = _read_together(model, part) if len(part) > 1 else [_read_alone(model, part[0])]
         except torch.OutOfMemoryError:
-            if len(part) == 1:
+            if len(part) == 1 or not may_try_again():
                 raise
             passes[-1:] = [passes[-1][: len(part) // 2], passes[-1][len(part) // 2 :]]
             continue
@@ -219,8 +221,10 @@ def _scores(
 def _read_alone(model: Any, reading: Reading) -> float:
     import torch
 
+    from persyn.models.split import input_device
+
     with torch.inference_mode():
-        return model(torch.tensor([reading.ids], device=model.device)).logits.float().item()
+        return model(torch.tensor([reading.ids], device=input_device(model))).logits.float().item()
 
 
 def _read_together(model: Any, readings: Sequence[Reading]) -> list[float]:

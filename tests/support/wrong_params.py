@@ -58,7 +58,7 @@ LEGAL = {
         r"budget\.max_tokens",
         r"prices\.gpu_hour",
         r"learnability\.max_tokens",
-        r"speed\.learnability\.batch_tokens",
+        r"speed\.learnability\.(batch_tokens|device_map)",
         r"speed\.(router|student)\.(device_batch_size|launch|report_to)",
         r"speed\.(\w+|teachers\.[^.]+)\.(ray|api_key_env|dtype|max_model_len)",
         r"speed\.(\w+|teachers\.[^.]+)\.ray\.address",
