@@ -48,7 +48,7 @@ def generate(
     if teacher is not None and teacher not in params.teachers:
         raise InputError(f"--teacher {teacher!r} is not in params.yaml{nearest(teacher, params.teachers)}")
     wanted = _wanted([teacher] if teacher else list(params.teachers), params, prompts, routes)
-    check_asking(wanted, params.teachers, params.licenses, store_folder())
+    check_asking({name: [table] for name, table in wanted.items()}, params.teachers, params.licenses, store_folder())
     budget = params.budget.divided(store_folder(), part[1])
     if teacher:
         _ask(teacher, wanted[teacher], params, budget, part)
