@@ -273,22 +273,22 @@ def write_table(table: pl.DataFrame, path: str | Path, schema: pl.Schema) -> Non
     The key is every leading String column that names a row (prompt_id, teacher, ...). Equal content thus gives equal
     bytes, and DVC does not rerun the stages after an unchanged output.
     """
+    table = check_table(table, schema, str(path))
     if "sample" in table.columns and not _sampled(table):  # an earlier version's file stays the same to the byte
         table = table.drop("sample")
-    table = _in_order(table, schema, str(path))
+    table = _in_order(table, str(path))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     partial = Path(f"{path}.partial")
     table.write_parquet(partial, compression="zstd", statistics=False)
     partial.replace(path)
 
 
-def _in_order(table: pl.DataFrame, schema: pl.Schema, name: str) -> pl.DataFrame:
+def _in_order(table: pl.DataFrame, name: str) -> pl.DataFrame:
     """`table` sorted by its key.
 
     Raises:
-        InputError: as check_table, or two rows share a key.
+        InputError: two rows share a key.
     """
-    table = check_table(table, schema, name)
     known = ("task", "sample_id", "metric", "prompt_id", "teacher", "sample", "winner", "loser")
     keys = [name for name in known if name in table.columns]
     duplicated = table.filter(table.select(keys).is_duplicated())
@@ -337,7 +337,7 @@ def sink_parts(parts: Iterable[pl.DataFrame], path: str | Path, schema: pl.Schem
         files, sampled = list[Path](), False
         for number, part in enumerate(parts):
             files.append(folder / f"{number:06}.parquet")
-            part = _in_order(part, schema, str(path))
+            part = _in_order(check_table(part, schema, str(path)), str(path))
             sampled |= "sample" in part.columns and _sampled(part)
             part.write_parquet(files[-1], compression="lz4", statistics=False)
         for file in files:  # all with `sample`, or none
