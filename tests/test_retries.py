@@ -18,7 +18,7 @@ from persyn import schemas
 from persyn.cli import app
 from persyn.cost import Prices, TokenPrice, build_ledger
 from persyn.dataset import DatasetSettings, build_dataset
-from persyn.dataset.card import build_card
+from persyn.dataset.card import build_card, count_origins
 from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.generation import Sampling, Teacher
@@ -162,7 +162,7 @@ def test_without_retries_what_falls_short_is_dropped(run: Run, caplog: pytest.Lo
     assert (dataset.height, counts["dropped"]) == (2, {"require": 24})
     assert "2 of 26 responses are kept; dropped: require 24. Of 24 prompts" in caplog.text
     cleaning = {"read": 26, "kept": 26, "dropped": {}}
-    card = build_card("persyn", PROMPTS, dataset, counts, TEACHERS, cleaning)
+    card = build_card("persyn", count_origins(PROMPTS, dataset), counts, TEACHERS, cleaning)
     assert "kept; dropped: require 24." in card
     assert "math 1: of 24 prompts, 0 had it at once, 0 from a teacher asked later, 24 are left out." in card
     free, counts = run.dataset(routed, DatasetSettings())
