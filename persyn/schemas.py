@@ -241,6 +241,18 @@ def _with_messages(table: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
 def read_folder(folder: str | Path, names: Sequence[str], schema: pl.Schema) -> dict[str, pl.DataFrame]:
     """Read `<folder>/<name>.parquet` for every name, as name -> table; refuse files of other names.
 
+    Raises:
+        InputError: as check_folder and read_table.
+    """
+    check_folder(folder, names)
+    return dict(
+        zip(names, alike([read_table(Path(folder) / f"{name}.parquet", schema) for name in names]), strict=True)
+    )
+
+
+def check_folder(folder: str | Path, names: Sequence[str]) -> None:
+    """Refuse tables in a folder that have other names.
+
     The names come from params.yaml, never from a glob, which would also read the left-over file of a removed teacher.
     """
     left_over = sorted({file.stem for file in Path(folder).glob("*.parquet")} - set(names))
@@ -249,9 +261,6 @@ def read_folder(folder: str | Path, names: Sequence[str], schema: pl.Schema) -> 
             f"{folder} holds {', '.join(left_over)}, which params.yaml does not name; "
             f"delete {', '.join(f'{folder}/{name}.parquet' for name in left_over)} and run again"
         )
-    return dict(
-        zip(names, alike([read_table(Path(folder) / f"{name}.parquet", schema) for name in names]), strict=True)
-    )
 
 
 def alike(tables: Sequence[pl.DataFrame]) -> list[pl.DataFrame]:

@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from persyn.planning.text import ledger_text, plan_text
 from persyn.project.params import check_params
 from persyn.quality import QualitySettings, score_quality
 from persyn.responses import generate_responses
-from persyn.routed import Retries, asked_routes, build_routed, existing_pairs, retry_failed
+from persyn.routed import KEYS, Asking, Retries, asked_routes, collect_rounds, retry_failed
 from persyn.routes import Persyn, Pool, Strong, build_routes
 from persyn.schemas import REWARDS, ROUTES, read_table, write_table
 from tests.support.stub import StubServer, stub_teacher
@@ -85,12 +85,20 @@ class Run:
     def score(self, responses: pl.DataFrame) -> pl.DataFrame:
         return score_quality(PROMPTS, responses, self.folder, QUALITY)
 
-    def routed(self, settings: DatasetSettings = REQUIRE, budget: Budget | None = None) -> pl.DataFrame:
-        asking = TEACHERS, Licenses(), self.folder, self.speed
-        ask = lambda pairs: build_routed(PROMPTS, pairs, self.parallel, *asking, budget=budget)  # noqa: E731
-        have = partial(existing_pairs, PROMPTS, responses=self.parallel, teachers=TEACHERS, folder=self.folder)
-        retries = Retries(settings.retries, settings.require, Policies(), self.score)
-        return retry_failed(PROMPTS, self.routes, ask(self.routes), ask, have, retries)
+    def routed(
+        self, settings: DatasetSettings = REQUIRE, budget: Budget | None = None, rows: int | None = None
+    ) -> pl.DataFrame:
+        """The responses, with so many prompts in memory."""
+        ordered = PROMPTS.sort("prompt_id")
+        each = [ordered[start : start + (rows or 99)] for start in range(0, ordered.height, rows or 99)]
+        parts = [(part, self.parallel.join(part, on="prompt_id", how="semi")) for part in each]
+        retries = Retries(*(settings.retries, settings.require, Policies()), lambda _, responses: self.score(responses))
+        with TemporaryDirectory() as scratch:
+            terms = TEACHERS, Licenses(), self.folder, self.speed
+            asking = Asking(lambda: parts, *terms, {"budget": budget}, Path(scratch))
+            first = asking.ask(self.routes.select(KEYS), "routed")
+            tables = [self.routes[start : start + 5] for start in range(0, self.routes.height, 5)]
+            return pl.concat(collect_rounds(retry_failed(asking, lambda: tables, first, retries)))
 
     def dataset(self, routed: pl.DataFrame, settings: DatasetSettings = REQUIRE) -> tuple[pl.DataFrame, dict[str, Any]]:
         how = Policies(), TEACHERS, Licenses(), settings, self.routes, self.score
