@@ -1,5 +1,6 @@
 """Defects: signs in a response that a student should not learn from it."""
 
+import functools
 import re
 import unicodedata
 from collections import Counter
@@ -191,7 +192,16 @@ def other_script(prompt: str, response: str) -> bool:
 
 
 def _scripts(text: str) -> Counter[str]:
-    return Counter(unicodedata.name(letter, "?").partition(" ")[0] for letter in text[:TAIL] if letter.isalpha())
+    scripts = Counter[str]()
+    for letter, count in Counter(text[:TAIL]).items():  # of many thousand texts: few letters, counted in C
+        if letter.isalpha():
+            scripts[_script(letter)] += count
+    return scripts
+
+
+@functools.cache
+def _script(letter: str) -> str:
+    return unicodedata.name(letter, "?").partition(" ")[0]
 
 
 DETECTORS: dict[str, Callable[[str, str], Any]] = {
