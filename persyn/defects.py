@@ -169,7 +169,14 @@ def repetition(prompt: str, response: str) -> bool:
     """Goes round in a loop: of the 16-character windows in the last 1,000 characters, fewer than half differ."""
     tail = response[-TAIL:]
     windows = len(tail) - WINDOW + 1
-    return windows > 100 and 2 * len({tail[start : start + WINDOW] for start in range(windows)}) < windows
+    if windows <= 100 or 2 * _different(tail, (windows + 1) // 2) >= windows:  # mostly half of them differ already
+        return False
+    return 2 * _different(tail, windows) < windows
+
+
+def _different(text: str, windows: int) -> int:
+    """How many of the first windows differ."""
+    return len({text[start : start + WINDOW] for start in range(windows)})
 
 
 def unclosed_think(prompt: str, response: str) -> bool:

@@ -162,7 +162,7 @@ def read_parts(
     last = ""
     for part in read_batches(prompts, PROMPTS, rows):
         last = _last_of(part, last, prompts)
-        yield [part, *(table.until(last) for table in follow)]
+        yield [part, *(table.rows_of(part, prompts) for table in follow)]
     for table in follow:
         table.check_end(prompts)
 
@@ -176,22 +176,26 @@ class _Following:
         self._rest = read_table(path, schema) if first is None else first
         self._last = _last_of(self._rest, "", path)
 
-    def until(self, last: str) -> pl.DataFrame:
-        """The next rows, to those of the prompt `last`."""
-        tables = [self._rest]
+    def rows_of(self, part: pl.DataFrame, prompts: str | Path) -> pl.DataFrame:
+        """The rows of the next part of PROMPTS."""
+        tables, last = [self._rest], str(part["prompt_id"][-1])
         while self._last <= last and (batch := next(self._batches, None)) is not None:
             self._last = _last_of(batch, self._last, self._path)
             tables.append(batch)
         table = pl.concat(tables)
         place = table["prompt_id"].search_sorted(last, side="right")
         self._rest = table[place:]
+        self._check_known(table[:place].join(part, on="prompt_id", how="anti"), prompts)
         return table[:place]
 
     def check_end(self, prompts: str | Path) -> None:
         """Nothing is left behind."""
-        if self._rest.height:
+        self._check_known(pl.concat([self._rest, *self._batches]), prompts)
+
+    def _check_known(self, unknown: pl.DataFrame, prompts: str | Path) -> None:
+        if unknown.height:
             raise InputError(
-                f"{self._path} has rows of prompts that {prompts} lacks, first {self._rest['prompt_id'][0]}; "
+                f"{self._path} has rows of prompts that {prompts} lacks, first {unknown['prompt_id'][0]}; "
                 f"run `dvc repro` to make it again"
             )
 

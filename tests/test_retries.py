@@ -140,9 +140,10 @@ def asked_of(server: StubServer, name: str) -> list[int]:
     return sorted(SUMS.index(text) for text in texts if text in SUMS)
 
 
-def test_exactly_the_failing_prompts_are_asked_again_and_no_wrong_answer_is_kept(run: Run) -> None:
+@pytest.mark.parametrize("rows", [None, 5])
+def test_exactly_the_failing_prompts_are_asked_again_and_no_wrong_answer_is_kept(run: Run, rows: int | None) -> None:
     """Everything goes to a, which is always wrong; b is asked next, then c where b is wrong too."""
-    routed = run.routed()
+    routed = run.routed(rows=rows)
     assert asked_of(run.server, "a") == asked_of(run.server, "b") == list(range(6, 24))
     assert asked_of(run.server, "c") == [number for number in range(6, 24) if number % 2 == 0]
     assert run.server.counts["ok"] == 18 + 2 + 18 + 9, "the two other prompts are not asked again"
@@ -215,12 +216,15 @@ def test_the_ledger_is_what_the_plan_foresaw(run: Run) -> None:
     assert "fall short of dataset.require: persyn 27.0." in " ".join(told.split())
 
 
-def test_a_spent_budget_ends_the_retries_and_is_told(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("rows", [None, 5])
+def test_a_spent_budget_ends_the_retries_and_is_told(
+    run: Run, rows: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "persyn")
     run.routed(DatasetSettings(require={"math": 1.0}))
     spent = Budget().spent(run.folder)
     most = SAMPLING.max_tokens + 16 + len(SUMS[-1])
-    routed = run.routed(budget=Budget(max_tokens=spent + 12 * 7 + most))
+    routed = run.routed(budget=Budget(max_tokens=spent + 12 * 7 + most), rows=rows)
     paid = run.server.counts["ok"] - 20
     assert 7 <= paid < 27
     assert "no further teacher is paid for" in caplog.text
@@ -231,7 +235,7 @@ def test_a_spent_budget_ends_the_retries_and_is_told(run: Run, caplog: pytest.Lo
     assert f"{left} prompts that are left out were not asked again as often as dataset.retries allows" in caplog.text
     assert counts["require"]["at_once"] == 0
     run.server.counts.clear()
-    whole = run.dataset(run.routed())[1]["require"]
+    whole = run.dataset(run.routed(rows=rows))[1]["require"]
     assert (whole["unretried"], run.server.counts["ok"]) == (0, 27 - paid), "a larger budget goes on"
 
 
