@@ -35,8 +35,9 @@ def main(name: str, prompts: str, cleaning: str, routes: str, routed: str, out: 
     check_terms({teacher: teachers[teacher] for teacher in wrote}, params.licenses)
     building = Building(params.defects, teachers, settings, score)
     files, rows = ((routes, ROUTES), (routed, RESPONSES)), params.quality.at_once
+    joined = mixes if settings.mix else None
     with parts_folder(out) as folder:
-        counts, origins = sink_dataset(lambda: read_parts(prompts, *files, rows=rows), building, mixes, folder, out)
+        counts, origins = sink_dataset(lambda: read_parts(prompts, *files, rows=rows), building, joined, folder, out)
     write_json(counts, metrics)
     write_text(build_card(name, origins, counts, teachers, read_json(cleaning)), readme)
 

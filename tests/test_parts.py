@@ -1,6 +1,7 @@
 """Tables that come in parts: what is made of small parts is what is made of the whole."""
 
 import json
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -86,13 +87,9 @@ def test_a_dataset_in_small_parts_is_the_whole(
     def make(out: Path) -> tuple[pl.DataFrame, dict[str, Any], str]:
         building = Building(Policies(), TEACHERS, chosen, by_words)
         with schemas.parts_folder(out) as folder:
-            counts, origins = sink_dataset(
-                lambda: read_parts(*files),
-                building,
-                lambda routed: choose_mixes(routed, chosen.mix, 0, asked, tmp_path),
-                folder,
-                str(out),
-            )
+            mixes = partial(choose_mixes, mixes=chosen.mix, seed=0, prompts=asked, raw=tmp_path)
+            joined = mixes if chosen.mix else None
+            counts, origins = sink_dataset(lambda: read_parts(*files), building, joined, folder, str(out))
         card = build_card("x", origins, counts, TEACHERS, {"read": 18, "kept": 18, "dropped": {}})
         return read_table(out, DATASET), counts, card
 

@@ -16,12 +16,13 @@ Mixes = Callable[[pl.Series], tuple[list[Chosen], dict[str, Any]]]
 
 
 def sink_dataset(
-    parts: Callable[[], Iterable[list[pl.DataFrame]]], building: Building, mixes: Mixes, folder: Path, out: str
+    parts: Callable[[], Iterable[list[pl.DataFrame]]], building: Building, mixes: Mixes | None, folder: Path, out: str
 ) -> tuple[dict[str, Any], pl.DataFrame]:
     """Write DATASET, with the rows of the mixes among its own.
 
     Args:
         parts: begins anew each time: PROMPTS, ROUTES and RESPONSES of the same prompts, in the order of prompt_id.
+        mixes: None: there are none.
         folder: an empty one for the parts.
 
     Returns:
@@ -36,8 +37,9 @@ def sink_dataset(
         building.add(prompts, routed, routes).write_parquet(files[-1], compression="lz4", statistics=False)
     stays = building.stays()
     counts = building.counts()
-    chosen, mixed = mixes(_identities(files).filter(stays))
-    counts |= {"mix": mixed} if mixed else {}
+    chosen = list[Chosen]()
+    if mixes:
+        chosen, counts["mix"] = mixes(_identities(files).filter(stays))
     more = list[Path]()
     for table in (table for one in chosen for table in one.tables()):
         more.append(folder / f"mix-{len(more):06}.parquet")
