@@ -19,12 +19,55 @@ from persyn.generation import BackendSpeed, Teacher
 from persyn.generation.budget import Overspent
 from persyn.generation.terms import Licenses
 from persyn.responses import check_asking, generate_parts, with_responses
-from persyn.schemas import RESPONSES, ROUTES, alike, fill_table, row_key
+from persyn.schemas import (
+    RESPONSES,
+    ROUTES,
+    alike,
+    check_folder,
+    fill_table,
+    read_batches,
+    read_columns,
+    read_parts,
+    row_key,
+    sink_parts,
+)
 
 logger = logging.getLogger(__name__)
 KEYS = ["prompt_id", "teacher"]
 Parts = Callable[[], Iterable[tuple[pl.DataFrame, pl.DataFrame]]]
 """Begins anew each time: PROMPTS, and the RESPONSES to them that exist already."""
+
+
+def read_asked(prompts: str, folder: str, names: list[str], rows: int | None = None) -> Parts:
+    """The prompts with the responses to the parallel set of all teachers, from their files.
+
+    Args:
+        folder: of <teacher>.parquet, for each of `names`.
+        rows: of a part, as read_parts takes them.
+
+    Raises:
+        InputError: as check_folder and, when it is read, read_parts.
+    """
+    check_folder(folder, names)
+    files = [(Path(folder) / f"{name}.parquet", RESPONSES) for name in names]
+
+    def parts() -> Iterator[tuple[pl.DataFrame, pl.DataFrame]]:
+        for asked, *written in read_parts(prompts, *files, rows=rows):
+            yield asked, pl.concat(alike(written))
+
+    return parts
+
+
+def sink_routed(asking: "Asking", routes: str, out: str, retries: "Retries") -> None:
+    """Write the RESPONSES for the ROUTES in a file, and those of retries.
+
+    Raises:
+        InputError: as Asking.ask.
+    """
+    rounds = [asking.ask(read_columns(routes, *KEYS), "routed")]
+    if retries.limit:
+        rounds = retry_failed(asking, lambda: read_batches(routes, ROUTES), rounds[0], retries)
+    sink_parts(collect_rounds(rounds), out, RESPONSES)
 
 
 def build_routed(

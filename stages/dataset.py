@@ -1,9 +1,7 @@
 """Routed responses -> the student's dataset and its card."""
 
+from functools import partial
 from pathlib import Path
-from typing import Any
-
-import polars as pl
 
 from persyn.dataset import Building
 from persyn.dataset.card import build_card
@@ -20,24 +18,19 @@ from stages import run
 
 def main(name: str, prompts: str, cleaning: str, routes: str, routed: str, out: str, metrics: str, readme: str) -> None:
     params = read_params()
-    teachers, settings = params.teachers, params.dataset
+    teachers, settings, rows = params.teachers, params.dataset, params.quality.at_once
     speed = QualitySpeed(params.speed_of(JUDGE), params.speed.reward_model)
     scoring = store_folder(), params.quality, speed, params.budget, teachers
-    raw = Path("data/raw")  # in no argument: dataset.mix names the files below it
-
-    def score(asked: pl.DataFrame, written: pl.DataFrame) -> pl.DataFrame:
-        return score_quality(asked, written, *scoring)
-
-    def mixes(routed: pl.Series) -> tuple[list[Any], dict[str, Any]]:
-        return choose_mixes(routed, settings.mix, settings.seed, params.prompts, raw)
-
     wrote = read_columns(routed, "teacher")["teacher"].unique().sort()
     check_terms({teacher: teachers[teacher] for teacher in wrote}, params.licenses)
+    score = lambda asked, written: score_quality(asked, written, *scoring)  # noqa: E731
     building = Building(params.defects, teachers, settings, score)
-    files, rows = ((routes, ROUTES), (routed, RESPONSES)), params.quality.at_once
-    joined = mixes if settings.mix else None
+    raw = Path("data/raw")  # in no argument: dataset.mix names the files below it
+    mixes = partial(choose_mixes, mixes=settings.mix, seed=settings.seed, prompts=params.prompts, raw=raw)
+    files = (routes, ROUTES), (routed, RESPONSES)
     with parts_folder(out) as folder:
-        counts, origins = sink_dataset(lambda: read_parts(prompts, *files, rows=rows), building, joined, folder, out)
+        parts = partial(read_parts, prompts, *files, rows=rows)
+        counts, origins = sink_dataset(parts, building, mixes if settings.mix else None, folder, out)
     write_json(counts, metrics)
     write_text(build_card(name, origins, counts, teachers, read_json(cleaning)), readme)
 
