@@ -100,8 +100,6 @@ SAMPLES = pl.Schema(
 )
 SAMPLED = (RESPONSES, QUALITY, LEARNABILITY, DEFECTS)
 """Tables with a last column `sample`, counted from 0, if a teacher was asked a prompt more than once."""
-ROW_GROUP = 512**2
-"""Rows of a row group, as Polars writes a table that is in memory."""
 PART = 50_000
 """Rows of a part of a table that is read, or of prompts with all that belongs to them, and of a row group of a table
 that is written in parts."""
@@ -143,8 +141,10 @@ def read_batches(path: str | Path, schema: pl.Schema, rows: int | None = None) -
     """
     _check_there(path)
     try:
-        for batch in pl.scan_parquet(path).collect_batches(chunk_size=rows or PART):
-            yield check_table(_with_messages(batch, schema), schema, str(path))
+        # collect_batches would read up to 128 row groups ahead of a slow reader.
+        table, step = pl.scan_parquet(path), rows or PART
+        for start in range(0, table.select(pl.len()).collect().item(), step):
+            yield check_table(_with_messages(table.slice(start, step).collect(), schema), schema, str(path))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _damaged(str(path), error) from error
 
@@ -315,15 +315,13 @@ def _sampled(table: pl.DataFrame) -> bool:
     return bool((table["sample"] != 0).any())
 
 
-def sink_table(table: pl.LazyFrame, path: str | Path, rows: int | None = None) -> None:
-    """Write a table that is checked and sorted already, as write_table does, but without holding it in memory.
-
-    Args:
-        rows: of a row group; None: as write_table.
+def sink_table(table: pl.LazyFrame, path: str | Path) -> None:
+    """Write a table that is checked and sorted already, as write_table does, but without holding it in memory. Tables
+    of up to PART rows are the same to the byte.
     """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     partial = Path(f"{path}.partial")
-    table.sink_parquet(partial, compression="zstd", statistics=False, row_group_size=rows or ROW_GROUP)
+    table.sink_parquet(partial, compression="zstd", statistics=False, row_group_size=PART)
     partial.replace(path)
 
 
@@ -341,7 +339,7 @@ def parts_folder(path: str | Path) -> Iterator[Path]:
 
 def sink_parts(parts: Iterable[pl.DataFrame], path: str | Path, schema: pl.Schema) -> None:
     """As write_table, of a table that comes in parts of which each has prompts after those of the part before. Only one
-    is in memory. Tables of up to PART rows are the same to the byte.
+    is in memory.
 
     Raises:
         InputError: as write_table, of a part.
@@ -358,7 +356,7 @@ def sink_parts(parts: Iterable[pl.DataFrame], path: str | Path, schema: pl.Schem
                 part = pl.read_parquet(file)
                 part = part.with_columns(sample=pl.lit(0, pl.Int64)) if sampled else part.drop("sample")
                 part.write_parquet(file, compression="lz4", statistics=False)
-        sink_table(pl.scan_parquet(files), path, PART)
+        sink_table(pl.scan_parquet(files), path)
 
 
 def fill_table(table: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
