@@ -94,13 +94,15 @@ def _wanted(names: list[str], params: "Params", prompts: Path, routes: Path) -> 
 def _ask(name: str, wanted: "pl.DataFrame", params: "Params", budget: "Budget", part: tuple[int, int]) -> None:
     from tqdm import tqdm
 
-    from persyn.responses import generate_responses
+    from persyn.responses import generate_parts
+    from persyn.schemas import PART
     from persyn.store import store_folder
 
     asked = name, params.teachers[name], store_folder(), params.speed_of(name), budget, part
-    responses = generate_responses(wanted, *asked, max_error_share=params.responses.max_error_share)
-    whole = wanted.height * params.teachers[name].samples
-    text = f"shard {part[0]}/{part[1]} has {responses.height} of {whole} responses; all are stored"
+    parts = [wanted[start : start + PART] for start in range(0, wanted.height, PART)]
+    responses = generate_parts(parts, *asked, max_error_share=params.responses.max_error_share)
+    count, whole = sum(table.height for table in responses), wanted.height * params.teachers[name].samples
+    text = f"shard {part[0]}/{part[1]} has {count} of {whole} responses; all are stored"
     tqdm.write(f"{name}: {text}")  # above the lines of progress
 
 
