@@ -190,7 +190,7 @@ def resident(pid: int) -> float:
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
     found = [line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")]
-    return int(found[0]) / 1e6 if found else 0.0
+    return 1024 * int(found[0]) / 1e9 if found else 0.0
 
 
 if __name__ == "__main__":
