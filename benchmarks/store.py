@@ -73,11 +73,12 @@ def throughput(folder: Path, count: int) -> None:
 
 
 OPENED = """
-import resource, sys, time
+import os, sys, time
 from pathlib import Path
 from persyn.store import Store
+from benchmarks.prompts import resident
 from benchmarks.store import capacity_key
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = resident(os.getpid())  # ru_maxrss would be at least that of the process that started this one
 wall, cpu = time.perf_counter(), time.process_time()
 store = Store(Path(sys.argv[1]))
 opened, opened_cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -87,9 +88,9 @@ asked = range(0, count, max(1, count // 20_000))
 assert all(store.get(capacity_key(number))["response"].startswith(f"{number} ") for number in asked)
 assert store.get("absent") is None
 each = (time.perf_counter() - wall) / len(asked)
-most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-grown = 1024 * (most - before) // count
-print(f"| {opened:.1f} | {opened_cpu:.1f} | {1e6 * each:.0f} | {most / 1024:,.0f} | {grown} |")
+most = resident(os.getpid())
+grown = 1e9 * (most - before) / count
+print(f"| {opened:.1f} | {opened_cpu:.1f} | {1e6 * each:.0f} | {1000 * most:,.0f} | {grown:.0f} |")
 """
 
 
@@ -104,7 +105,7 @@ def capacity(folder: Path, count: int) -> None:
         del store
     size = sum(journal.stat().st_size for journal in folder.iterdir())
     print(f"{count:,} rows, {size / 1e9:.1f} GB")  # noqa: T201
-    print("| opened in s | CPU-s | a look-up, us | most memory, MiB | of it, bytes a row |", flush=True)  # noqa: T201
+    print("| opened in s | CPU-s | a look-up, us | most memory, MB | of it, bytes a row |", flush=True)  # noqa: T201
     for _ in range(2):
         subprocess.run([sys.executable, "-c", OPENED, str(folder), str(count)], check=True, cwd=ROOT)
 

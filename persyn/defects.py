@@ -1,5 +1,6 @@
 """Defects: signs in a response that a student should not learn from it."""
 
+import functools
 import re
 import unicodedata
 from collections import Counter
@@ -168,7 +169,14 @@ def repetition(prompt: str, response: str) -> bool:
     """Goes round in a loop: of the 16-character windows in the last 1,000 characters, fewer than half differ."""
     tail = response[-TAIL:]
     windows = len(tail) - WINDOW + 1
-    return windows > 100 and 2 * len({tail[start : start + WINDOW] for start in range(windows)}) < windows
+    if windows <= 100 or 2 * _different(tail, (windows + 1) // 2) >= windows:  # mostly half of them differ already
+        return False
+    return 2 * _different(tail, windows) < windows
+
+
+def _different(text: str, windows: int) -> int:
+    """How many of the first windows differ."""
+    return len({text[start : start + WINDOW] for start in range(windows)})
 
 
 def unclosed_think(prompt: str, response: str) -> bool:
@@ -191,7 +199,16 @@ def other_script(prompt: str, response: str) -> bool:
 
 
 def _scripts(text: str) -> Counter[str]:
-    return Counter(unicodedata.name(letter, "?").partition(" ")[0] for letter in text[:TAIL] if letter.isalpha())
+    scripts = Counter[str]()
+    for letter, count in Counter(text[:TAIL]).items():  # of many thousand texts: few letters, counted in C
+        if letter.isalpha():
+            scripts[_script(letter)] += count
+    return scripts
+
+
+@functools.cache
+def _script(letter: str) -> str:
+    return unicodedata.name(letter, "?").partition(" ")[0]
 
 
 DETECTORS: dict[str, Callable[[str, str], Any]] = {

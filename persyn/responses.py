@@ -1,19 +1,18 @@
 """Responses: prompts + a teacher -> its responses. Only those that the store lacks are generated."""
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import polars as pl
 from tqdm import tqdm
 
 from persyn.errors import InputError
-from persyn.generation import BackendSpeed, Teacher, load_backend
+from persyn.generation import Backend, BackendSpeed, Teacher, load_backend
 from persyn.generation.batch_notes import FOLDER, open_notes
 from persyn.generation.budget import Budget
-from persyn.generation.precomputed import read_precomputed
+from persyn.generation.precomputed import PrecomputedRows
 from persyn.generation.requests import (
     Request,
     each_sample,
@@ -26,11 +25,11 @@ from persyn.generation.requests import (
     stored_response,
     teacher_identity,
 )
+from persyn.generation.tally import Tally
 from persyn.generation.terms import Licenses, check_terms, refused_teachers
 from persyn.schemas import RESPONSES
 from persyn.settings import Settings, Share
 from persyn.store import Rows, Store, key_range, position, slug
-from persyn.thinking import never_closed
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ class ResponseSettings(Settings):
 
 
 def check_asking(
-    wanted: Mapping[str, pl.DataFrame], teachers: Mapping[str, Teacher], licenses: Licenses, folder: Path
+    wanted: Mapping[str, Iterable[pl.DataFrame]], teachers: Mapping[str, Teacher], licenses: Licenses, folder: Path
 ) -> None:
     """Refuse teachers whose terms forbid training other models on their outputs, before any is asked.
 
@@ -52,7 +51,8 @@ def check_asking(
     Reading a response trains no model; the stage `dataset` refuses it.
 
     Args:
-        wanted: teacher -> columns prompt_id and prompt of the prompts that it shall respond to.
+        wanted: teacher -> columns prompt_id and prompt of the prompts that it shall respond to, in any number of parts,
+            which may be read more than once.
         teachers: name -> Teacher.
         folder: the response store.
 
@@ -61,16 +61,15 @@ def check_asking(
     """
     asked = {name: teachers[name] for name in wanted}
     for name in refused_teachers(asked, licenses):
-        teacher, prompts = teachers[name], wanted[name]
+        teacher = teachers[name]
         if teacher.precomputed is None:
             continue
-        requests, store = prepare_requests(prompts, teacher), open_store(folder, teacher)
-        left = _open_requests(prompts, requests, name, teacher, store)
+        left = _lacking(wanted[name], name, teacher, folder)
         if left:
-            first = prompts["prompt_id"][[request.key for request in requests].index(left[0].key)]
+            count = sum(part.height for part in wanted[name])
             raise InputError(
-                f"teachers.{name}.precomputed: {len(left)} of {prompts.height} prompts have no response in "
-                f"{teacher.precomputed.name}, first {first}, and its terms forbid training other models on its "
+                f"teachers.{name}.precomputed: {len(left)} of {count} prompts have no response in "
+                f"{teacher.precomputed.name}, first {left[0]}, and its terms forbid training other models on its "
                 f"outputs, so it is not asked; complete that file, or name it in licenses.allow_forbidden"
             )
         del asked[name]
@@ -110,88 +109,187 @@ def generate_responses(
     Raises:
         InputError: more than `max_error_share` failed, or the budget is spent. All responses are stored by then.
     """
+    [table] = generate_parts([prompts], name, teacher, folder, speed, budget, part, max_error_share=max_error_share)
+    return table
+
+
+def generate_parts(
+    prompts: Iterable[pl.DataFrame],
+    name: str,
+    teacher: Teacher,
+    folder: Path,
+    speed: BackendSpeed,
+    budget: Budget | None = None,
+    part: tuple[int, int] = (0, 1),
+    *,
+    max_error_share: float = 0.0,
+) -> Iterator[pl.DataFrame]:
+    """As generate_responses, of prompts that come in parts, of which one is in memory. The backend is loaded once.
+
+    Args:
+        prompts: tables with columns prompt_id and prompt, which may be read more than once.
+
+    Returns:
+        RESPONSES of each of these tables.
+
+    Raises:
+        InputError: as generate_responses; for the share of errors, once all parts have come.
+    """
+    store, tally = open_store(folder, teacher), Tally(name, teacher.sampling.max_tokens)
+    fields = dict(list(RESPONSES.items())[2:])
+    with _Asking(prompts, name, teacher, store, speed, budget, part) as asking:
+        for each in prompts:
+            asked, requests = _requests(each, teacher, part)
+            asking.fill(asked, requests)
+            found = (stored_response(store, request, teacher.sampling) for request in requests)
+            rows = [read_row(row or asking.failed[one.key]) for row, one in zip(found, requests, strict=True)]
+            tally.add(asked["prompt_id"], rows)
+            table = pl.DataFrame([{field: row[field] for field in fields} for row in rows], schema=fields)
+            table = asked.select("prompt_id", teacher=pl.lit(name)).hstack(table).select(RESPONSES.names())
+            yield table.hstack(asked.select(pl.col("^sample$")))
+    tally.tell(max_error_share)
+
+
+def with_responses(
+    prompts: Iterable[pl.DataFrame], name: str, teacher: Teacher, folder: Path
+) -> Iterator[pl.DataFrame]:
+    """Of each table the prompts that generate_parts would ask nobody about: all samples are in the store, or
+    precomputed.
+    """
+    lacking = set(_lacking(prompts, name, teacher, folder))
+    for part in prompts:
+        yield part.filter(pl.Series([identity not in lacking for identity in part["prompt_id"]], dtype=pl.Boolean))
+
+
+def _lacking(prompts: Iterable[pl.DataFrame], name: str, teacher: Teacher, folder: Path) -> list[str]:
+    """prompt_id of the prompts without a response, or of some samples, once the precomputed ones are in the store."""
+    store = open_store(folder, teacher)
+    _take_precomputed(prompts, name, teacher, store)
+    lacking = []
+    for part in prompts:
+        asked, requests = _requests(part, teacher)
+        left = {request.key for request in still_open(requests, store, teacher.sampling)}
+        lacking += [identity for identity, one in zip(asked["prompt_id"], requests, strict=True) if one.key in left]
+    return lacking
+
+
+def _requests(
+    prompts: pl.DataFrame, teacher: Teacher, part: tuple[int, int] = (0, 1)
+) -> tuple[pl.DataFrame, list[Request]]:
+    """The prompts, as often as each is asked, whose keys are in the i-th of n parts, and their requests."""
     prompts = each_sample(prompts, teacher)
-    sampling, requests = teacher.sampling, prepare_requests(prompts, teacher)
+    requests = prepare_requests(prompts, teacher)
+    if part == (0, 1):
+        return prompts, requests
     low, high = key_range(*part)
     mine = [index for index, request in enumerate(requests) if low <= position(request.key) < high]
-    prompts, requests = prompts[mine], [requests[index] for index in mine]
-    store = open_store(folder, teacher)
-    failed: dict[str, dict[str, Any]] = {}
-    left = _open_requests(prompts, requests, name, teacher, store)
-    if left:
-        store.check_space(2 * len(left) * (1000 + 8 * sampling.max_tokens))
-        bar = tqdm(total=len(requests), initial=len(requests) - len(left), desc=f"responses of {name}", unit="prompt")
+    return prompts[mine], [requests[index] for index in mine]
+
+
+def _take_precomputed(
+    prompts: Iterable[pl.DataFrame], name: str, teacher: Teacher, store: Store, part: tuple[int, int] = (0, 1)
+) -> None:
+    """Store the precomputed responses to the prompts that have none yet, if the teacher has a data set of them."""
+    if teacher.precomputed is None:
+        return
+    wanted = set[str]()
+    for each in prompts:
+        asked, requests = _requests(each, teacher, part)
+        left = {request.key for request in still_open(requests, store, teacher.sampling)}
+        wanted.update(identity for identity, one in zip(asked["prompt_id"], requests, strict=True) if one.key in left)
+    if not wanted:
+        return
+    given = PrecomputedRows(name, teacher, teacher.precomputed)
+    for rows in given.read(wanted):
+        for each in prompts:
+            mine = each.filter(pl.col("prompt_id").is_in(list(rows)))
+            store.put(
+                {
+                    one.precomputed: {**rows[identity], "num_prompt_tokens": given.prompt_tokens(one.conversation)}
+                    for identity, one in zip(mine["prompt_id"], prepare_requests(mine, teacher), strict=True)
+                }
+            )
+
+
+class _Asking:
+    """Asks a teacher for what the store lacks, part by part."""
+
+    def __init__(
+        self,
+        prompts: Iterable[pl.DataFrame],
+        name: str,
+        teacher: Teacher,
+        store: Store,
+        speed: BackendSpeed,
+        budget: Budget | None,
+        part: tuple[int, int],
+    ) -> None:
+        self._prompts, self._name, self._teacher, self._store = prompts, name, teacher, store
+        self._speed, self._budget, self._part = speed, budget, part
+        self._backend: Backend | None = None
+        self._looked = self._asked = False
+        self.failed: dict[str, dict[str, Any]] = {}
+        """Key of a request that failed -> its row."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._backend is not None:
+            self._backend.close()
+        elif kind is None and not self._asked:
+            _collect_old(self._teacher, self._store, self._speed)
+
+    def fill(self, prompts: pl.DataFrame, requests: Sequence[Request]) -> None:
+        """Ask for the responses to these requests, one for each prompt, that are not in the store."""
+        left = self._open(requests)
+        if left and not self._looked:
+            self._looked = True
+            _take_precomputed(self._prompts, self._name, self._teacher, self._store, self._part)
+            left = self._open(left)
+        if not left:
+            return
+        self._asked = True
+        self._store.check_space(2 * len(left) * (1000 + 8 * self._teacher.sampling.max_tokens))
+        done = len(requests) - len(left)
+        bar = tqdm(total=len(requests), initial=done, desc=f"responses of {self._name}", unit="prompt")
         try:
-            for rows in _ask(requests, teacher, store, speed, budget, part):
-                failed |= {key: row for key, row in rows.items() if row["finish_reason"] == "error"}
+            for rows in self._ask(requests):
+                self.failed |= {key: row for key, row in rows.items() if row["finish_reason"] == "error"}
                 bar.update(len(rows))
         except KeyboardInterrupt:
-            logger.warning("%s: %d of %d prompts are in the store", name, bar.n, len(requests))
+            logger.warning("%s: %d of %d prompts are in the store", self._name, bar.n, len(requests))
             raise
         finally:
             bar.close()
-    else:
-        _collect_old(teacher, store, speed)
-    stored = [read_row(stored_response(store, request, sampling) or failed[request.key]) for request in requests]
-    _check_errors(name, prompts, stored, max_error_share)
-    _tell_thoughts(name, stored)
-    _tell_oddities(name, stored, sampling.max_tokens)
-    fields = dict(list(RESPONSES.items())[2:])
-    table = pl.DataFrame([{field: row[field] for field in fields} for row in stored], schema=fields)
-    table = prompts.select("prompt_id", teacher=pl.lit(name)).hstack(table).select(RESPONSES.names())
-    return table.hstack(prompts.select(pl.col("^sample$")))
 
+    def _open(self, requests: Sequence[Request]) -> list[Request]:
+        """Those without a response that did not fail in this run."""
+        left = still_open(requests, self._store, self._teacher.sampling)
+        return [request for request in left if request.key not in self.failed]
 
-def with_responses(prompts: pl.DataFrame, name: str, teacher: Teacher, folder: Path) -> pl.DataFrame:
-    """The prompts that generate_responses would ask nobody about: all samples are in the store, or precomputed."""
-    each = each_sample(prompts, teacher)
-    requests, store = prepare_requests(each, teacher), open_store(folder, teacher)
-    left = {request.key for request in _open_requests(each, requests, name, teacher, store)}
-    lacking = [identity for identity, request in zip(each["prompt_id"], requests, strict=True) if request.key in left]
-    return prompts.filter(~pl.col("prompt_id").is_in(lacking))
-
-
-def _open_requests(
-    prompts: pl.DataFrame, requests: Sequence[Request], name: str, teacher: Teacher, store: Store
-) -> list[Request]:
-    """The requests, one for each prompt, that still have no response once the precomputed ones are in the store."""
-    left = still_open(requests, store, teacher.sampling)
-    if not left or teacher.precomputed is None:
-        return left
-    ids = {request.key: identity for identity, request in zip(prompts["prompt_id"], requests, strict=True)}
-    by_id, texts = {ids[request.key]: request for request in left}, dict(prompts["prompt_id", "prompt"].iter_rows())
-    rows = read_precomputed({identity: texts[identity] for identity in by_id}, name, teacher, teacher.precomputed)
-    store.put({by_id[identity].precomputed: row for identity, row in rows.items()})
-    return still_open(left, store, teacher.sampling)
-
-
-def _ask(
-    requests: Sequence[Request],
-    teacher: Teacher,
-    store: Store,
-    speed: BackendSpeed,
-    budget: Budget | None,
-    part: tuple[int, int],
-) -> Iterator[dict[str, dict[str, Any]]]:
-    """Generate what the store still lacks: in this process, or by Ray actors."""
-    sampling = teacher.sampling
-    if speed.ray is not None:
-        try:
-            from persyn.generation.ray import generate_on_ray
-        except ModuleNotFoundError as error:
-            raise InputError("speed names ray, which is not installed; run `pip install 'persyn[ray]'`") from error
-        yield from generate_on_ray(still_open(requests, store, sampling), teacher, store, speed, budget)
-        store.refresh()
-        return
-    with store.exclusive(*key_range(*part)):
-        left = still_open(requests, store, sampling)
-        if not left:
+    def _ask(self, requests: Sequence[Request]) -> Iterator[dict[str, dict[str, Any]]]:
+        """Generate what the store still lacks: in this process, or by Ray actors."""
+        store = self._store
+        if self._speed.ray is not None:
+            try:
+                from persyn.generation.ray import generate_on_ray
+            except ModuleNotFoundError as error:
+                raise InputError("speed names ray, which is not installed; run `pip install 'persyn[ray]'`") from error
+            yield from generate_on_ray(self._open(requests), self._teacher, store, self._speed, self._budget)
+            store.refresh()
             return
-        backend = load_backend(teacher, speed)
-        try:
-            yield from generate_rows(left, backend, sampling, store, budget)
-        finally:
-            backend.close()
+        with store.exclusive(*key_range(*self._part)):
+            left = self._open(requests)
+            if not left:
+                return
+            if self._backend is None:
+                self._backend = load_backend(self._teacher, self._speed)
+            batches = getattr(self._backend, "batches", None)
+            if batches and batches.makes:  # a batch takes up to a day: all are made at once
+                parts = (_requests(each, self._teacher, self._part)[1] for each in self._prompts)
+                left = [request for part in parts for request in self._open(part)]
+            yield from generate_rows(left, self._backend, self._teacher.sampling, store, self._budget)
 
 
 def _collect_old(teacher: Teacher, store: Store, speed: BackendSpeed) -> None:
@@ -209,68 +307,6 @@ def _collect_old(teacher: Teacher, store: Store, speed: BackendSpeed) -> None:
             backend.close()
     except InputError as error:
         logger.warning("batches of %s are not collected: %s", teacher.model, error)
-
-
-def _check_errors(name: str, prompts: pl.DataFrame, rows: list[dict[str, Any]], max_error_share: float) -> None:
-    errors = {
-        identity: row
-        for identity, row in zip(prompts["prompt_id"], rows, strict=True)
-        if row["finish_reason"] == "error"
-    }
-    finished = Counter(row["finish_reason"] for row in rows)
-    logger.info("%s: %d prompts = %s", name, len(rows), " + ".join(f"{n} {why}" for why, n in sorted(finished.items())))
-    never = {identity: row["error"] for identity, row in errors.items() if row.get("final")}
-    if never:
-        logger.warning(
-            "%d of %d prompts of %s (%.0f %%) can never be answered at this max_tokens (%s) and are not asked again; "
-            "first %s: %s",
-            *(len(never), len(rows), name, 100 * len(never) / len(rows), _kinds(never)),
-            *next(iter(never.items())),
-        )
-    reasons = {identity: row["error"] for identity, row in errors.items() if identity not in never}
-    if not reasons:
-        return
-    first, reason = next(iter(reasons.items()))
-    message = (
-        f"{len(reasons)} of {len(rows)} prompts of {name} have no response ({_kinds(reasons)}); first {first}: {reason}"
-    )
-    if len(reasons) > max_error_share * len(rows):
-        raise InputError(
-            f"{message}. That is more than responses.max_error_share {max_error_share}; run again to ask only those "
-            f"again, or raise it"
-        )
-    logger.warning("%s", message)
-
-
-def _kinds(reasons: Mapping[str, str]) -> dict[str, int]:
-    """Kind of error -> how many."""
-    return dict(Counter(reason.partition(":")[0] for reason in reasons.values()))
-
-
-def _tell_oddities(name: str, rows: list[dict[str, Any]], max_tokens: int) -> None:
-    """Warn of what a server left out: words, counts of tokens, a reason that is known."""
-    told = [row for row in rows if row["finish_reason"] != "error" and "origin" not in row]
-    empty = Counter(row["finish_reason"] for row in told if not (row["response"].strip() or row["reasoning"]))
-    if empty["length"]:
-        logger.warning(
-            "%s: %d of %d empty at max_tokens %d (%.0f %%): the model thinks longer; raise its sampling.max_tokens, or "
-            "turn its thoughts off (for many models, template: {enable_thinking: false})",
-            *(name, empty["length"], len(rows), max_tokens, 100 * empty["length"] / len(rows)),
-        )
-    if empty["stop"]:
-        logger.warning("%s: %d of %d empty: the model ended by itself, without a word", name, empty["stop"], len(rows))
-    if estimated := sum(row.get("estimated", False) for row in rows):
-        logger.warning(
-            "%s: the server did not count all tokens of %d of %d responses; they are estimated (a token for every four "
-            "bytes)",
-            *(name, estimated, len(rows)),
-        )
-    if unknown := Counter(row["said"] for row in told if row.get("said")):
-        logger.warning(
-            "%s: %d of %d responses ended for a reason that nobody knows (%s); they are kept, as stop below max_tokens "
-            "and as length at it",
-            *(name, unknown.total(), len(rows), ", ".join(f"{reason} x {n}" for reason, n in unknown.most_common(3))),
-        )
 
 
 def asked_of(responses: Iterable[pl.DataFrame], prompts: pl.DataFrame) -> Iterator[tuple[str, pl.DataFrame]]:
@@ -306,17 +342,3 @@ def count_lost(
                     use["prompt_tokens"] += counts[0]
                     use["response_tokens"] += counts[1]
     return lost
-
-
-def _tell_thoughts(name: str, rows: list[dict[str, Any]]) -> None:
-    """Log how many responses have a thought; warn of those that ended inside it."""
-    thoughts = sum(row["reasoning"] is not None for row in rows)
-    open_ones = sum(never_closed(row["reasoning"], row["response"], row["finish_reason"]) for row in rows)
-    if thoughts:
-        logger.info("%s: %d of %d responses have a thought; %d never closed it", name, thoughts, len(rows), open_ones)
-    if open_ones:
-        logger.warning(
-            "%s: %d of %d responses (%.0f %%) ended inside their thought and have no answer; raise its "
-            "sampling.max_tokens, or turn its thoughts off (for many models, template: {enable_thinking: false})",
-            *(name, open_ones, len(rows), 100 * open_ones / len(rows)),
-        )

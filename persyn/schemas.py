@@ -1,6 +1,8 @@
 """The columns and types of every table. `read_table` and `write_table` check them and never change a value."""
 
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -98,8 +100,9 @@ SAMPLES = pl.Schema(
 )
 SAMPLED = (RESPONSES, QUALITY, LEARNABILITY, DEFECTS)
 """Tables with a last column `sample`, counted from 0, if a teacher was asked a prompt more than once."""
-ROW_GROUP = 512**2
-"""Rows of a row group, as Polars writes a table that is in memory."""
+PART = 50_000
+"""Rows of a part of a table that is read, or of prompts with all that belongs to them, and of a row group of a table
+that is written in parts."""
 PARALLEL = pl.col("parallel")
 """The prompts that every teacher responds to, for read_table."""
 NULLABLE = {"reference", "reasoning", "strength", "margin"}
@@ -117,18 +120,94 @@ def read_table(path: str | Path, schema: pl.Schema, where: pl.Expr | None = None
     return parse_table(Path(path), schema, str(path), where)
 
 
-def read_batches(path: str | Path, schema: pl.Schema, rows: int = 50_000) -> Iterator[pl.DataFrame]:
-    """The table of read_table in parts of about so many rows, in its order, never whole in memory.
+def read_columns(path: str | Path, *columns: str) -> pl.DataFrame:
+    """Some columns of a table, which are not checked.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    _check_there(path)
+    try:
+        return pl.scan_parquet(path).select(columns).collect()
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise _damaged(str(path), error) from error
+
+
+def read_batches(path: str | Path, schema: pl.Schema, rows: int | None = None) -> Iterator[pl.DataFrame]:
+    """The table of read_table in parts of about so many rows (None: PART), in its order, never whole in memory.
 
     Raises:
         InputError: as read_table; of a part, when it is its turn.
     """
     _check_there(path)
     try:
-        for batch in pl.scan_parquet(path).collect_batches(chunk_size=rows):
-            yield check_table(_with_messages(batch, schema), schema, str(path))
+        # collect_batches would read up to 128 row groups ahead of a slow reader.
+        table, step = pl.scan_parquet(path), rows or PART
+        for start in range(0, table.select(pl.len()).collect().item(), step):
+            yield check_table(_with_messages(table.slice(start, step).collect(), schema), schema, str(path))
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _damaged(str(path), error) from error
+
+
+def read_parts(
+    prompts: str | Path, *others: tuple[str | Path, pl.Schema], rows: int | None = None
+) -> Iterator[list[pl.DataFrame]]:
+    """PROMPTS in parts as read_batches gives them, and after each part the rows of the same prompts of other tables.
+    All are in the order of prompt_id, as write_table leaves them.
+
+    Raises:
+        InputError: as read_batches; a table is not in that order, or has prompts that PROMPTS lacks.
+    """
+    follow = [_Following(path, schema) for path, schema in others]
+    last = ""
+    for part in read_batches(prompts, PROMPTS, rows):
+        last = _last_of(part, last, prompts)
+        yield [part, *(table.rows_of(part, prompts) for table in follow)]
+    for table in follow:
+        table.check_end(prompts)
+
+
+class _Following:
+    """A table that is read along with PROMPTS."""
+
+    def __init__(self, path: str | Path, schema: pl.Schema) -> None:
+        self._path, self._last, self._batches = path, "", read_batches(path, schema)
+        first = next(self._batches, None)
+        self._rest = read_table(path, schema) if first is None else first
+        self._last = _last_of(self._rest, "", path)
+
+    def rows_of(self, part: pl.DataFrame, prompts: str | Path) -> pl.DataFrame:
+        """The rows of the next part of PROMPTS."""
+        tables, last = [self._rest], str(part["prompt_id"][-1])
+        while self._last <= last and (batch := next(self._batches, None)) is not None:
+            self._last = _last_of(batch, self._last, self._path)
+            tables.append(batch)
+        table = pl.concat(tables)
+        place = table["prompt_id"].search_sorted(last, side="right")
+        self._rest = table[place:]
+        self._check_known(table[:place].join(part, on="prompt_id", how="anti"), prompts)
+        return table[:place]
+
+    def check_end(self, prompts: str | Path) -> None:
+        """Nothing is left behind."""
+        self._check_known(pl.concat([self._rest, *self._batches]), prompts)
+
+    def _check_known(self, unknown: pl.DataFrame, prompts: str | Path) -> None:
+        if unknown.height:
+            raise InputError(
+                f"{self._path} has rows of prompts that {prompts} lacks, first {unknown['prompt_id'][0]}; "
+                f"run `dvc repro` to make it again"
+            )
+
+
+def _last_of(part: pl.DataFrame, before: str, path: str | Path) -> str:
+    """The last prompt_id of a part, which comes after `before`."""
+    identities = part["prompt_id"]
+    if identities.is_empty():
+        return before
+    if identities[0] < before or not identities.is_sorted():
+        raise InputError(f"{path} is not in the order of prompt_id; run `dvc repro` to make it again")
+    return str(identities[-1])
 
 
 def parse_table(source: Path | bytes, schema: pl.Schema, name: str, where: pl.Expr | None = None) -> pl.DataFrame:
@@ -166,6 +245,18 @@ def _with_messages(table: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
 def read_folder(folder: str | Path, names: Sequence[str], schema: pl.Schema) -> dict[str, pl.DataFrame]:
     """Read `<folder>/<name>.parquet` for every name, as name -> table; refuse files of other names.
 
+    Raises:
+        InputError: as check_folder and read_table.
+    """
+    check_folder(folder, names)
+    return dict(
+        zip(names, alike([read_table(Path(folder) / f"{name}.parquet", schema) for name in names]), strict=True)
+    )
+
+
+def check_folder(folder: str | Path, names: Sequence[str]) -> None:
+    """Refuse tables in a folder that have other names.
+
     The names come from params.yaml, never from a glob, which would also read the left-over file of a removed teacher.
     """
     left_over = sorted({file.stem for file in Path(folder).glob("*.parquet")} - set(names))
@@ -174,9 +265,6 @@ def read_folder(folder: str | Path, names: Sequence[str], schema: pl.Schema) -> 
             f"{folder} holds {', '.join(left_over)}, which params.yaml does not name; "
             f"delete {', '.join(f'{folder}/{name}.parquet' for name in left_over)} and run again"
         )
-    return dict(
-        zip(names, alike([read_table(Path(folder) / f"{name}.parquet", schema) for name in names]), strict=True)
-    )
 
 
 def alike(tables: Sequence[pl.DataFrame]) -> list[pl.DataFrame]:
@@ -199,27 +287,76 @@ def write_table(table: pl.DataFrame, path: str | Path, schema: pl.Schema) -> Non
     bytes, and DVC does not rerun the stages after an unchanged output.
     """
     table = check_table(table, schema, str(path))
-    if (
-        "sample" in table.columns and not (table["sample"] != 0).any()
-    ):  # an earlier version's file stays the same to the byte
+    if "sample" in table.columns and not _sampled(table):  # an earlier version's file stays the same to the byte
         table = table.drop("sample")
+    table = _in_order(table, str(path))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(f"{path}.partial")
+    table.write_parquet(partial, compression="zstd", statistics=False)
+    partial.replace(path)
+
+
+def _in_order(table: pl.DataFrame, name: str) -> pl.DataFrame:
+    """`table` sorted by its key.
+
+    Raises:
+        InputError: two rows share a key.
+    """
     known = ("task", "sample_id", "metric", "prompt_id", "teacher", "sample", "winner", "loser")
     keys = [name for name in known if name in table.columns]
     duplicated = table.filter(table.select(keys).is_duplicated())
     if duplicated.height:
-        raise InputError(f"{path}: {duplicated.height} rows share a key {keys}; first: {duplicated.row(0, named=True)}")
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(f"{path}.partial")
-    table.sort(keys).write_parquet(partial, compression="zstd", statistics=False)
-    partial.replace(path)
+        raise InputError(f"{name}: {duplicated.height} rows share a key {keys}; first: {duplicated.row(0, named=True)}")
+    return table.sort(keys)
+
+
+def _sampled(table: pl.DataFrame) -> bool:
+    """Whether a column `sample` says something."""
+    return bool((table["sample"] != 0).any())
 
 
 def sink_table(table: pl.LazyFrame, path: str | Path) -> None:
-    """Write a table that is checked and sorted already, as write_table does, but without holding it in memory."""
+    """Write a table that is checked and sorted already, as write_table does, but without holding it in memory. Tables
+    of up to PART rows are the same to the byte.
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     partial = Path(f"{path}.partial")
-    table.sink_parquet(partial, compression="zstd", statistics=False, row_group_size=ROW_GROUP)
+    table.sink_parquet(partial, compression="zstd", statistics=False, row_group_size=PART)
     partial.replace(path)
+
+
+@contextmanager
+def parts_folder(path: str | Path) -> Iterator[Path]:
+    """An empty folder beside a table that is made in parts, for these. It is deleted at the end."""
+    folder = Path(f"{path}.parts")
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def sink_parts(parts: Iterable[pl.DataFrame], path: str | Path, schema: pl.Schema) -> None:
+    """As write_table, of a table that comes in parts of which each has prompts after those of the part before. Only one
+    is in memory.
+
+    Raises:
+        InputError: as write_table, of a part.
+    """
+    with parts_folder(f"{path}.sink") as folder:
+        files, sampled = list[Path](), False
+        for number, part in enumerate(parts):
+            files.append(folder / f"{number:06}.parquet")
+            part = _in_order(check_table(part, schema, str(path)), str(path))
+            sampled |= "sample" in part.columns and _sampled(part)
+            part.write_parquet(files[-1], compression="lz4", statistics=False)
+        for file in files:  # all with `sample`, or none
+            if ("sample" in pl.read_parquet_schema(file)) != sampled:
+                part = pl.read_parquet(file)
+                part = part.with_columns(sample=pl.lit(0, pl.Int64)) if sampled else part.drop("sample")
+                part.write_parquet(file, compression="lz4", statistics=False)
+        sink_table(pl.scan_parquet(files), path)
 
 
 def fill_table(table: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:

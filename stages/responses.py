@@ -12,7 +12,7 @@ def main(name: str, prompts: str, out: str) -> None:
     params = read_params()
     teacher = params.named("teachers", name)
     parallel = wanted_prompts(read_table(prompts, PROMPTS, PARALLEL), name, teacher.anchors)
-    check_asking({name: parallel}, {name: teacher}, params.licenses, store_folder())
+    check_asking({name: [parallel]}, {name: teacher}, params.licenses, store_folder())
     paying = store_folder(), params.speed_of(name), params.budget
     allowed = params.responses.max_error_share
     responses = generate_responses(parallel, name, teacher, *paying, max_error_share=allowed)

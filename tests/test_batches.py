@@ -17,7 +17,7 @@ from persyn.generation.batch_notes import open_notes
 from persyn.generation.budget import Budget
 from persyn.generation.openai import OpenAISpeed
 from persyn.planning.usage import batched_pairs
-from persyn.responses import generate_responses
+from persyn.responses import generate_parts, generate_responses
 from persyn.store import shelves, verify
 from tests.support.batch_worker import STEPS, start_worker
 from tests.support.batches import BatchServer, Fate, batch_server
@@ -63,6 +63,17 @@ def test_batches_bring_what_single_calls_bring(tmp_path: Path) -> None:
         assert ask(server, tmp_path / "batches").equals(expected)
         assert server.calls["POST /batches"] == 1, "what is stored is not asked for"
     assert {row["batch"] for row in rows(tmp_path / "batches")} == {"batch_0"}
+
+
+def test_parts_of_the_prompts_are_asked_in_one_batch(tmp_path: Path) -> None:
+    parts = [PROMPTS[:15], PROMPTS[15:]]
+    with batch_server(Fate(statuses={0: 500})) as server:
+        tables = list(generate_parts(parts, "t", teacher(), tmp_path, server.speed(), max_error_share=1.0))
+        assert [table.height for table in tables] == [15, 25]
+        calls = server.calls["POST /batches"]
+        again = ask(server, tmp_path)
+    assert pl.concat(tables).equals(again)
+    assert calls == 2, "one, and one for the request that failed"
 
 
 @pytest.mark.parametrize(

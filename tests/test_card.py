@@ -5,7 +5,7 @@ from huggingface_hub import DatasetCard
 from markdown_it import MarkdownIt
 
 from persyn.dataset import DatasetSettings, build_dataset
-from persyn.dataset.card import build_card
+from persyn.dataset.card import build_card, count_origins
 from persyn.defects import Policies
 from persyn.generation import Teacher
 from persyn.generation.terms import Licenses
@@ -19,7 +19,7 @@ def card_of(prompts: pl.DataFrame, teachers: dict[str, Teacher]) -> DatasetCard:
     """The data card of what teacher t answered, as Hugging Face reads it."""
     responses = responses_table(prompts, "t", [f"secret text {number}" for number in range(prompts.height)])
     dataset, counts = build_dataset(prompts, responses, Policies(), teachers, Licenses(), DatasetSettings())
-    return DatasetCard(build_card("persyn", prompts, dataset, counts, teachers, CLEANING))
+    return DatasetCard(build_card("persyn", count_origins(prompts, dataset), counts, teachers, CLEANING))
 
 
 def test_the_card_says_how_the_data_was_made_and_what_binds_its_user() -> None:

@@ -9,8 +9,8 @@ import polars as pl
 import pytest
 
 from persyn.dataset import DatasetSettings, build_dataset
-from persyn.dataset.card import build_card
-from persyn.dataset.mix import MIX, add_mixes
+from persyn.dataset.card import build_card, count_origins
+from persyn.dataset.mix import MIX, choose_mixes
 from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.export import EXPORT, against_publishing, build_export
@@ -47,7 +47,10 @@ def mixed(raw: Path, *mix: dict[str, Any], seed: int = 0) -> tuple[pl.DataFrame,
         num_parallel=None,
     )
     settings = DatasetSettings(mix=[{"license": "MIT", **entry} for entry in mix], seed=seed)  # type: ignore[misc]
-    return add_mixes(dataset_of()[0], settings.mix, settings.seed, prompts, raw)
+    dataset = dataset_of()[0]
+    chosen, counts = choose_mixes(dataset["prompt_id"], settings.mix, settings.seed, prompts, raw)
+    tables = [pl.concat(one.tables(rows=2)).sort("prompt_id") for one in chosen if one.prompt_ids]
+    return pl.concat([dataset, *tables]), counts
 
 
 def test_every_row_of_a_mix_is_kept_or_counted(tmp_path: Path) -> None:
@@ -150,11 +153,11 @@ def test_an_export_and_its_card_tell_a_mix_from_what_teachers_wrote(tmp_path: Pa
         build_export(*tables, TEACHERS)
     of_responses = dataset_of()[1]
     about = TEACHERS, {"read": 10, "kept": 10, "dropped": {}}
-    card = build_card("persyn", ASKED, dataset, of_responses | {"mix": counts}, *about)
+    card = build_card("persyn", count_origins(ASKED, dataset), of_responses | {"mix": counts}, *about)
     assert "## Mixes" in card
     assert re.search(r"\| old \\\| chats \| m\.jsonl@[0-9a-f]{64} \| CC-BY-4\.0 \| 1 \| 1 \| none \|", card)
     assert (
         "- Rows of old \\| chats (licence CC-BY-4.0) may or may not train models: the terms were not looked up." in card
     )
     assert card.count("| test | Apache-2.0 | 10 |") == 1
-    assert "Mixes" not in build_card("persyn", ASKED, dataset_of()[0], of_responses, *about)
+    assert "Mixes" not in build_card("persyn", count_origins(ASKED, dataset_of()[0]), of_responses, *about)

@@ -22,7 +22,7 @@ from persyn.generation.transformers import TransformersSpeed
 from persyn.models import load_tokenizer
 from persyn.project.params import check_params
 from persyn.quality import QualitySettings, score_quality
-from persyn.responses import generate_responses
+from persyn.responses import generate_parts, generate_responses
 from persyn.routed import build_routed
 from persyn.schemas import QUALITY, RESPONSES, ROUTES, check_table
 from persyn.store import count_rows, shelves
@@ -201,6 +201,18 @@ def test_corrected_answers_are_taken_anew(tokenizer_only: str, tmp_path: Path) -
         assert generate_responses(PROMPTS, "t", who, tmp_path / "store", SPEED)["response"][0] == text
     write(tmp_path, [{"prompt": text, "response": "new"} for text in TEXTS])
     assert set(generate_responses(PROMPTS, "t", who, tmp_path / "store", SPEED)["response"]) == {"new"}
+
+
+def test_parts_of_the_prompts_find_them_in_one_reading(
+    tokenizer_only: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "persyn")
+    who = teacher(tokenizer_only, write(tmp_path, told(TEXTS)))
+    parts = [PROMPTS[:1], PROMPTS[1:1], PROMPTS[1:]]
+    tables = list(generate_parts(parts, "t", who, tmp_path / "parts", SPEED))
+    assert [table.height for table in tables] == [1, 0, 5]
+    assert caplog.text.count("6 responses read from") == caplog.text.count("t: 6 prompts = 6 stop") == 1
+    assert pl.concat(tables).equals(generate_responses(PROMPTS, "t", who, tmp_path / "whole", SPEED))
 
 
 def test_every_strategy_finds_them(tokenizer_only: str, tmp_path: Path) -> None:

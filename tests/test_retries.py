@@ -3,9 +3,9 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from persyn import schemas
 from persyn.cli import app
 from persyn.cost import Prices, TokenPrice, build_ledger
 from persyn.dataset import DatasetSettings, build_dataset
-from persyn.dataset.card import build_card
+from persyn.dataset.card import build_card, count_origins
 from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.generation import Sampling, Teacher
@@ -31,7 +31,7 @@ from persyn.planning.text import ledger_text, plan_text
 from persyn.project.params import check_params
 from persyn.quality import QualitySettings, score_quality
 from persyn.responses import generate_responses
-from persyn.routed import Retries, asked_routes, build_routed, existing_pairs, retry_failed
+from persyn.routed import KEYS, Asking, Retries, asked_routes, collect_rounds, retry_failed
 from persyn.routes import Persyn, Pool, Strong, build_routes
 from persyn.schemas import REWARDS, ROUTES, read_table, write_table
 from tests.support.stub import StubServer, stub_teacher
@@ -85,12 +85,20 @@ class Run:
     def score(self, responses: pl.DataFrame) -> pl.DataFrame:
         return score_quality(PROMPTS, responses, self.folder, QUALITY)
 
-    def routed(self, settings: DatasetSettings = REQUIRE, budget: Budget | None = None) -> pl.DataFrame:
-        asking = TEACHERS, Licenses(), self.folder, self.speed
-        ask = lambda pairs: build_routed(PROMPTS, pairs, self.parallel, *asking, budget=budget)  # noqa: E731
-        have = partial(existing_pairs, PROMPTS, responses=self.parallel, teachers=TEACHERS, folder=self.folder)
-        retries = Retries(settings.retries, settings.require, Policies(), self.score)
-        return retry_failed(PROMPTS, self.routes, ask(self.routes), ask, have, retries)
+    def routed(
+        self, settings: DatasetSettings = REQUIRE, budget: Budget | None = None, rows: int | None = None
+    ) -> pl.DataFrame:
+        """The responses, with so many prompts in memory."""
+        ordered = PROMPTS.sort("prompt_id")
+        each = [ordered[start : start + (rows or 99)] for start in range(0, ordered.height, rows or 99)]
+        parts = [(part, self.parallel.join(part, on="prompt_id", how="semi")) for part in each]
+        retries = Retries(*(settings.retries, settings.require, Policies()), lambda _, responses: self.score(responses))
+        with TemporaryDirectory() as scratch:
+            terms = TEACHERS, Licenses(), self.folder, self.speed
+            asking = Asking(lambda: parts, *terms, {"budget": budget}, Path(scratch))
+            first = asking.ask(self.routes.select(KEYS), "routed")
+            tables = [self.routes[start : start + 5] for start in range(0, self.routes.height, 5)]
+            return pl.concat(collect_rounds(retry_failed(asking, lambda: tables, first, retries)))
 
     def dataset(self, routed: pl.DataFrame, settings: DatasetSettings = REQUIRE) -> tuple[pl.DataFrame, dict[str, Any]]:
         how = Policies(), TEACHERS, Licenses(), settings, self.routes, self.score
@@ -132,9 +140,10 @@ def asked_of(server: StubServer, name: str) -> list[int]:
     return sorted(SUMS.index(text) for text in texts if text in SUMS)
 
 
-def test_exactly_the_failing_prompts_are_asked_again_and_no_wrong_answer_is_kept(run: Run) -> None:
+@pytest.mark.parametrize("rows", [None, 5])
+def test_exactly_the_failing_prompts_are_asked_again_and_no_wrong_answer_is_kept(run: Run, rows: int | None) -> None:
     """Everything goes to a, which is always wrong; b is asked next, then c where b is wrong too."""
-    routed = run.routed()
+    routed = run.routed(rows=rows)
     assert asked_of(run.server, "a") == asked_of(run.server, "b") == list(range(6, 24))
     assert asked_of(run.server, "c") == [number for number in range(6, 24) if number % 2 == 0]
     assert run.server.counts["ok"] == 18 + 2 + 18 + 9, "the two other prompts are not asked again"
@@ -162,7 +171,7 @@ def test_without_retries_what_falls_short_is_dropped(run: Run, caplog: pytest.Lo
     assert (dataset.height, counts["dropped"]) == (2, {"require": 24})
     assert "2 of 26 responses are kept; dropped: require 24. Of 24 prompts" in caplog.text
     cleaning = {"read": 26, "kept": 26, "dropped": {}}
-    card = build_card("persyn", PROMPTS, dataset, counts, TEACHERS, cleaning)
+    card = build_card("persyn", count_origins(PROMPTS, dataset), counts, TEACHERS, cleaning)
     assert "kept; dropped: require 24." in card
     assert "math 1: of 24 prompts, 0 had it at once, 0 from a teacher asked later, 24 are left out." in card
     free, counts = run.dataset(routed, DatasetSettings())
@@ -207,12 +216,15 @@ def test_the_ledger_is_what_the_plan_foresaw(run: Run) -> None:
     assert "fall short of dataset.require: persyn 27.0." in " ".join(told.split())
 
 
-def test_a_spent_budget_ends_the_retries_and_is_told(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("rows", [None, 5])
+def test_a_spent_budget_ends_the_retries_and_is_told(
+    run: Run, rows: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level("INFO", "persyn")
     run.routed(DatasetSettings(require={"math": 1.0}))
     spent = Budget().spent(run.folder)
     most = SAMPLING.max_tokens + 16 + len(SUMS[-1])
-    routed = run.routed(budget=Budget(max_tokens=spent + 12 * 7 + most))
+    routed = run.routed(budget=Budget(max_tokens=spent + 12 * 7 + most), rows=rows)
     paid = run.server.counts["ok"] - 20
     assert 7 <= paid < 27
     assert "no further teacher is paid for" in caplog.text
@@ -223,7 +235,7 @@ def test_a_spent_budget_ends_the_retries_and_is_told(run: Run, caplog: pytest.Lo
     assert f"{left} prompts that are left out were not asked again as often as dataset.retries allows" in caplog.text
     assert counts["require"]["at_once"] == 0
     run.server.counts.clear()
-    whole = run.dataset(run.routed())[1]["require"]
+    whole = run.dataset(run.routed(rows=rows))[1]["require"]
     assert (whole["unretried"], run.server.counts["ok"]) == (0, 27 - paid), "a larger budget goes on"
 
 

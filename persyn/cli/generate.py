@@ -48,7 +48,7 @@ def generate(
     if teacher is not None and teacher not in params.teachers:
         raise InputError(f"--teacher {teacher!r} is not in params.yaml{nearest(teacher, params.teachers)}")
     wanted = _wanted([teacher] if teacher else list(params.teachers), params, prompts, routes)
-    check_asking(wanted, params.teachers, params.licenses, store_folder())
+    check_asking({name: [table] for name, table in wanted.items()}, params.teachers, params.licenses, store_folder())
     budget = params.budget.divided(store_folder(), part[1])
     if teacher:
         _ask(teacher, wanted[teacher], params, budget, part)
@@ -94,13 +94,15 @@ def _wanted(names: list[str], params: "Params", prompts: Path, routes: Path) -> 
 def _ask(name: str, wanted: "pl.DataFrame", params: "Params", budget: "Budget", part: tuple[int, int]) -> None:
     from tqdm import tqdm
 
-    from persyn.responses import generate_responses
+    from persyn.responses import generate_parts
+    from persyn.schemas import PART
     from persyn.store import store_folder
 
     asked = name, params.teachers[name], store_folder(), params.speed_of(name), budget, part
-    responses = generate_responses(wanted, *asked, max_error_share=params.responses.max_error_share)
-    whole = wanted.height * params.teachers[name].samples
-    text = f"shard {part[0]}/{part[1]} has {responses.height} of {whole} responses; all are stored"
+    parts = [wanted[start : start + PART] for start in range(0, wanted.height, PART)]
+    responses = generate_parts(parts, *asked, max_error_share=params.responses.max_error_share)
+    count, whole = sum(table.height for table in responses), wanted.height * params.teachers[name].samples
+    text = f"shard {part[0]}/{part[1]} has {count} of {whole} responses; all are stored"
     tqdm.write(f"{name}: {text}")  # above the lines of progress
 
 

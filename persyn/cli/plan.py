@@ -139,7 +139,7 @@ def _probe(prompts: "pl.DataFrame", params: "Params", folder: Path, count: int) 
         name: anchor_prompts(parallel, min(count, parallel.height, teacher.anchors or count))
         for name, teacher in params.teachers.items()
     }
-    check_asking(wanted, params.teachers, params.licenses, folder)
+    check_asking({name: [table] for name, table in wanted.items()}, params.teachers, params.licenses, folder)
     mistakes: list[str] = []
     for name, teacher in params.teachers.items():
         speed = params.speed_of(name)

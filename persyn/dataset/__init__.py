@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Self
 
+import numpy as np
 import polars as pl
 from pydantic import Field, model_validator
 
@@ -19,8 +20,8 @@ from persyn.settings import Misfit, Seed, Settings, shown
 
 logger = logging.getLogger(__name__)
 KEYS = ["prompt_id", "teacher"]
-Score = Callable[[pl.DataFrame], pl.DataFrame]
-"""RESPONSES -> QUALITY."""
+Score = Callable[[pl.DataFrame, pl.DataFrame], pl.DataFrame]
+"""PROMPTS and RESPONSES -> QUALITY."""
 
 
 class DatasetSettings(Settings):
@@ -64,6 +65,12 @@ class DatasetSettings(Settings):
             )
         return self
 
+    @property
+    def limits(self) -> dict[str, int]:
+        """Column -> most rows with the same value, in the order in which they are applied."""
+        limits = {"teacher": self.max_per_teacher, "source": self.max_per_source}
+        return {column: limit for column, limit in limits.items() if limit is not None}
+
     def over(self, policies: Policies) -> Policies:
         """The policies that hold: a given keep_length decides what happens to cut responses.
 
@@ -90,7 +97,7 @@ def build_dataset(
     licenses: Licenses,
     settings: DatasetSettings,
     routes: pl.DataFrame | None = None,
-    score: Score | None = None,
+    score: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
 ) -> tuple[pl.DataFrame, dict[str, Any]]:
     """Join prompts with their routed responses; drop responses that are unfit to train on.
 
@@ -102,9 +109,9 @@ def build_dataset(
         teachers: all of them, by name. Every row gets its teacher's terms.
         licenses: checked for the teachers in `routed`, before anything is scored.
         routes: ROUTES of `routed`; needed, as `score` is, where a prompt had several teachers.
-        score: needed where a prompt had several responses, or its domain is in settings.require. Of two fit responses
-            the better is kept; if equal, the stronger teacher's. Those of the chosen teachers go before those of the
-            teachers asked after them, which go in that order.
+        score: RESPONSES -> QUALITY; needed where a prompt had several responses, or its domain is in settings.require.
+            Of two fit responses the better is kept; if equal, the stronger teacher's. Those of the chosen teachers go
+            before those of the teachers asked after them, which go in that order.
 
     Returns:
         DATASET, and the counts {rows, kept, dropped: {reason: count}, teachers: count_defects}. The reason is that of
@@ -116,39 +123,101 @@ def build_dataset(
         InputError: no row is left, or as check_terms.
     """
     check_terms({name: teachers[name] for name in routed["teacher"].unique().sort()}, licenses)
-    defects = find_defects(prompts, routed)
-    routed = fill_table(routed, RESPONSES)
-    rows = routed.join(prompts, on="prompt_id", how="left", validate="m:1")
-    key = row_key(routed)
-    rows = rows.join(defects, on=key, how="left", validate="1:1").sort(key)
-    rows = rows.with_columns(dropped=drop_reason(settings.over(policies)))
-    rows = _with_quality(rows, routed.columns, settings.require, score)
-    rows = best_samples(rows.with_columns(unfit=pl.col("dropped").is_not_null()))
-    short = pl.when(falls_short(settings.require)).then(pl.lit("require"))
-    rows = rows.with_columns(dropped=pl.coalesce("dropped", short))
-    twice = rows.filter(pl.col("dropped").is_null()).filter(pl.col("prompt_id").is_duplicated())
-    if twice.height:
-        worse = _worse(twice, routes).with_columns(second=pl.lit("second"))
-        rows = rows.join(worse, on=KEYS, how="left", validate="1:1", maintain_order="left")
-        rows = rows.with_columns(dropped=pl.coalesce("dropped", "second"))
-    uncapped, rows = rows, _capped(rows, settings)
-    kept, dropped = rows.filter(pl.col("dropped").is_null()), Counter(rows["dropped"].drop_nulls().sort())
-    if kept.is_empty():
-        raise InputError(
-            f"no response is fit to train on (dropped: {dict(dropped)}); raise sampling.max_tokens of the teachers, "
-            f"or set defects.length: keep" + (", or lower dataset.require" if dropped["require"] else "")
-        )
-    if others := routed.height - rows.height:
-        dropped["sample"] = others
-    counts: dict[str, Any] = {"rows": routed.height, "kept": kept.height, "dropped": dict(dropped)}
-    counts |= {"teachers": count_defects(defects, routed)}
-    if settings.require:
-        counts["require"] = count_required(uncapped, routes, settings)
-        _tell(counts)
-    return _messages_and_terms(kept, teachers), counts
+    scored = None if score is None else lambda _, responses: score(responses)
+    building = Building(policies, teachers, settings, scored)
+    fit = building.add(prompts, routed, routes)
+    kept = fit.filter(building.stays())
+    return kept, building.counts()
 
 
-def count_required(rows: pl.DataFrame, routes: pl.DataFrame | None, settings: DatasetSettings) -> dict[str, Any]:
+class Building:
+    """Makes a dataset of prompts that come in parts, with all that belongs to them, by the rules of build_dataset. Of
+    the parts before it keeps counts and, where rows of a teacher or a source may be too many, the keys of the rows.
+    """
+
+    def __init__(
+        self, policies: Policies, teachers: Mapping[str, Teacher], settings: DatasetSettings, score: Score | None
+    ) -> None:
+        """
+        Args:
+            policies, teachers, settings: as build_dataset takes them.
+            score: PROMPTS and RESPONSES -> QUALITY; needed where that of build_dataset is.
+        """
+        self._policies, self._teachers = settings.over(policies), teachers
+        self._settings, self._score = settings, score
+        self._rows = self._kept = 0
+        self._dropped, self._defects = Counter[str](), dict[str, Counter[str]]()
+        self._required, self._keys = Counter[str](), list[pl.DataFrame]()
+
+    def add(self, prompts: pl.DataFrame, routed: pl.DataFrame, routes: pl.DataFrame | None) -> pl.DataFrame:
+        """DATASET of one part: the rows that are fit, of which stays() may leave some."""
+        settings = self._settings
+        routed = fill_table(routed, RESPONSES)
+        rows = self._with_reasons(prompts, routed)
+        twice = rows.filter(pl.col("dropped").is_null()).filter(pl.col("prompt_id").is_duplicated())
+        if twice.height:
+            worse = _worse(twice, routes).with_columns(second=pl.lit("second"))
+            rows = rows.join(worse, on=KEYS, how="left", validate="1:1", maintain_order="left")
+            rows = rows.with_columns(dropped=pl.coalesce("dropped", "second"))
+        self._rows += routed.height
+        self._dropped.update(rows["dropped"].drop_nulls())
+        self._dropped["sample"] += routed.height - rows.height
+        if settings.require:
+            self._required.update(count_required(rows, routes, settings))
+        kept = rows.filter(pl.col("dropped").is_null())
+        self._kept += kept.height
+        if settings.limits:
+            self._keys.append(kept.select(*KEYS, "source"))
+        return _messages_and_terms(kept, self._teachers)
+
+    def _with_reasons(self, prompts: pl.DataFrame, routed: pl.DataFrame) -> pl.DataFrame:
+        """The best sample of each response with its prompt, sorted, and `dropped`: null, or why it is unfit or falls
+        short.
+        """
+        defects = find_defects(prompts, routed)
+        for name, found in count_defects(defects, routed).items():
+            self._defects.setdefault(name, Counter()).update(found)
+        rows = routed.join(prompts, on="prompt_id", how="left", validate="m:1")
+        key = row_key(routed)
+        rows = rows.join(defects, on=key, how="left", validate="1:1").sort(key)
+        rows = rows.with_columns(dropped=drop_reason(self._policies))
+        rows = _with_quality(rows, prompts, routed.columns, self._settings.require, self._score)
+        rows = best_samples(rows.with_columns(unfit=pl.col("dropped").is_not_null()))
+        short = pl.when(falls_short(self._settings.require)).then(pl.lit("require"))
+        return rows.with_columns(dropped=pl.coalesce("dropped", short))
+
+    def stays(self) -> pl.Series:
+        """Of every row that add() gave, in order, whether it stays: not too many of its teacher or its source."""
+        if not self._settings.limits:
+            return pl.repeat(True, self._kept, dtype=pl.Boolean, eager=True)
+        rows = pl.concat(self._keys) if self._keys else pl.DataFrame(schema=[*KEYS, "source"])
+        dropped = _too_many(rows, self._settings)
+        self._dropped.update(dropped.drop_nulls())
+        self._kept = dropped.null_count()
+        return dropped.is_null()
+
+    def counts(self) -> dict[str, Any]:
+        """As build_dataset returns them; once all parts came and stays() was called.
+
+        Raises:
+            InputError: no row is left.
+        """
+        dropped = {reason: self._dropped[reason] for reason in sorted(self._dropped) if self._dropped[reason]}
+        if not self._kept:
+            others = {reason: count for reason, count in dropped.items() if reason != "sample"}
+            raise InputError(
+                f"no response is fit to train on (dropped: {others}); raise sampling.max_tokens of the teachers, "
+                f"or set defects.length: keep" + (", or lower dataset.require" if "require" in dropped else "")
+            )
+        defects = {name: dict(found) for name, found in sorted(self._defects.items())}
+        counts: dict[str, Any] = {"rows": self._rows, "kept": self._kept, "dropped": dropped, "teachers": defects}
+        if self._settings.require:
+            counts["require"] = {"least": dict(self._settings.require), **self._required}
+            _tell(counts)
+        return counts
+
+
+def count_required(rows: pl.DataFrame, routes: pl.DataFrame | None, settings: DatasetSettings) -> dict[str, int]:
     """What became of the prompts whose domain is in settings.require.
 
     Args:
@@ -156,7 +225,7 @@ def count_required(rows: pl.DataFrame, routes: pl.DataFrame | None, settings: Da
         routes: ROUTES; None: every teacher in `rows` was chosen.
 
     Returns:
-        least: settings.require; prompts: how many; at_once: with a response of a chosen teacher in the dataset;
+        prompts: how many; at_once: with a response of a chosen teacher in the dataset;
         retried: with one of a teacher asked after that; dropped: with none; unretried: of these, the prompts for which
         settings.retries leaves teachers that were not asked, since the budget was spent.
     """
@@ -170,7 +239,6 @@ def count_required(rows: pl.DataFrame, routes: pl.DataFrame | None, settings: Da
     lost = of_prompts.filter(pl.col("kept").is_null())
     allowed = pl.min_horizontal(pl.col("more"), settings.retries)
     return {
-        "least": dict(settings.require),
         "prompts": of_prompts.height,
         "at_once": of_prompts.filter(pl.col("kept") == 0).height,
         "retried": of_prompts.filter(pl.col("kept") > 0).height,
@@ -196,7 +264,11 @@ def _tell(counts: Mapping[str, Any]) -> None:
 
 
 def _with_quality(
-    rows: pl.DataFrame, columns: list[str], require: Mapping[Domain, float], score: Score | None
+    rows: pl.DataFrame,
+    prompts: pl.DataFrame,
+    columns: list[str],
+    require: Mapping[Domain, float],
+    score: Score | None,
 ) -> pl.DataFrame:
     """`rows` with their quality where it decides: it is required, or several responses to a prompt are fit; else null.
 
@@ -212,20 +284,22 @@ def _with_quality(
         raise InputError(
             f"{decides['prompt_id'].n_unique()} prompts have several responses; give their routes and a score"
         )
-    return rows.join(score(decides), on=row_key(decides), how="left", validate="1:1", maintain_order="left")
+    return rows.join(score(prompts, decides), on=row_key(decides), how="left", validate="1:1", maintain_order="left")
 
 
-def _capped(rows: pl.DataFrame, settings: DatasetSettings) -> pl.DataFrame:
-    """`rows` with those dropped that are too many of a teacher, and then of a source."""
-    limits = {"teacher": settings.max_per_teacher, "source": settings.max_per_source}
-    for column, limit in limits.items():
-        if limit is not None:
-            lots = [lot(settings.seed, *key) for key in rows.select(KEYS).iter_rows()]
-            place = pl.col("lot").rank("ordinal").over(column, pl.col("dropped").is_null())
-            over = pl.col("dropped").is_null() & (place > limit)
-            reason = pl.when(over).then(pl.lit(f"max_per_{column}")).otherwise("dropped")
-            rows = rows.with_columns(lot=pl.Series(lots, dtype=pl.String)).with_columns(dropped=reason).drop("lot")
-    return rows
+def _too_many(rows: pl.DataFrame, settings: DatasetSettings) -> pl.Series:
+    """Of each row (prompt_id, teacher and source) null, or why it is dropped: too many of its teacher, and then of its
+    source.
+    """
+    # The first 64 bits of the lots order them as well.
+    lots = (int(lot(settings.seed, *key)[:16], 16) for key in rows.select(KEYS).iter_rows())
+    rows = rows.drop("prompt_id").with_columns(lot=pl.Series(np.fromiter(lots, np.uint64, rows.height)))
+    rows = rows.with_columns(dropped=pl.lit(None, pl.String))
+    for column, limit in settings.limits.items():
+        place = pl.col("lot").rank("ordinal").over(column, pl.col("dropped").is_null())
+        over = pl.col("dropped").is_null() & (place > limit)
+        rows = rows.with_columns(dropped=pl.when(over).then(pl.lit(f"max_per_{column}")).otherwise("dropped"))
+    return rows["dropped"]
 
 
 def _messages_and_terms(kept: pl.DataFrame, teachers: Mapping[str, Teacher]) -> pl.DataFrame:

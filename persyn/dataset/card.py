@@ -1,6 +1,6 @@
 """Card: the README of a dataset: how it was made, by whom, and the terms that bind its users."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PureWindowsPath
 from typing import Any
 
@@ -20,6 +20,7 @@ TERMS = {
 }
 MIX_TERMS = {training: text.replace("other models", "models") for training, text in TERMS.items()}
 """Of data sets, whoever wrote them."""
+ORIGINS = ["source", "license", "teacher", "teacher_license", "training"]
 COLUMNS = (
     "`prompt` and `completion` are lists of messages (role, content). A completion that was cut has the "
     "`finish_reason` length. Every row names its `teacher`, the `license` of its prompt, the `teacher_license`, and "
@@ -27,10 +28,26 @@ COLUMNS = (
 )
 
 
+def count_origins(prompts: pl.DataFrame, rows: pl.DataFrame) -> pl.DataFrame:
+    """How many rows are of the same origin: source (null: a mix), license, teacher, teacher_license, training, rows.
+
+    Args:
+        prompts: prompt_id and source.
+        rows: prompt_id, license, teacher, teacher_license and training of each response.
+    """
+    sources = prompts.select("prompt_id", "source")
+    return sum_origins([rows.join(sources, on="prompt_id", how="left", validate="m:1").with_columns(rows=1)])
+
+
+def sum_origins(counted: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """The tables of count_origins of parts of a dataset as one."""
+    tables = [table.select(*ORIGINS, pl.col("rows").cast(pl.Int64)) for table in counted]
+    return pl.concat(tables).group_by(ORIGINS).agg(pl.col("rows").sum()).sort(ORIGINS)
+
+
 def build_card(
     strategy: str,
-    prompts: pl.DataFrame,
-    dataset: pl.DataFrame,
+    origins: pl.DataFrame,
     counts: Mapping[str, Any],
     teachers: Mapping[str, Teacher],
     cleaning: Mapping[str, Any],
@@ -43,10 +60,9 @@ def build_card(
     params.yaml and from sources is escaped.
 
     Args:
-        prompts: PROMPTS.
-        dataset: DATASET.
+        origins: count_origins of DATASET.
         counts: as build_dataset returns them.
-        teachers: by name, those in `dataset` at least.
+        teachers: by name, those in the dataset at least.
         cleaning: the counts of build_prompts.
         sections: heading -> markdown, placed after the conditions; None describes the columns of DATASET.
         config: the entry of `configs` in the front matter, by which `datasets` loads the files beside the card. Its
@@ -54,7 +70,7 @@ def build_card(
     """
     made = [
         f"- Strategy {markdown_text(strategy)} chose who answers a prompt; teachers that wrote what is here: "
-        f"{dataset.filter(~is_mix())['teacher'].n_unique()}.",
+        f"{origins.filter(~is_mix())['teacher'].n_unique()}.",
         *cleaning_lines(cleaning),
         f"- Responses: {counts['rows']} written, {counts['kept']} kept; dropped: {reasons(counts['dropped'])}.",
         *_required(counts),
@@ -66,15 +82,14 @@ def build_card(
             "Data for supervised fine-tuning: responses of language models, and rows of existing data sets (mixes)."
         )
         sections = {"Mixes": _mixes(mixes)} | dict(sections)
-    return compose_card(strategy, opening, made, prompts, dataset, teachers, sections, config)
+    return compose_card(strategy, opening, made, origins, teachers, sections, config)
 
 
 def compose_card(
     name: str,
     opening: str,
     made: Sequence[str],
-    prompts: pl.DataFrame,
-    rows: pl.DataFrame,
+    origins: pl.DataFrame,
     teachers: Mapping[str, Teacher],
     sections: Mapping[str, str],
     config: Mapping[str, Any] | None,
@@ -83,12 +98,11 @@ def compose_card(
 
     Args:
         name: whose data it is; `opening` says in a sentence what it is, the lines of `made` how it was made.
-        rows: prompt_id, teacher, license, teacher_license and training of each response.
-        prompts, teachers, sections, config: as build_card takes them.
+        origins: count_origins of the responses.
+        teachers, sections, config: as build_card takes them.
     """
-    licences, rows = rows, rows.filter(~is_mix())
-    sources = rows.join(prompts.select("prompt_id", "source"), on="prompt_id", how="left", validate="m:1")
-    origins = sources.group_by("source", "license").len().sort("source", "license").rows()
+    rows = origins.filter(~is_mix())
+    sources = rows.group_by("source", "license").agg(pl.col("rows").sum()).sort("source", "license").rows()
     parts = [
         f"# PerSyn: {markdown_text(name)}",
         f"{opening} Made by PerSyn, after [arXiv 2510.10925](https://arxiv.org/abs/2510.10925).",
@@ -97,14 +111,14 @@ def compose_card(
         "## Teachers",
         _teachers_table(rows, teachers),
         "## Prompts",
-        markdown_table(["source", "licence", "rows"], [(shown(source), *rest) for source, *rest in origins]),
+        markdown_table(["source", "licence", "rows"], [(shown(source), *rest) for source, *rest in sources]),
         "## Conditions",
         "Who uses this data is bound by all of these. They are as recorded by who made the data, and no legal advice.",
         "\n".join(_conditions(rows, teachers)),
     ]
     for heading, text in sections.items():
         parts += [f"## {heading}", text]
-    return _front_matter(name, licences, config) + "\n\n".join(parts) + "\n"
+    return _front_matter(name, origins, config) + "\n\n".join(parts) + "\n"
 
 
 def cleaning_lines(cleaning: Mapping[str, Any]) -> list[str]:
@@ -118,14 +132,14 @@ def cleaning_lines(cleaning: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _front_matter(strategy: str, dataset: pl.DataFrame, config: Mapping[str, Any] | None) -> str:
+def _front_matter(strategy: str, origins: pl.DataFrame, config: Mapping[str, Any] | None) -> str:
     from huggingface_hub import DatasetCardData
 
-    licenses = {name.lower() for column in ("license", "teacher_license") for name in dataset[column].unique()}
-    free = set(dataset["training"]) <= {"allowed"}  # otherwise the licence alone would promise more than the conditions
+    licenses = {name.lower() for column in ("license", "teacher_license") for name in origins[column].unique()}
+    free = set(origins["training"]) <= {"allowed"}  # otherwise the licence alone would promise more than the conditions
     one = next(iter(licenses)) if len(licenses) == 1 and licenses <= HUB_LICENSES and free else None
     bounds = {1_000: "n<1K", 10_000: "1K<n<10K", 100_000: "10K<n<100K", 1_000_000: "100K<n<1M"}
-    size = next((name for bound, name in bounds.items() if dataset.height < bound), "n>1M")
+    size = next((name for bound, name in bounds.items() if origins["rows"].sum() < bound), "n>1M")
     license_ = {"license": one} if one else {"license": "other", "license_name": "see-conditions"}
     entry = dict(config or {})
     features = entry.pop("features", None)
@@ -177,20 +191,20 @@ def _mixes(mixes: Mapping[str, Mapping[str, Any]]) -> str:
     return "\n\n".join([text, markdown_table(heads, table), "\n".join(conditions)])
 
 
-def _teachers_table(dataset: pl.DataFrame, teachers: Mapping[str, Teacher]) -> str:
+def _teachers_table(origins: pl.DataFrame, teachers: Mapping[str, Teacher]) -> str:
     rows = []
-    for name, count in sorted(dataset["teacher"].value_counts().rows()):
+    for name, count in origins.group_by("teacher").agg(pl.col("rows").sum()).sort("teacher").rows():
         one = teachers[name]
-        share = f"{count / dataset.height:.1%}"
+        share = f"{count / origins['rows'].sum():.1%}"
         rows.append((name, shown(one.model), one.revision, one.license, one.training, count, share))
     return markdown_table(["teacher", "model", "revision", "licence", "training on its outputs", "rows", "share"], rows)
 
 
-def _conditions(dataset: pl.DataFrame, teachers: Mapping[str, Teacher]) -> list[str]:
+def _conditions(origins: pl.DataFrame, teachers: Mapping[str, Teacher]) -> list[str]:
     """A line for each licence of prompts, and one for all teachers with the same terms."""
-    lines = [f"- Prompts under {markdown_text(name)}." for name in sorted(dataset["license"].unique())]
+    lines = [f"- Prompts under {markdown_text(name)}." for name in sorted(origins["license"].unique())]
     same: dict[tuple[str, str, str | None], list[str]] = {}
-    for name in sorted(dataset["teacher"].unique()):
+    for name in sorted(origins["teacher"].unique()):
         teacher = teachers[name]
         same.setdefault((teacher.license, teacher.training, teacher.terms), []).append(name)
     for (license_, training, terms), names in same.items():

@@ -4,8 +4,9 @@ import hashlib
 import heapq
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -79,6 +80,23 @@ class _Row:
     """Its answer, apart from a thought in tags before it."""
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """The rows of a mix that are joined. Only their prompt_id are in memory."""
+
+    mix: MixSource
+    raw: Path
+    max_characters: int
+    prompt_ids: Set[str]
+
+    def tables(self, rows: int = 50_000) -> Iterator[pl.DataFrame]:
+        """DATASET of these rows, in tables of so many, in the order of the data set, which is read again."""
+        fit = _fit_rows(self.mix, self.raw, self.max_characters, {}, Counter())
+        wanted = (row for row in fit if row.prompt_id in self.prompt_ids)
+        while part := list(islice(wanted, rows)):
+            yield _table(self.mix, part)
+
+
 def is_mix() -> pl.Expr:
     """Whether a row's teacher says that it is from a mix."""
     return pl.col("teacher").str.starts_with(MIX)
@@ -89,36 +107,36 @@ def lot(seed: int, *content: str) -> str:
     return hashlib.sha256("\n".join((str(seed), *content)).encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def add_mixes(
-    dataset: pl.DataFrame, mixes: Sequence[MixSource], seed: int, prompts: PromptSettings, raw: Path
-) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """DATASET with the rows of the mixes after its own.
+def choose_mixes(
+    routed: pl.Series, mixes: Sequence[MixSource], seed: int, prompts: PromptSettings, raw: Path
+) -> tuple[list[Chosen], dict[str, Any]]:
+    """The rows of the mixes that are joined to the routed ones.
 
     Args:
-        dataset: the routed rows. No mixed row has a prompt of one of them, nor of another mixed row.
+        routed: prompt_id of the routed rows. No mixed row has a prompt of one of them, nor of another mixed row.
         prompts: names the evaluation sets that no row may repeat, and how long a prompt may be.
         raw: the folder that paths are relative to, as those of prompts.sources.
 
     Returns:
-        DATASET, and label -> {read, kept, dropped: {reason: count}, origin (as Rows.origin), license, training,
-        terms}; of a mix that has too few rows also wanted. Reasons are those of prompts, and `routed` (a prompt of the
-        dataset), `duplicate`, `no answer`, and `not chosen`, of rows that the ratio or the count leaves. Only rows that
-        would be chosen are compared with the evaluation sets, since that takes long.
+        The rows of each mix, and label -> {read, kept, dropped: {reason: count}, origin (as Rows.origin), license,
+        training, terms}; of a mix that has too few rows also wanted. Reasons are those of prompts, and `routed` (a
+        prompt of the dataset), `duplicate`, `no answer`, and `not chosen`, of rows that the ratio or the count leaves.
+        Only rows that would be chosen are compared with the evaluation sets, since that takes long.
 
     Raises:
         InputError: the terms of an entry forbid training, or a data set cannot be read.
     """
     if not mixes:
-        return dataset, {}
+        return [], {}
     for number, mix in enumerate(mixes):
         _check_terms(number, mix)
-    items, taken, counts, parts = evaluation_sets(raw, prompts), dict.fromkeys(dataset["prompt_id"], "routed"), {}, []
+    items, taken, counts, parts = evaluation_sets(raw, prompts), dict.fromkeys(routed, "routed"), {}, []
     for mix in mixes:
-        wanted = mix.count if mix.count is not None else round((mix.ratio or 0) * dataset.height)
+        wanted = mix.count if mix.count is not None else round((mix.ratio or 0) * routed.len())
         dropped = Counter[str]()
         chosen = _choose(_fit_rows(mix, raw, prompts.max_characters, taken, dropped), wanted, seed, items, dropped)
-        taken |= dict.fromkeys((row.prompt_id for row in chosen), "duplicate")
-        parts.append(_table(mix, chosen))
+        taken |= dict.fromkeys(chosen, "duplicate")
+        parts.append(Chosen(mix, raw, prompts.max_characters, chosen))
         counts[mix.title] = {
             "read": len(chosen) + dropped.total(),
             "kept": len(chosen),
@@ -134,7 +152,7 @@ def add_mixes(
         if len(chosen) < wanted:
             counts[mix.title] |= {"wanted": wanted}
             logger.warning("mix %s has %d fit rows, %d are wanted; all are taken", mix.title, len(chosen), wanted)
-    return pl.concat([dataset, *parts]), counts
+    return parts, counts
 
 
 def _check_terms(number: int, mix: MixSource) -> None:
@@ -173,11 +191,9 @@ def _fit_rows(
         yield row
 
 
-def _choose(rows: Iterator[_Row], wanted: int, seed: int, items: EvaluationSets, dropped: Counter[str]) -> list[_Row]:
-    """The rows of the lowest lots that repeat no evaluation item, in the order of prompt_id. Others are counted in
-    `dropped`. No more rows are in memory.
-    """
-    kept: list[tuple[int, str, _Row]] = []
+def _choose(rows: Iterator[_Row], wanted: int, seed: int, items: EvaluationSets, dropped: Counter[str]) -> set[str]:
+    """prompt_id of the rows of the lowest lots that repeat no evaluation item. Others are counted in `dropped`."""
+    kept: list[tuple[int, str]] = []
     for row in rows:
         drawn = -int(lot(seed, row.prompt_id), 16)  # the heap's first is the highest lot
         if not wanted or (len(kept) == wanted and drawn < kept[0][0]):
@@ -185,11 +201,11 @@ def _choose(rows: Iterator[_Row], wanted: int, seed: int, items: EvaluationSets,
         elif met := items.met(row.prompt):
             dropped[met.reason] += 1
         elif len(kept) < wanted:
-            heapq.heappush(kept, (drawn, row.prompt_id, row))
+            heapq.heappush(kept, (drawn, row.prompt_id))
         else:
-            heapq.heapreplace(kept, (drawn, row.prompt_id, row))
+            heapq.heapreplace(kept, (drawn, row.prompt_id))
             dropped[NOT_CHOSEN] += 1
-    return sorted((row for _, _, row in kept), key=lambda row: row.prompt_id)
+    return {identity for _, identity in kept}
 
 
 def _table(mix: MixSource, chosen: Sequence[_Row]) -> pl.DataFrame:

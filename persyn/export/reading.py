@@ -8,7 +8,7 @@ from typing import Any
 import polars as pl
 
 from persyn.dataset import DatasetSettings
-from persyn.dataset.card import build_card, cleaning_lines, compose_card, reasons
+from persyn.dataset.card import build_card, cleaning_lines, compose_card, count_origins, reasons
 from persyn.dataset.mix import is_mix
 from persyn.defects import Policies
 from persyn.errors import InputError, nearest
@@ -80,7 +80,7 @@ def read_rows(snapshot: Snapshot, strategy: str, form: str, thinking: Thinking |
     sections = describe_export(strategy, rows, params, allocation, router, provenance(snapshot, strategy))
     if form != "hub":
         sections |= _of_format(form, told)
-    about = tables["prompts"], tables["dataset"], counts, teachers, cleaning
+    about = count_origins(tables["prompts"], tables["dataset"]), counts, teachers, cleaning
     card = partial(build_card, strategy, *about, sections)
     return Made(rows, export, card, told, made if chosen.convert else None)
 
@@ -146,7 +146,7 @@ def read_pairs(snapshot: Snapshot, rules: PairRules, thinking: Thinking | None) 
         f"dropped: {reasons(counts['dropped'])}.",
         *cleaning_lines(snapshot.need_metric("prompts")),
     ]
-    card = partial(compose_card, "preferences", opening, made, prompts, used, teachers, sections)
+    card = partial(compose_card, "preferences", opening, made, count_origins(prompts, used), teachers, sections)
     return Made(rows, used, card, told)
 
 

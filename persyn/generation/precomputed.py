@@ -5,13 +5,14 @@ checks that. The store keeps them under keys of their own, with a hash of the fi
 either changes, the rows are read again.
 """
 
+import functools
 import hashlib
 import json
 import logging
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,59 +50,83 @@ def precomputed_suffix(teacher: Teacher) -> str:
     return hashlib.sha256(fields.encode()).hexdigest()[:16]
 
 
-def read_precomputed(
-    prompts: Mapping[str, str | Sequence[Message]], name: str, teacher: Teacher, source: Precomputed
-) -> dict[str, dict[str, Any]]:
-    """The teacher's precomputed responses to these prompts, as rows of the store with their `origin`.
+class PrecomputedRows:
+    """The teacher's precomputed responses, as rows of the store with their `origin`.
 
     A prompt gets its first row that fits. A row that matches no prompt, is empty (unless `keep_empty`), or has more
     than max_tokens, its thought included, is skipped and counted in the log. One with nothing but a thought is empty.
-
-    Args:
-        prompts: prompt_id -> the prompts that have no response yet.
-        name: the teacher's key in params.yaml.
-        source: its `precomputed`.
-
-    Returns:
-        prompt_id -> row.
-
-    Raises:
-        InputError: the rows cannot be read, or the teacher has no tokenizer to count their tokens.
     """
-    origin, count, max_tokens = source.origin(HERE), Counter[str](), teacher.sampling.max_tokens
-    found: dict[str, dict[str, Any]] = {}
-    tokenizer: Any = None
-    fields = {"prompt": source.prompt, "response": source.response}
-    if source.reasoning is not None:
-        fields["reasoning"] = source.reasoning
-    for _, row in source.read(HERE, asked=["prompt"], **fields):
-        identity, thought = _identity(row), _thought(row)
-        if identity not in prompts or (identity in found and (thought.answer or source.keep_empty)):
-            count["unmatched"] += 1
-            continue
-        if not thought.answer and not source.keep_empty:
-            count["empty"] += 1
-            continue
-        tokenizer = tokenizer or _tokenizer(name, teacher, source)
-        # As in generation, the thought and the token that ends the response count.
-        said = [text for text in (_text(row["response"]), _text(row.get("reasoning"))) if text]
-        num_tokens = sum(len(tokenizer.encode(text, add_special_tokens=False)) for text in said) + 1
-        if num_tokens > max_tokens:
-            count["too long"] += 1
-            continue
-        [shown] = encode_conversations(tokenizer, [teacher.messages(prompts[identity])], teacher)
-        reason = "stop" if thought.closed else "length"
-        stored = asdict(Generation(thought.answer, reason, len(shown), num_tokens, reasoning=thought.reasoning))
-        found[identity] = stored | {"created": datetime.now(UTC).isoformat(timespec="seconds"), "origin": origin}
-    logger.info(
-        "%s: %d responses read from %s; other rows: %d match no open prompt, %d are empty, %d exceed max_tokens %d",
-        *(name, len(found), origin, count["unmatched"], count["empty"], count["too long"], max_tokens),
-    )
-    if source.tokenizer:
-        logger.info("%s: its tokens are estimates, counted by the tokenizer of %s", name, source.tokenizer)
-    if silent := sum(not row["response"] for row in found.values()):
-        logger.info("%s: %d of these responses are empty, and kept", name, silent)
-    return found
+
+    def __init__(self, name: str, teacher: Teacher, source: Precomputed) -> None:
+        """
+        Args:
+            name: the teacher's key in params.yaml.
+            source: its `precomputed`.
+        """
+        self.name, self.teacher, self.source = name, teacher, source
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        return _tokenizer(self.name, self.teacher, self.source)
+
+    def prompt_tokens(self, conversation: list[Message]) -> int:
+        """Tokens of what the teacher was asked."""
+        [shown] = encode_conversations(self.tokenizer, [conversation], self.teacher)
+        return len(shown)
+
+    def read(self, wanted: Set[str], batch: int = 50_000) -> Iterator[dict[str, dict[str, Any]]]:
+        """prompt_id -> row, without the tokens of the prompt, in batches.
+
+        Args:
+            wanted: prompt_id of the prompts that have no response yet.
+            batch: so many rows are in memory.
+
+        Raises:
+            InputError: the rows cannot be read, or the teacher has no tokenizer to count their tokens.
+        """
+        source, count, found = self.source, Counter[str](), set[str]()
+        origin, max_tokens, rows = source.origin(HERE), self.teacher.sampling.max_tokens, dict[str, dict[str, Any]]()
+        fields = {"prompt": source.prompt, "response": source.response}
+        if source.reasoning is not None:
+            fields["reasoning"] = source.reasoning
+        for _, row in source.read(HERE, asked=["prompt"], **fields):
+            identity, thought = _identity(row), _thought(row)
+            if identity not in wanted or (identity in found and (thought.answer or source.keep_empty)):
+                count["unmatched"] += 1
+                continue
+            if not thought.answer and not source.keep_empty:
+                count["empty"] += 1
+                continue
+            # As in generation, the thought and the token that ends the response count.
+            said = [text for text in (_text(row["response"]), _text(row.get("reasoning"))) if text]
+            num_tokens = sum(len(self.tokenizer.encode(text, add_special_tokens=False)) for text in said) + 1
+            if num_tokens > max_tokens:
+                count["too long"] += 1
+                continue
+            reason = "stop" if thought.closed else "length"
+            stored = asdict(Generation(thought.answer, reason, 0, num_tokens, reasoning=thought.reasoning))
+            rows[identity] = stored | {"created": datetime.now(UTC).isoformat(timespec="seconds"), "origin": origin}
+            found.add(identity)
+            count["silent"] += not thought.answer
+            if len(rows) == batch:
+                yield rows
+                rows = {}
+        if rows:
+            yield rows
+        self._tell(origin, len(found), count)
+
+    def _tell(self, origin: str, found: int, count: Counter[str]) -> None:
+        logger.info(
+            "%s: %d responses read from %s; other rows: %d match no open prompt, %d are empty, %d exceed max_tokens %d",
+            *(self.name, found, origin, count["unmatched"], count["empty"], count["too long"]),
+            self.teacher.sampling.max_tokens,
+        )
+        if self.source.tokenizer:
+            logger.info(
+                "%s: its tokens are estimates, counted by the tokenizer of %s", self.name, self.source.tokenizer
+            )
+        if silent := count["silent"]:
+            logger.info("%s: %d of these responses are empty, and kept", self.name, silent)
 
 
 def read_scores(wanted: Set[tuple[str, str]], name: str, source: Precomputed) -> dict[tuple[str, str], float]:

@@ -68,6 +68,13 @@ class QualitySettings(Settings):
                 raise Misfit(method, "is null, but methods names it; it must be a mapping, such as {model: ...}")
         return self
 
+    @property
+    def at_once(self) -> int | None:
+        """Prompts whose responses are scored in one call; None: any number. `given` reads its data sets in each call,
+        and looks whether a teacher has any score: it gets all of them at once.
+        """
+        return 2**40 if "given" in self.methods.values() else None
+
 
 class QualitySpeed(NamedTuple):
     """How fast scores come; they are the same."""
