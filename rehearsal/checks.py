@@ -10,6 +10,7 @@ import polars as pl
 from persyn.chat import encode_completion
 from persyn.errors import InputError
 from persyn.models import load_tokenizer
+from persyn.router import load_router
 from persyn.schemas import DATASET, REWARDS, read_table
 from persyn.settings import UNTUNED
 from rehearsal.families import family_of
@@ -77,13 +78,14 @@ def _rewards(folder: Path, teachers: list[str], num_parallel: int) -> list[str]:
 
 
 def _router(folder: Path, teachers: list[str]) -> list[str]:
-    measured = set(_json(folder / "metrics/router.json")["share"])
-    saved = set(_json(folder / "models/router/config.json")["id2label"].values())
-    return [
-        f"the router of {place} lacks {sorted(set(teachers) - found)}"
-        for place, found in (("metrics/router.json", measured), ("models/router", saved))
-        if found != set(teachers)
-    ]
+    measured, wrong = set(_json(folder / "metrics/router.json")["share"]), []
+    if measured != set(teachers):
+        wrong.append(f"the router of metrics/router.json lacks {sorted(set(teachers) - measured)}")
+    try:
+        load_router(folder / "models/router", teachers)
+    except InputError as error:
+        wrong.append(str(error))
+    return wrong
 
 
 def _strategy(folder: Path, name: str, small: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
