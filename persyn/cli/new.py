@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
@@ -198,7 +199,7 @@ def _project(options: SimpleNamespace, choices: _Choices) -> tuple[Path, "Prompt
         choices.check(lambda: new.read_student(str(options.student)))
     for given in (options.prompt, options.reference):
         if file and given:
-            choices.check(lambda given=given: file.values(given))
+            choices.check(partial(file.values, given))
     _check_scorer(options, choices)
     choices.stop()
     assert file is not None, "a file that cannot be read is a mistake"
