@@ -327,13 +327,12 @@ def bradley_terry(study: Study, name: str, settings: RouterSettings, number: int
 
     Half trusted, its strengths are scaled to the spread of the rewards and pulled half-way to the teachers' means.
     """
-    own, half = [], []
+    own, half, texts = [], [], prompt_texts(study.corpus.prompts)
     drawn = splits(len(study.rewards))[:number]
     for train, test in tqdm(drawn, desc=name):
         lesson, rewards = study.lesson(train), study.rewards[test]
         router = train_router(lesson, settings)
         mean, best = lesson.rewards.mean(axis=0), int(lesson.rewards.mean(axis=0).argmax())
-        texts = prompt_texts(study.corpus.prompts)
         before, asked = [
             router.strengths([texts[row] for row in part], None, study.features[part])
             for part in (np.sort(train), test)
