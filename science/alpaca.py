@@ -5,7 +5,8 @@ score, is a result, and is kept in metrics/science/alpaca/learnability.parquet:
 
     python -m science.alpaca packaged:gemma3-270m    scores what that file lacks, in the order of prompt_id
 
-It can be stopped at any time: the response store keeps what was scored, and the next call writes it to the file.
+It can be stopped at any time: the next call goes on after the last prompts that the file holds, and the response store
+keeps what was scored since.
 """
 
 import json
@@ -111,8 +112,9 @@ def score(student: str, folder: Path) -> None:
     corpus = read_corpus(folder)
     settings = LearnabilitySettings(max_tokens=MAX_TOKENS)
     model = Student(model=student, license="not needed", max_length=4096)
-    for start in range(0, len(corpus.prompts), STEP):
-        prompts = corpus.prompts[start : start + STEP]
+    missing = corpus.prompts.filter(np.isnan(read_scores(corpus, student)).any(axis=1))
+    for start in range(0, len(missing), STEP):
+        prompts = missing[start : start + STEP]
         responses = corpus.responses.join(prompts, on="prompt_id", how="semi")
         scored = score_learnability(prompts, responses, model, settings, store_folder())
         rows = scored.select(
