@@ -15,6 +15,7 @@ from typing import Any
 import polars as pl
 
 from persyn.defects import Policies, drop_reason, falls_short, find_defects
+from persyn.errors import InputError
 from persyn.generation import BackendSpeed, Teacher
 from persyn.generation.budget import Overspent
 from persyn.generation.terms import Licenses
@@ -62,9 +63,17 @@ def sink_routed(asking: "Asking", routes: str, out: str, retries: "Retries") -> 
     """Write the RESPONSES for the ROUTES in a file, and those of retries.
 
     Raises:
-        InputError: as Asking.ask.
+        InputError: as Asking.ask; there are no routes, or `next` is missing where it is needed.
     """
-    rounds = [asking.ask(read_columns(routes, *KEYS), "routed")]
+    pairs = read_columns(routes, *KEYS)
+    if pairs.is_empty():
+        raise InputError(f"{routes} has no rows; run `dvc repro` to make it again")
+    if retries.limit and "next" not in pl.read_parquet_schema(routes):
+        raise InputError(
+            f"dataset.retries is {retries.limit}, and {routes} does not say which teachers to ask next; "
+            f"run `dvc repro` to make it again"
+        )
+    rounds = [asking.ask(pairs, "routed")]
     if retries.limit:
         rounds = retry_failed(asking, lambda: read_batches(routes, ROUTES), rounds[0], retries)
     sink_parts(collect_rounds(rounds), out, RESPONSES)
@@ -129,7 +138,7 @@ class Asking:
             A file of RESPONSES for each part.
 
         Raises:
-            InputError: as check_asking and generate_parts.
+            InputError: as check_asking and generate_parts; a prompt is in none of the parts.
         """
         pairs = pairs.sort(KEYS)
         lacking = self._lacking(pairs)
@@ -167,8 +176,17 @@ class Asking:
 
     def _lacking(self, pairs: pl.DataFrame) -> pl.DataFrame:
         """The pairs without a response that exists already."""
-        existing = pl.concat(responses.select(KEYS) for _, responses in self.parts())
-        return pairs.join(existing, on=KEYS, how="anti", maintain_order="left")
+        asked, existing = list[pl.DataFrame](), list[pl.DataFrame]()
+        for prompts, responses in self.parts():
+            asked.append(prompts.select("prompt_id"))
+            existing.append(responses.select(KEYS))
+        unknown = pairs.join(pl.concat(asked), on="prompt_id", how="anti", maintain_order="left")
+        if unknown.height:
+            raise InputError(
+                f"{unknown.height} of {pairs.height} routes are of prompts that are not in the table of prompts, first "
+                f"{unknown['prompt_id'][0]}; run `dvc repro` to make both again"
+            )
+        return pairs.join(pl.concat(existing), on=KEYS, how="anti", maintain_order="left")
 
     def _file(self, label: str, number: int, *name: str) -> Path:
         return self.scratch / ".".join([label, f"{number:06}", *name, "parquet"])

@@ -156,13 +156,21 @@ def read_parts(
     All are in the order of prompt_id, as write_table leaves them.
 
     Raises:
-        InputError: as read_batches; a table is not in that order, or has prompts that PROMPTS lacks.
+        InputError: as read_batches; PROMPTS has no rows or one prompt_id twice; a table is not in that order, or has
+            prompts that PROMPTS lacks.
     """
     follow = [_Following(path, schema) for path, schema in others]
     last = ""
     for part in read_batches(prompts, PROMPTS, rows):
-        last = _last_of(part, last, prompts)
+        before, last = last, _last_of(part, last, prompts)
+        twice = part.filter((pl.col("prompt_id") == before) | pl.col("prompt_id").is_duplicated())
+        if twice.height:
+            raise InputError(
+                f"{prompts} has the prompt_id {twice['prompt_id'][0]} twice; run `dvc repro` to make it again"
+            )
         yield [part, *(table.rows_of(part, prompts) for table in follow)]
+    if not last:
+        raise InputError(f"{prompts} has no rows; it needs at least one prompt: see metrics/prompts.json")
     for table in follow:
         table.check_end(prompts)
 
@@ -345,10 +353,12 @@ def sink_parts(parts: Iterable[pl.DataFrame], path: str | Path, schema: pl.Schem
         InputError: as write_table, of a part.
     """
     with parts_folder(f"{path}.sink") as folder:
-        files, sampled = list[Path](), False
+        files, sampled, last = list[Path](), False, ""
         for number, part in enumerate(parts):
             files.append(folder / f"{number:06}.parquet")
             part = _in_order(check_table(part, schema, str(path)), str(path))
+            assert part.is_empty() or part["prompt_id"][0] > last, f"part {number} begins before the end of another"
+            last = last if part.is_empty() else str(part["prompt_id"][-1])
             sampled |= "sample" in part.columns and _sampled(part)
             part.write_parquet(files[-1], compression="lz4", statistics=False)
         for file in files:  # all with `sample`, or none

@@ -18,6 +18,7 @@ from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.generation.terms import Licenses
 from persyn.prompts import PromptSettings
+from persyn.routed import Asking, Retries, sink_routed
 from persyn.schemas import DATASET, PROMPTS, QUALITY, RESPONSES, ROUTES, read_parts, read_table, sink_parts, write_table
 from tests.support.tables import prompts_table, responses_table, stub_teachers
 
@@ -132,6 +133,8 @@ def test_what_is_written_in_parts_is_what_is_written_at_once(tmp_path: Path) -> 
     assert found.equals(read_table(tmp_path / "whole.parquet", RESPONSES))
     with pytest.raises(InputError, match="2 rows share a key"):
         sink_parts([plain[:2], plain[3:4].extend(plain[3:4])], tmp_path / "twice.parquet", RESPONSES)
+    with pytest.raises(AssertionError, match="part 1 begins before the end of another"):
+        sink_parts([plain[:2], plain[1:3]], tmp_path / "twice.parquet", RESPONSES)
     assert not list(tmp_path.glob("*.sink.parts"))
 
 
@@ -156,3 +159,32 @@ def test_tables_are_read_along_with_their_prompts(tmp_path: Path, monkeypatch: p
     ASKED[::-1].write_parquet(tmp_path / "prompts.parquet")
     with pytest.raises(InputError, match=r"prompts.parquet is not in the order of prompt_id; run `dvc repro`"):
         list(read_parts(*files))
+    for twice in (pl.concat([ASKED[:4], ASKED[3:]]), pl.concat([ASKED[:1], ASKED])):  # in two parts, and in one
+        twice.write_parquet(tmp_path / "prompts.parquet")
+        with pytest.raises(
+            InputError, match=f"has the prompt_id {twice.filter(pl.col('prompt_id').is_duplicated())[0, 0]}"
+        ):
+            list(read_parts(*files))
+    ASKED[:0].write_parquet(tmp_path / "prompts.parquet")
+    with pytest.raises(InputError, match=r"prompts.parquet has no rows"):
+        list(read_parts(files[0]))
+
+
+@pytest.mark.parametrize(
+    ("routes", "limit", "message"),
+    [
+        (CHOSEN[:0], 0, "routes.parquet has no rows"),
+        (NEXT[:0], 1, "routes.parquet has no rows"),
+        (CHOSEN, 1, "dataset.retries is 1, and .*routes.parquet does not say which teachers to ask next"),
+        (
+            pl.concat([CHOSEN, CHOSEN[:2].with_columns(prompt_id=pl.lit("x") + pl.col("teacher"))]),
+            *(0, "2 of 29 routes are of prompts that are not in the table of prompts, first xa"),
+        ),
+    ],
+)
+def test_routes_that_do_not_fit_are_refused(tmp_path: Path, routes: pl.DataFrame, limit: int, message: str) -> None:
+    routes.write_parquet(tmp_path / "routes.parquet")
+    asking = Asking(lambda: [(ASKED, ROUTED)], TEACHERS, Licenses(), tmp_path, {}, {}, tmp_path)
+    retries = Retries(limit, {"math": 1.0}, Policies(), by_words)
+    with pytest.raises(InputError, match=message):
+        sink_routed(asking, str(tmp_path / "routes.parquet"), str(tmp_path / "routed.parquet"), retries)
