@@ -62,8 +62,11 @@ class ScoringSpeed(Settings):
         if self.device_map and any(others.values()):
             named = ", ".join(name for name, given in others.items() if given)
             raise Misfit("device_map", f"lets one process use all GPUs; leave out {named}, or device_map")
-        if self.tensor_parallel > 1 and self.ray:
-            raise Misfit("tensor_parallel", "starts processes of this machine and ray tasks; leave one of them out")
+        here = [name for name in ("processes", "tensor_parallel") if others[name]]
+        if here and self.ray:
+            raise Misfit(
+                here[0], f"starts processes of this machine, and ray starts tasks; leave out {', '.join(here)}, or ray"
+            )
         return self
 
     @property
