@@ -18,7 +18,7 @@ import polars as pl
 from pydantic import Field, model_validator
 
 from persyn.chat import student_tokenizer
-from persyn.errors import InputError
+from persyn.errors import InputError, did_you_mean
 from persyn.files import cache_folder, read_json, write_json
 from persyn.models import default_precision, load_tokenizer, locate_model, model_identity
 from persyn.schemas import SAMPLES, read_table, write_table
@@ -307,6 +307,20 @@ def _task_code(task_folder: str | Path) -> Iterator[None]:
         raise InputError(f"a task of {task_folder} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
+def check_tasks(task_folder: str | Path, tasks: Sequence[str]) -> None:
+    """Refuse names of tasks that neither `task_folder` nor lm-eval knows: in seconds, before anything is paid for. A
+    params.yaml that stands alone, without such a folder, is not checked, which is said.
+
+    Raises:
+        InputError: there are some.
+    """
+    if not Path(task_folder).is_dir():
+        logger.warning("evaluation.tasks are not checked: there is no folder %s", task_folder)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        _task_manager(Path(task_folder), tasks, Path(scratch))
+
+
 def _task_manager(task_folder: Path, tasks: Sequence[str], scratch: Path) -> Any:
     """lm-eval's tasks and ours. An `include` is looked up beside its file, so ours are copied beside lm-eval's own."""
     import lm_eval.tasks
@@ -320,7 +334,10 @@ def _task_manager(task_folder: Path, tasks: Sequence[str], scratch: Path) -> Any
         manager = lm_eval.tasks.TaskManager(include_path=str(scratch / "persyn"))
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown or not tasks:
-        raise InputError(f"evaluation.tasks: {unknown or 'empty'}; `lm-eval ls tasks` and {task_folder} list them")
+        near = did_you_mean(unknown[0], manager.all_tasks) if unknown else ""
+        raise InputError(
+            f"evaluation.tasks: {unknown or 'empty'}; `lm-eval ls tasks` and {task_folder} list them{near}"
+        )
     return manager
 
 

@@ -154,9 +154,38 @@ def test_all_mistakes_are_told_at_once_and_nothing_is_written(root: Path) -> Non
     assert [word in str(raised.value) for word in ("'ask'", "nothing.at.all", "'x'")] == [True] * 3
     with pytest.raises(InputError, match="the answer must not be in the prompt"):
         run("mine", "--prompts", str(file), "--prompt", "{{ question }} {{ answer }}")
-    with pytest.raises(InputError, match="--parallel is 99; there are 12 prompts"):
-        run("mine", "--prompts", str(file), "--parallel", "99")
+    with pytest.raises(InputError, match=r"evaluation.tasks: .'persyn_mat'.*; did you mean persyn_math"):
+        run("mine", "--prompts", str(file), "--task", "persyn_mat")
+    wrong = saved(root / "wrong.jsonl", [*SUMS[:3], {"question": "How many?", "answer": "1,5"}])
+    with pytest.raises(InputError) as raised:
+        run("mine", "--prompts", str(wrong), *("--reference", "answer", "--quality", "math_verify", "--parallel", "99"))
+    assert [word in str(raised.value) for word in ("references cannot be used", "--parallel is 99; there are 4")] == (
+        [True] * 2
+    )
     assert not (root / "profiles").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--domain", "instruction"],
+        ["--reference", "question", "--prompt", "answer"],
+        ["--judge", "j@http://localhost:1/v1"],
+    ],
+)
+def test_a_reference_that_nothing_reads_is_refused(root: Path, options: list[str]) -> None:
+    file = saved(root / "sums.jsonl", SUMS)
+    reference = "{{ answer.split('####') | last }}"
+    with pytest.raises(InputError, match=r"--reference is .*which compares with nothing; name the --quality"):
+        run("mine", "--prompts", str(file), "--reference", reference, *options)
+
+
+@pytest.mark.parametrize(
+    ("kept", "guess", "why"), [(5, 5, "all 5"), (12, 8, "of 12"), (90, 30, "a third"), (5000, 400, "of 5,000")]
+)
+def test_the_guess_of_parallel_says_how_it_was_made(kept: int, guess: int, why: str) -> None:
+    found, said = import_module("persyn.cli.new")._parallel(kept)
+    assert (found, said.startswith(why)) == (guess, True)
 
 
 def test_what_exists_is_not_overwritten_and_half_a_profile_is_removed(root: Path) -> None:

@@ -197,7 +197,11 @@ def test_no_wrong_value_is_taken_or_ends_in_a_traceback() -> None:
         ),
         (
             {"speed__reward_model": {"tensor_parallel": 2, "ray": {}}},
-            "speed.reward_model.tensor_parallel starts processes of this machine and ray tasks; leave one of them out",
+            "speed.reward_model.tensor_parallel starts processes of this machine, and ray starts tasks; leave out",
+        ),
+        (
+            {"speed__learnability": {"processes": 2, "ray": {}}},
+            "speed.learnability.processes starts processes of this machine, and ray starts tasks; leave out processes,",
         ),
         ({"speed__learnability": {"device_map": "cuda"}}, "speed.learnability.device_map is 'cuda'; it must be auto"),
     ],
@@ -502,6 +506,22 @@ def test_the_command_prints_the_reference_and_checks_files(params: Path) -> None
     files = [str(ROOT / name) for name in NAMES]
     result = invoke(app, ["params", *(word for file in files for word in ("--check", file))])
     assert [line.split(": ok")[0] for line in result.stdout.splitlines()] == files
+
+
+def test_tasks_that_nobody_knows_are_told_before_a_run(
+    params: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with params.open("w") as file:
+        YAML().dump(shipped(evaluation__tasks=["persyn_mat", "arc_easy"]), file)
+    monkeypatch.setattr("sys.argv", ["persyn", "params", "--check", "params.yaml"])
+    with pytest.raises(SystemExit, match="0"):
+        main()
+    assert "evaluation.tasks are not checked: there is no folder tasks" in caplog.text
+    (params.parent / "tasks").symlink_to(ROOT / "tasks")
+    for command in (["params", "--check", "params.yaml"], ["plan"]):
+        monkeypatch.setattr("sys.argv", ["persyn", *command])
+        with pytest.raises(SystemExit, match=r"evaluation.tasks: .'persyn_mat'.; .*; did you mean persyn_math"):
+            main()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Quality = Literal["math_verify", "checkers", "unit_tests", "form", "reward_model", "judge"]
 SCORERS = ("reward_model", "judge")
+COMPARING = ("math_verify", "checkers", "unit_tests")
 FORM = (
     "no reward model or judge is named. form measures length and language, not whether a response is right or helpful; "
     "--reward-model or --judge does that"
@@ -26,7 +27,7 @@ METHODS = {
 }
 LISTED = {"domain": ["instruction", "math", "code"], "quality": list(get_args(Quality))}
 """Question -> its possible answers."""
-LEAST = {"max_tokens": 1, "parallel": 1, "limit": 0, "items": 0}
+LEAST = {"max_tokens": 1, "limit": 0, "items": 0}
 """Question -> the least number that answers it."""
 
 
@@ -106,7 +107,7 @@ class _Choices:
         if name in LISTED:
             question, read = f"{question} ({', '.join(LISTED[name])})", _one_of(LISTED[name])
         if name in LEAST:
-            read = _at_least(LEAST[name])
+            read = _within(LEAST[name])
         while True:
             said = self._said(name, question, guess)
             mistakes = _mistakes(read, said)
@@ -164,12 +165,15 @@ def _one_of(known: list[str]) -> Callable[[str], None]:
     return read
 
 
-def _at_least(least: int) -> Callable[[int], None]:
+def _within(least: int, most: int | None = None) -> Callable[[int], None]:
     def read(number: int) -> None:
         from persyn.errors import InputError
 
-        if number < least:
-            raise InputError(f"{number} is too small; it must be {least} or more")
+        if number < least or (most is not None and number > most):
+            raise InputError(
+                f"{number} is too {'small' if number < least else 'large'}; it must be {least} "
+                f"{'or more' if most is None else f'to {most}'}"
+            )
 
     return read
 
@@ -182,6 +186,7 @@ def _shown(value: Any) -> str:
 
 def _project(options: SimpleNamespace, choices: _Choices) -> tuple[Path, "PromptFile", "Project"]:
     """What the user wants, with everything filled in."""
+    from persyn.evaluation import check_tasks
     from persyn.project import new
     from persyn.project.guesses import PromptFile
 
@@ -200,6 +205,8 @@ def _project(options: SimpleNamespace, choices: _Choices) -> tuple[Path, "Prompt
     for given in (options.prompt, options.reference):
         if file and given:
             choices.check(partial(file.values, given))
+    if options.task:
+        choices.check(lambda: check_tasks(root / "tasks", options.task))
     _check_scorer(options, choices)
     choices.stop()
     assert file is not None, "a file that cannot be read is a mistake"
@@ -258,7 +265,12 @@ def _reference(method: str, prompt: str, checks: "Checks | None", choices: _Choi
     """What responses are compared with; None if the method needs nothing."""
     from persyn.errors import InputError
 
-    if method not in ("math_verify", "checkers", "unit_tests"):
+    if method not in COMPARING:
+        if given := choices.options.reference:
+            raise InputError(
+                f"--reference is {given!r}, and --quality is {method}, which compares with nothing; name the --quality "
+                f"that it is for ({', '.join(COMPARING)}), or leave --reference out"
+            )
         return None
     guess, why = (checks.reference, checks.why) if checks and checks.method == method else ("", "no column fits")
     reference = str(choices.take("reference", "The reference: a column or a template", guess, why, file.values))
@@ -320,7 +332,9 @@ def _teach(project: "Project", choices: _Choices) -> None:
 
 def _measure(project: "Project", choices: _Choices, root: Path, file: "PromptFile") -> None:
     """How many prompts, and on what the student is measured."""
+    from persyn.evaluation import check_tasks
     from persyn.project import new
+    from persyn.verifiers import check_references
 
     if project.method == "form":
         english = file.is_english(project.prompt)
@@ -335,6 +349,7 @@ def _measure(project: "Project", choices: _Choices, root: Path, file: "PromptFil
         "Evaluation tasks, with blanks between",
         [new.TASKS[project.domain]],
         f"the project's own items of {project.domain}; no hub is needed",
+        partial(check_tasks, root / "tasks"),
     )
     project.items = choices.take("items", "Items of each task (0: all)", 16, "few: they show that all works, no more")
     for task in project.tasks:
@@ -342,14 +357,25 @@ def _measure(project: "Project", choices: _Choices, root: Path, file: "PromptFil
             typer.echo(
                 f"note: prompts are not compared with the items of {task}; name its set in prompts.decontaminate"
             )
-    kept, counts = new.usable_prompts(project, root)
+    prompts, counts = new.usable_prompts(project, root)
+    kept = prompts.height
     dropped = ", ".join(f"{count} {reason}" for reason, count in counts["dropped"].items()) or "none"
     typer.echo(f"{counts['read']} prompts read, {kept} kept; dropped: {dropped}")
-    guess = min(kept, 400, max(8, kept // 3))
-    project.parallel = choices.take(
-        "parallel", "Prompts that every teacher answers", guess, f"a third of {kept} prompts"
-    )
+    choices.check(lambda: check_references(prompts, {project.domain: project.method}))
+    guess, why = _parallel(kept)
+    project.parallel = choices.take("parallel", "Prompts that every teacher answers", guess, why, _within(1, kept))
     if project.parallel > kept:
-        from persyn.errors import InputError
+        choices.mistakes.append(f"--parallel is {project.parallel}; there are {kept} prompts: give at most so many")
+    choices.stop()
 
-        raise InputError(f"--parallel is {project.parallel}; there are {kept} prompts: give at most so many")
+
+def _parallel(kept: int) -> tuple[int, str]:
+    """How many of the prompts every teacher answers, and why."""
+    third, least, most = kept // 3, 8, 400
+    if kept <= least:
+        return kept, f"all {kept} prompts: fewer would tell little"
+    if third < least:
+        return least, f"of {kept} prompts: fewer would tell little"
+    if third > most:
+        return most, f"of {kept:,} prompts: enough for a first router"
+    return third, f"a third of {kept} prompts"

@@ -16,6 +16,7 @@ def params(
 ) -> None:
     """Print every parameter of params.yaml with its type, default and meaning; or check files."""
     from persyn.errors import InputError
+    from persyn.evaluation import check_tasks
     from persyn.project.params import read_params
     from persyn.project.reference import reference_page, reference_text, schema_text
 
@@ -26,6 +27,7 @@ def params(
     for path in check or []:
         try:
             read = read_params(path)
+            check_tasks(path.parent / "tasks", read.evaluation.tasks)
             typer.echo(f"{path}: ok, {len(read.teachers)} teachers, {len(read.strategies)} strategies")
         except InputError as error:
             mistakes += error.args

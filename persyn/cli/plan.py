@@ -28,6 +28,7 @@ def plan(
     """
     import json
 
+    from persyn.evaluation import check_tasks
     from persyn.generation.terms import refused_teachers
     from persyn.planning import build_plan
     from persyn.planning.known import known_routes
@@ -38,6 +39,7 @@ def plan(
     from persyn.store import store_folder
 
     read = read_params(params)
+    check_tasks(params.parent / "tasks", read.evaluation.tasks)
     teachers, folder = read.teachers, store_folder()
     prompts, origin = _prompts(data, read)
     if probe:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from ruamel.yaml import YAML
 
@@ -18,7 +19,6 @@ from persyn.project.params import check_params
 from persyn.prompts import build_prompts
 from persyn.schemas import Domain
 from persyn.settings import NAME
-from persyn.verifiers import check_references
 
 SMOLLM2 = {
     "model": "packaged:smollm2-135m-instruct",
@@ -195,11 +195,11 @@ def form_checks(max_tokens: int, is_english: bool) -> tuple[str, str]:
     return f"{{{{ {json.dumps(checks)} | tojson }}}}", says
 
 
-def usable_prompts(project: Project, root: Path) -> tuple[int, dict[str, Any]]:
-    """How many prompts are left, and the counts of build_prompts, before anything is written.
+def usable_prompts(project: Project, root: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The prompts that are left, and the counts of build_prompts, before anything is written.
 
     Raises:
-        InputError: the parameters are wrong, none is left, or a reference cannot be used.
+        InputError: the parameters are wrong, or none is left.
     """
     params = check_params(
         YAML(typ="safe", pure=True).load(params_text(project)), f"profiles/{project.name}/params.yaml"
@@ -207,9 +207,7 @@ def usable_prompts(project: Project, root: Path) -> tuple[int, dict[str, Any]]:
     source = params.prompts.sources[0].changed(path=str(project.file.resolve()))
     items = [one.changed(path=str(root / "data" / "raw" / str(one.path))) for one in params.prompts.decontaminate]
     settings = params.prompts.changed(sources=[source], decontaminate=items, num_parallel=None)
-    prompts, counts = build_prompts(root, settings)
-    check_references(prompts, params.quality.methods)
-    return prompts.height, counts
+    return build_prompts(root, settings)
 
 
 def write_project(project: Project, root: Path, make: Callable[[Path, str], None] | None = None) -> Path:

@@ -81,8 +81,8 @@ def check_references(prompts: pl.DataFrame | pl.LazyFrame, methods: Mapping[Any,
             )
     if wrong:
         raise InputError(
-            f"{'; and '.join(wrong)}; correct them (`reference` in prompts.sources names their column), or choose "
-            f"another method, such as reward_model or judge"
+            f"{'; and '.join(wrong)}; correct them, or name another column as `reference` of the source, or "
+            f"choose another method, such as reward_model or judge"
         )
 
 
