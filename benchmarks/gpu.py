@@ -2,7 +2,7 @@
 
     make gpu                                            some minutes on one H100
     python -m benchmarks.gpu --parts scoring,reward     only these
-    python -m benchmarks.gpu --toy                      tiny models, also on a CPU: whether everything runs
+    python -m benchmarks.gpu --toy                      tiny models: whether everything runs; without a GPU always so
 
 Models have random weights of a real model's shape, since speed and memory do not depend on what the weights are. Each
 part is a process of its own, so that one that fails or runs out of memory leaves the others alone. A row's tokens are
@@ -71,7 +71,7 @@ def main() -> None:
     """Run the parts, each in a process of its own, and print their tables as they end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", default=",".join(PARTS), help="of " + ", ".join(PARTS))
-    parser.add_argument("--toy", action="store_true")
+    parser.add_argument("--toy", action="store_true", default=not torch.cuda.is_available())
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--rate", type=float, default=0.0, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -81,7 +81,8 @@ def main() -> None:
         print(json.dumps(getattr(bench, part)(*size)))  # noqa: T201
         return
     rate = bench.matmul_rate()
-    sizes = "; toy sizes: a model's name is only its family's" if asked.toy else ""
+    why = "" if torch.cuda.is_available() else "no GPU, so "
+    sizes = f"; {why}toy sizes: a model's name is only its family's" if asked.toy else ""
     print(f"{bench.device_name()}, torch {torch.__version__}: matmul {rate / 1e12:.3g} TFLOP/s{sizes}\n", flush=True)  # noqa: T201
     failed = []
     for part in asked.parts.split(","):
