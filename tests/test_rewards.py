@@ -515,8 +515,8 @@ def test_quality_counts_more_where_the_student_fails() -> None:
     """
     asked = student({"p": [0.0, 0.0], "q": [1.0, 0.0], "r": [1.0]})
     assert asked.sort("prompt_id")["own"].to_list() == [0.0, 0.5, 1.0], "the mean of its samples"
-    how = NO_DEFECTS, TEACHERS, Policies(), RewardSettings(alpha=0.7, unsolved=0.2)
-    table, counts = build(*RIGHT, *how, domains=asked)
+    settings = RewardSettings(alpha=0.7, unsolved=0.2)
+    table, counts = build(*RIGHT, NO_DEFECTS, TEACHERS, Policies(), settings, domains=asked)
     assert check_table(table, REWARDS, "rewards").height == 9
     assert rewards(table, "p") == pytest.approx([0.7, 0.5, 0.85])
     assert rewards(table, "q") == pytest.approx([0.7, 0.4, 0.75])
@@ -527,11 +527,13 @@ def test_quality_counts_more_where_the_student_fails() -> None:
         **{"raised": 4, "pairs": 9, "changed_pairs": 2, "changed_best": 2},
     }
     low, high = counts["alpha"]["unchanged"]
-    below, above = (
-        build(*RIGHT, *how[:3], RewardSettings(alpha=alpha, unsolved=0.2), domains=asked)[1]["alpha"]["pairs"]
-        for alpha in (low + 1e-6, high - 1e-6)
-    )
-    assert (below, above) == (9, 9)
+    for alpha in (low + 1e-6, high - 1e-6):
+        settings = RewardSettings(alpha=alpha, unsolved=0.2)
+        near, _ = build(*RIGHT, NO_DEFECTS, TEACHERS, Policies(), settings, domains=asked)
+        columns = "prompt_id", "winner", "loser"
+        assert (
+            build_pairs(near, PairSettings()).select(columns).equals(build_pairs(table, PairSettings()).select(columns))
+        )
     assert (low, high) == pytest.approx((2 / 3, 11 / 15)), "where a passes c on r, and on q"
 
 
