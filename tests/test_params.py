@@ -577,6 +577,13 @@ def test_the_command_prints_the_reference_and_checks_files(params: Path) -> None
     files = [str(ROOT / name) for name in NAMES]
     result = invoke(app, ["params", *(word for file in files for word in ("--check", file))])
     assert [line.split(": ok")[0] for line in result.stdout.splitlines()] == files
+    with params.open("w") as file:
+        YAML().dump(with_itself(rewards__unsolved=0.0), file)
+    lines = invoke(app, ["params", "--check", str(params)]).stdout.splitlines()
+    assert [line.removeprefix(f"{params}: ")[:31] for line in lines] == [
+        "ok, 3 teachers, 2 strategies",
+        "teachers.me is the student, and",
+    ]
 
 
 def test_tasks_that_nobody_knows_are_told_before_a_run(
