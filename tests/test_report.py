@@ -338,8 +338,8 @@ def test_teachers_with_anchors_are_told_apart(run: Snapshot) -> None:
 def test_the_student_itself_is_in_the_ledger_and_nowhere_else(run: Snapshot) -> None:
     """A run that also asked the student, beside the run that did not: what it cost differs, and nothing else."""
     as_me = pl.lit("me").alias("teacher")
-    responses = run.responses | {"me": run.responses["ann"].with_columns(as_me)}
-    quality = run.quality | {"me": run.quality["ann"].with_columns(as_me, quality=pl.lit(0.0))}
+    responses = {**run.responses, "me": run.responses["ann"].with_columns(as_me)}
+    quality = {**run.quality, "me": run.quality["ann"].with_columns(as_me, quality=pl.lit(0.0))}
     defects = run.need("defects")
     params = {**run.params, "quality": {"methods": {"instruction": "checkers", "math": "math_verify"}}}
     counts = run.metric("defects")

@@ -127,6 +127,9 @@ class Snapshot:
         for name in made:
             if name not in vars(self) and not isinstance(vars(Snapshot).get(name), Table | cached_property):
                 raise TypeError(f"a Snapshot has no {name}")
+        if "params" in made:  # whoever they named before
+            for name in ("teachers", "student"):
+                vars(self).pop(name, None)
         vars(self).update(made)
         self._every = {name: tables for name, tables in self._every.items() if name not in made}
 
