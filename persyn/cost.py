@@ -1,7 +1,8 @@
 """Cost: the ledger of teacher calls and tokens, spent and cached, and what routing before generating saves."""
 
 from collections.abc import Collection, Mapping
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, NamedTuple
 
 import polars as pl
 from pydantic import Field
@@ -52,15 +53,24 @@ class Prices(Settings):
         return self.changed(teachers={**self.teachers, **cheaper})
 
 
+class Paid(NamedTuple):
+    """What the store tells of how responses were paid for."""
+
+    lost: Mapping[str, Mapping[str, int]] = MappingProxyType({})
+    """Teacher -> tokens that were paid for and are in no response (responses.count_lost)."""
+    batched: pl.DataFrame | None = None
+    """prompt_id and teacher of the responses with the price of a batch; None if there are none."""
+
+
 def build_ledger(
     prompts: pl.DataFrame,
     responses: pl.DataFrame,
     routed: Mapping[str, pl.DataFrame],
     prices: Prices | None = None,
     judge: Mapping[str, int] | None = None,
-    lost: Mapping[str, Mapping[str, int]] | None = None,
-    batched: pl.DataFrame | None = None,
+    paid_for: Paid | None = None,
     routes: Mapping[str, pl.DataFrame] | None = None,
+    student: str = "",
 ) -> dict[str, Any]:
     """Count every teacher response (every sample of it) once as spent; each further use of it is cached.
 
@@ -70,9 +80,10 @@ def build_ledger(
         routed: strategy -> RESPONSES.
         prices: what the teachers' tokens cost.
         judge: the use of the judge (count_verdicts); None if no domain has one.
-        lost: teacher -> tokens that were paid for and are in no response (responses.count_lost).
-        batched: prompt_id and teacher of the responses with the price of a batch; None if there are none.
+        paid_for: what the store tells of that; None: nothing.
         routes: strategy -> ROUTES, by which retries are told from the rest; None tells none.
+        student: the teacher that is the student itself, if one is: its responses to the parallel set are paid for, and
+            generate-then-select needs none.
 
     Returns:
         parallel: teacher -> use. routed: strategy -> {teacher -> use, spent, cached}, as if it were the only strategy
@@ -84,15 +95,13 @@ def build_ledger(
         {calls, prompt_tokens, response_tokens}. lost: as given, if there are any; those tokens are in total.spent and
         money.spent too. retries: as _retries, if there are any; they are in all other counts.
     """
-    keys = ["prompt_id", "teacher"]
+    keys, (lost, batched) = ["prompt_id", "teacher"], paid_for or Paid()
     parallel = _use(responses)
     responses, *tables = alike([responses, *routed.values()])
     routed = dict(zip(routed, tables, strict=True))
     everything = pl.concat([responses, *tables])
     spent = everything.unique(row_key(everything), keep="first", maintain_order=True)
-    tokens = pl.col("num_prompt_tokens", "num_response_tokens")
-    of_prompts = responses.group_by("teacher", "prompt_id").agg(tokens.sum(), calls=pl.len())
-    means = of_prompts.group_by("teacher").agg(tokens.mean(), pl.col("calls").mean())
+    means = _means(responses.filter(pl.col("teacher") != student))
     select = {
         "calls": round(means["calls"].sum() * prompts.height),
         "prompt_tokens": round(means["num_prompt_tokens"].sum() * prompts.height),
@@ -112,7 +121,7 @@ def build_ledger(
     ledger["generate_then_select"] = select
     judged: Uses = {JUDGE: judge} if judge is not None else {}
     bought = {**_by_teacher(spent), **judged}
-    for name, more in (lost or {}).items():
+    for name, more in lost.items():
         bought[name] = {kind: count + more.get(kind, 0) for kind, count in bought[name].items()}
         for kind, count in more.items():
             paid[kind] += count
@@ -133,6 +142,13 @@ def build_ledger(
         }
     retries = _retries(responses, routed, routes or {}, prices or Prices(), batched)
     return {**ledger, "judge": judge, "money": money, **({"lost": lost} if lost else {}), **retries}
+
+
+def _means(responses: pl.DataFrame) -> pl.DataFrame:
+    """teacher and the means over its prompts of num_prompt_tokens, num_response_tokens and calls."""
+    tokens = pl.col("num_prompt_tokens", "num_response_tokens")
+    of_prompts = responses.group_by("teacher", "prompt_id").agg(tokens.sum(), calls=pl.len())
+    return of_prompts.group_by("teacher").agg(tokens.mean(), pl.col("calls").mean())
 
 
 def _retries(

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -25,6 +25,8 @@ OUTSIDE = 0.5
 """Shares of the known teachers' range by which an anchored one's score may lie outside of it."""
 LOST_BY = 0.01
 """Where the penalty is 1 or more, a penalised response is below every other of its prompt by this much at least."""
+OWN = {"own": pl.Float64, "flawed": pl.Boolean, "lowest": pl.Float64, "highest": pl.Float64}
+"""What with_student adds to the prompts."""
 GATE = 1.0
 """How far below the lowest reward of the responses that pass a gate the others of their prompt are."""
 
@@ -59,6 +61,13 @@ class RewardSettings(Settings):
     learnability alone, normalised over those that do; any other's is 1 below the lowest of these, so it loses to each
     of them. Where none reaches it, all rewards are 0: the prompt makes no pair. alpha, alpha_slope and length_control
     have no effect in these domains."""
+    unsolved: Annotated[float, Field(ge=0)] = 0.0
+    """How much more quality counts where the student itself fails, in units of reward (ours): unsolved * (1 - s) * q is
+    added to a response's reward, where q is its quality from 0 to 1 and s that of what the student responds before any
+    tuning. It needs a teacher with `is_student`. Quality is taken as it is by checkers, math_verify and unit_tests, and
+    from 0 to 1 on a judge's scale; domains of reward_model and given get nothing, since these have no scale, nor do
+    those with a gate. A response with a defect that costs `penalty` gets nothing. A defective one of the student has an
+    s of 0; a prompt to which it has no response gets nothing, and is counted."""
 
 
 def build_rewards(
@@ -82,7 +91,8 @@ def build_rewards(
             finite) is left out and counted: no comparison on it would be fair.
         policies: which defects cost settings.penalty.
         anchored: the teachers that got only some prompts: a prompt is complete without them.
-        domains: columns prompt_id and domain; None: all prompts are of one. Quality's scale is the domain's own.
+        domains: columns prompt_id and domain; None: all prompts are of one. Quality's scale is the domain's own. With
+            settings.unsolved, as with_student returns it.
 
     An anchored teacher changes no other's reward, and no metric but `teachers` and `penalised` counts it.
 
@@ -92,10 +102,11 @@ def build_rewards(
         measures length; None where either is constant), length_within_prompt: {uncontrolled, controlled: the mean
         over prompts of that correlation on the prompt, without and with length_control, whichever is chosen},
         length_slopes: {domain: quality a unit of log tokens}, alpha: as alpha_effect, teachers: {name: {quality,
-        learnability, reward: mean}}}; with settings.gate, gate: as count_gate.
+        learnability, reward: mean}}}; with settings.gate, gate: as count_gate; where `domains` are with_student's,
+        unsolved: as count_unsolved.
 
     Raises:
-        InputError: a score belongs to an unknown teacher, or no prompt is left.
+        InputError: a score belongs to an unknown teacher, no prompt is left, or as mix_rewards.
     """
     scores = join_scores(quality, learnability, defects, teachers, policies, anchored, domains)
     both = {control: settings.changed(length_control=control) for control in (False, True)}
@@ -128,9 +139,53 @@ def build_rewards(
     }
     if settings.gate:
         counts["gate"] = count_gate(own, settings)
+    if domains is not None and "own" in domains.columns:
+        without = mix_rewards(scores, settings.changed(unsolved=0.0)).filter(~pl.col("anchored"))
+        counts["unsolved"] = count_unsolved(own, without, settings)
     if not own["gated"].all():
         _tell_alpha(counts["alpha"], settings)
     return rewards.select(REWARDS.names()), counts
+
+
+def with_student(
+    prompts: pl.DataFrame,
+    quality: pl.DataFrame | None,
+    defects: pl.DataFrame,
+    policies: Policies,
+    scales: Mapping[str, tuple[float, float]],
+) -> pl.DataFrame:
+    """How well the student itself does on each prompt before any tuning.
+
+    Args:
+        prompts: columns prompt_id and domain.
+        quality: QUALITY of the student's responses; None: it was not asked.
+        defects: DEFECTS of at least these.
+        policies: which defects make a response count as wrong: those that they penalise or drop.
+        scales: domain -> its lowest and highest quality; without the domains in which these are not known.
+
+    Returns:
+        prompt_id, domain; and if it was asked: lowest and highest; own: the mean quality of its samples on that scale,
+        from 0 to 1; null where no response has a score, or the domain no scale; flawed: whether a sample has a defect.
+    """
+    known = prompts.select("prompt_id", pl.col("domain").cast(pl.String))
+    if quality is None:
+        return known
+    for number, end in enumerate(("lowest", "highest")):
+        ends = {domain: scale[number] for domain, scale in scales.items()}
+        value = pl.col("domain").replace_strict(ends, default=None, return_dtype=pl.Float64)
+        known = known.with_columns(value.alias(end))
+    quality, defects = alike([quality, defects])
+    rows = quality.join(defects, on=row_key(quality), how="left", validate="1:1")
+    flawed = pl.any_horizontal(pl.lit(False), *policies.kinds("penalise", "drop")).fill_null(False)
+    rows = rows.join(known, on="prompt_id", how="left", validate="m:1").with_columns(flawed=flawed, own=_on_scale())
+    own = pl.when(pl.col("own").is_not_null()).then(pl.when("flawed").then(0.0).otherwise("own"))
+    found = rows.group_by("prompt_id").agg(own.mean().alias("own"), pl.col("flawed").any())
+    return known.join(found, on="prompt_id", how="left", validate="1:1", maintain_order="left")
+
+
+def _on_scale() -> pl.Expr:
+    """The `quality` from 0 to 1, by the `lowest` and `highest` of the domain; null where these are not known."""
+    return ((pl.col("quality") - pl.col("lowest")) / (pl.col("highest") - pl.col("lowest"))).clip(0, 1)
 
 
 def join_scores(
@@ -146,7 +201,8 @@ def join_scores(
 
     Returns:
         QUALITY joined with LEARNABILITY; penalised; anchored; domain; log_tokens, minus the mean on the prompt of those
-        that are not anchored; slope, of its domain.
+        that are not anchored; slope, of its domain; own, flawed, lowest and highest of with_student, and scaled, the
+        quality from 0 to 1: all null where the student was not asked.
     """
     quality, learnability, defects = alike([quality, learnability, defects])
     key = row_key(quality)
@@ -163,11 +219,12 @@ def join_scores(
         penalised=penalised, anchored=is_anchored, log_tokens=log_tokens - mean, domain=pl.lit(None, pl.String)
     )
     if domains is not None:
-        known = domains.select("prompt_id", pl.col("domain").cast(pl.String))
+        known = domains.select("prompt_id", pl.col("domain").cast(pl.String), *(c for c in OWN if c in domains.columns))
         rows = rows.drop("domain").join(known, on="prompt_id", how="left", validate="m:1", maintain_order="left")
+    rows = rows.with_columns(pl.lit(None, kind).alias(name) for name, kind in OWN.items() if name not in rows.columns)
     slopes = {domain: _length_slope(part) for (domain,), part in rows.group_by("domain")}
     slope = pl.Series([slopes[domain] for domain in rows["domain"]], dtype=pl.Float64)
-    return rows.with_columns(slope=slope)
+    return rows.with_columns(slope=slope, scaled=_on_scale())
 
 
 def mix_rewards(scores: pl.DataFrame, settings: RewardSettings) -> pl.DataFrame:
@@ -176,8 +233,17 @@ def mix_rewards(scores: pl.DataFrame, settings: RewardSettings) -> pl.DataFrame:
     Returns:
         `scores` with counted (whether it sets the range of its prompt), clipped (whether its scores are clipped to that
         range), gated (whether its domain has a gate), failed (whether it is below it), r_q and r_l (normalised), shift
-        (what alpha_slope adds to alpha), cost (the penalty; null where failed) and reward.
+        (what alpha_slope adds to alpha), gain (what unsolved adds to the reward), cost (the penalty; null where failed)
+        and reward.
+
+    Raises:
+        InputError: settings.unsolved needs how well the student does, which is not known for any prompt.
     """
+    if settings.unsolved and scores["own"].is_null().all():
+        raise InputError(
+            f"rewards.unsolved is {settings.unsolved:g}, but no response of the student has a quality on a scale; see "
+            f"metrics/defects.json for calls that failed, or set it to 0"
+        )
     controlled = pl.col("quality") - (pl.col("slope") * pl.col("log_tokens") if settings.length_control else 0.0)
     free = ~pl.col("penalised") | (settings.penalty == 0)
     known, passed = ~pl.col("anchored"), ~pl.col("failed")
@@ -196,8 +262,9 @@ def mix_rewards(scores: pl.DataFrame, settings: RewardSettings) -> pl.DataFrame:
     )
     weight = (settings.alpha + pl.col("shift")).clip(0, 1)
     mixed = (1 - weight) * pl.col("r_q") + weight * pl.col("r_l")
+    mixed = mixed + pl.col("gain") if settings.unsolved else mixed
     gated = pl.when("failed").then(None).when("gated").then("r_l").otherwise(mixed)
-    rows = rows.with_columns(shift=shift).with_columns(mixed=gated)
+    rows = rows.with_columns(shift=shift, gain=_gain(settings.unsolved)).with_columns(mixed=gated)
     rows = rows.with_columns(cost=_cost(settings.penalty)).with_columns(reward=pl.col("mixed") - pl.col("cost"))
     return rows.with_columns(reward=_behind_gate()) if settings.gate else rows
 
@@ -212,6 +279,12 @@ def _behind_gate() -> pl.Expr:
     return pl.when("failed").then(level).when("gated").then(raised).otherwise(reward)
 
 
+def _gain(unsolved: float) -> pl.Expr:
+    """What a response gains by its quality where the student fails; nothing behind a gate, or if it is penalised."""
+    gets = ~pl.col("gated") & ~pl.col("clipped")
+    return pl.when(gets).then(unsolved * (1 - pl.col("own")) * pl.col("scaled")).fill_null(0.0)
+
+
 def count_gate(rewards: pl.DataFrame, settings: RewardSettings) -> dict[str, Any]:
     """least: settings.gate; prompts: how many have one; none_passes: of these, those on which no response reaches it,
     so that they make no pair; below: the responses that do not reach it.
@@ -224,6 +297,66 @@ def count_gate(rewards: pl.DataFrame, settings: RewardSettings) -> dict[str, Any
         *(counts["none_passes"], counts["prompts"], counts["below"]),
     )
     return {"least": dict(settings.gate), **counts}
+
+
+def count_unsolved(rewards: pl.DataFrame, without: pl.DataFrame, settings: RewardSettings) -> dict[str, Any]:
+    """What settings.unsolved acts on, and what it changes.
+
+    Args:
+        rewards: of mix_rewards by these settings, without anchored teachers.
+        without: the same where unsolved is 0.
+
+    Returns:
+        weight: settings.unsolved; prompts: on how many it acts. Of these, solved: the student's quality is the highest
+        of the scale; taught: that of a teacher's response without a penalised defect is; nobody: neither. own: the
+        student's mean quality, 0 to 1; flawed: prompts with a defective response of the student. left_out: the other
+        prompts, {gate: the domain has one, scale: it has none, response: the student has no scored one}. raised:
+        responses whose reward it raises. pairs: how many have an order, with it or without; changed_pairs and
+        changed_best: pairs and prompts on which the order or the best teachers are others than without it.
+    """
+    solves = (pl.col("scaled") > 1 - TIE) & ~pl.col("clipped")
+    prompts = rewards.group_by("prompt_id").agg(pl.col("gated", *OWN).first(), taught=solves.fill_null(False).any())
+    why = pl.when("gated").then(pl.lit("gate")).when(pl.col("lowest").is_null()).then(pl.lit("scale"))
+    why = why.when(pl.col("own").is_null()).then(pl.lit("response"))
+    prompts = prompts.with_columns(left_out=why, solved=pl.col("own") > 1 - TIE)
+    acts = prompts.filter(pl.col("left_out").is_null())
+    now, then = _orders(rewards), _orders(without)
+    counts: dict[str, Any] = {
+        "weight": float(settings.unsolved),
+        "prompts": acts.height,
+        "solved": int(acts["solved"].sum()),
+        "taught": acts.filter(~pl.col("solved"), "taught").height,
+        "nobody": acts.filter(~pl.col("solved"), ~pl.col("taught")).height,
+        "own": acts["own"].mean(),
+        "flawed": int(acts["flawed"].sum()),
+        "left_out": {reason: prompts.filter(left_out=reason).height for reason in ("gate", "scale", "response")},
+        "raised": int((rewards["gain"] > 0).sum()),
+        "pairs": int(((now != 0) | (then != 0)).sum()),
+        "changed_pairs": int((now != then).sum()),
+        "changed_best": rewards.filter(_are_best(rewards) != _are_best(without))["prompt_id"].n_unique(),
+    }
+    logger.info(
+        "rewards.unsolved %g: of %d prompts the student solves %d, a teacher %d others, nobody %d; it changes %d of %d "
+        "pairs, and the best teachers of %d prompts; left out: %s",
+        *(counts[name] for name in ("weight", "prompts", "solved", "taught", "nobody", "changed_pairs", "pairs")),
+        *(counts["changed_best"], ", ".join(f"{number} by {name}" for name, number in counts["left_out"].items())),
+    )
+    return counts
+
+
+def _orders(rewards: pl.DataFrame) -> pl.Series:
+    """-1, 0 or 1 for each pair of responses to a prompt, by prompt and teachers."""
+    side = rewards.select(*KEYS, "reward", width=tie_width("reward"))
+    pairs = side.join(side, on="prompt_id", suffix="_2", validate="m:m").filter(pl.col("teacher") < pl.col("teacher_2"))
+    gap = pl.col("reward") - pl.col("reward_2")
+    order = pl.when(gap.abs() > pl.col("width")).then(gap.sign()).otherwise(0.0)
+    return pairs.sort(*KEYS, "teacher_2").select(order=order)["order"]
+
+
+def _are_best(rewards: pl.DataFrame) -> pl.Series:
+    """Whether a response has the highest reward of its prompt, but for rounding."""
+    highest = pl.col("reward").max().over("prompt_id")
+    return rewards.select(best=pl.col("reward") >= highest - tie_width("reward"))["best"]
 
 
 def _cost(penalty: float) -> pl.Expr:
@@ -250,7 +383,8 @@ def _cost(penalty: float) -> pl.Expr:
 
 def alpha_effect(rewards: pl.DataFrame, settings: RewardSettings) -> dict[str, Any]:
     """What another alpha would change. On a pair of responses the reward differs by dq + w * (dl - dq), less the
-    penalties, where w is the weight of learnability: its sign changes at one w at most, which gives the alpha exactly.
+    penalties and plus what `unsolved` adds, where w is the weight of learnability: its sign changes at one w at most,
+    which gives the alpha exactly.
 
     Args:
         rewards: of mix_rewards by these settings.
@@ -260,11 +394,12 @@ def alpha_effect(rewards: pl.DataFrame, settings: RewardSettings) -> dict[str, A
         {alpha: share of them that it orders alike}, for ALPHAS and the chosen one, None where there is no pair;
         unchanged: [low, high], the widest range of alpha around the chosen one between which no pair changes.
     """
-    columns = ["penalised", "r_q", "r_l", "cost", "shift", "gated", "reward"]
+    columns = ["penalised", "r_q", "r_l", "cost", "gain", "shift", "gated", "reward"]
     side = rewards.select(*KEYS, *columns, width=tie_width("reward"))
     pairs = side.join(side, on="prompt_id", suffix="_2", validate="m:m").filter(pl.col("teacher") < pl.col("teacher_2"))
-    gap = {name: (pairs[name] - pairs[f"{name}_2"]).to_numpy() for name in ("r_q", "r_l", "cost", "reward")}
+    gap = {name: (pairs[name] - pairs[f"{name}_2"]).to_numpy() for name in ("r_q", "r_l", "cost", "gain", "reward")}
     start, slope = gap["r_q"] - gap["cost"], gap["r_l"] - gap["r_q"]
+    start = start + gap["gain"] if settings.unsolved else start
     if settings.penalty >= 1:  # a penalised response loses to any other, whatever alpha is
         lost = pairs["penalised"].cast(int).to_numpy() - pairs["penalised_2"].cast(int).to_numpy()
         start, slope = np.where(lost, -lost * np.finfo(float).max, start), np.where(lost, 0.0, slope)

@@ -1,7 +1,7 @@
 """The columns and types of every table. `read_table` and `write_table` check them and never change a value."""
 
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -250,13 +250,18 @@ def _with_messages(table: pl.DataFrame, schema: pl.Schema) -> pl.DataFrame:
     return table.with_columns(prompt=pl.when(pl.col("prompt").is_not_null()).then(turn))
 
 
-def read_folder(folder: str | Path, names: Sequence[str], schema: pl.Schema) -> dict[str, pl.DataFrame]:
+def read_folder(
+    folder: str | Path, names: Sequence[str], schema: pl.Schema, known: Collection[str] = ()
+) -> dict[str, pl.DataFrame]:
     """Read `<folder>/<name>.parquet` for every name, as name -> table; refuse files of other names.
+
+    Args:
+        known: further names, whose files may be there and are not read.
 
     Raises:
         InputError: as check_folder and read_table.
     """
-    check_folder(folder, names)
+    check_folder(folder, [*names, *known])
     return dict(
         zip(names, alike([read_table(Path(folder) / f"{name}.parquet", schema) for name in names]), strict=True)
     )

@@ -2,7 +2,7 @@
 
 import polars as pl
 
-from persyn.cost import build_ledger
+from persyn.cost import Paid, build_ledger
 from persyn.files import write_json
 from persyn.project.params import read_params
 from persyn.quality import judge_ledger
@@ -18,8 +18,9 @@ def main(prompts: str, responses: str, routes: str, routed: str, out: str) -> No
     chosen = read_folder(routes, list(params.strategies), ROUTES)
     by_strategy = read_folder(routed, list(params.strategies), RESPONSES)
     judge = judge_ledger(asked, [parallel, *by_strategy.values()], store_folder(), params.quality)
-    lost = count_lost(asked_of([parallel, *by_strategy.values()], asked), params.teachers, store_folder())
-    write_json(build_ledger(asked, parallel, by_strategy, judge=judge, lost=lost, routes=chosen), out)
+    paid_for = Paid(count_lost(asked_of([parallel, *by_strategy.values()], asked), params.teachers, store_folder()))
+    more = judge, paid_for, chosen, params.asked_student
+    write_json(build_ledger(asked, parallel, by_strategy, None, *more), out)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from stages import run
 
 def main(prompts: str, responses: str, out: str) -> None:
     params = read_params()
-    written = pl.concat(read_folder(responses, list(params.teachers), RESPONSES).values())
+    written = pl.concat(read_folder(responses, list(params.pool), RESPONSES, params.teachers).values())
     how = params.student, params.learnability, store_folder(), params.speed.learnability
     scores = score_learnability(read_table(prompts, PROMPTS, PARALLEL), written, *how)
-    for teacher in params.teachers:
+    for teacher in params.pool:
         write_table(scores.filter(teacher=teacher), f"{out}/{teacher}.parquet", LEARNABILITY)
 
 

@@ -3,6 +3,7 @@
 from persyn.files import read_json, write_json, write_text
 from persyn.plots import build_plots, plot_entries
 from persyn.project.params import read_params
+from persyn.rewards import with_student
 from persyn.schemas import DEFECTS, LEARNABILITY, PARALLEL, PROMPTS, QUALITY, REWARDS, read_folder, read_table
 from stages import run
 
@@ -11,10 +12,12 @@ def main(*paths: str) -> None:
     prompts, quality, learnability, defects, rewards, allocation, evaluation, *others = paths
     beside, comparison, cost, out, plots = others
     params = read_params()
-    teachers, strategies = list(params.teachers), list(params.strategies)
-    scored = read_folder(quality, teachers, QUALITY), read_folder(learnability, teachers, LEARNABILITY)
-    how = teachers, params.dataset.over(params.defects), params.anchored, read_table(prompts, PROMPTS, PARALLEL)
-    scores = *scored, read_table(defects, DEFECTS), *how
+    teachers, strategies = list(params.pool), list(params.strategies)
+    scored, found = read_folder(quality, list(params.teachers), QUALITY), read_table(defects, DEFECTS)
+    own, policies = scored.pop(params.asked_student, None), params.dataset.over(params.defects)
+    asked = with_student(read_table(prompts, PROMPTS, PARALLEL), own, found, policies, params.quality.scales)
+    learned = read_folder(learnability, teachers, LEARNABILITY)
+    scores = scored, learned, found, teachers, policies, params.anchored, asked
     shares, values = [{s: read_json(f"{folder}/{s}.json") for s in strategies} for folder in (allocation, evaluation)]
     values |= read_json(beside)
     made = read_table(rewards, REWARDS), shares, values, read_json(comparison), read_json(cost)

@@ -4,7 +4,7 @@ import polars as pl
 
 from persyn.files import write_json
 from persyn.project.params import read_params
-from persyn.rewards import build_rewards
+from persyn.rewards import build_rewards, with_student
 from persyn.schemas import (
     DEFECTS,
     LEARNABILITY,
@@ -21,11 +21,13 @@ from stages import run
 
 def main(prompts: str, quality: str, learnability: str, defects: str, out: str, metrics: str) -> None:
     params = read_params()
-    teachers = list(params.teachers)
-    scored = pl.concat(read_folder(quality, teachers, QUALITY).values())
+    teachers, policies, found = list(params.pool), params.dataset.over(params.defects), read_table(defects, DEFECTS)
+    scored = read_folder(quality, list(params.teachers), QUALITY)
+    own = scored.pop(params.asked_student, None)
+    asked = with_student(read_table(prompts, PROMPTS, PARALLEL), own, found, policies, params.quality.scales)
     learned = pl.concat(read_folder(learnability, teachers, LEARNABILITY).values())
-    how = params.dataset.over(params.defects), params.rewards, params.anchored, read_table(prompts, PROMPTS, PARALLEL)
-    rewards, counts = build_rewards(scored, learned, read_table(defects, DEFECTS), teachers, *how)
+    how = teachers, policies, params.rewards, params.anchored, asked
+    rewards, counts = build_rewards(pl.concat(scored.values()), learned, found, *how)
     write_table(rewards, out, REWARDS)
     write_json(counts, metrics)
 

@@ -18,7 +18,7 @@ def main(prompts: str, rewards: str, pairs: str, out: str, metrics: str, reliabi
     speed = params.speed.router
     tables = read_table(prompts, PROMPTS, PARALLEL), read_table(rewards, REWARDS), read_table(pairs, PAIRS)
     knobs = speed.device_batch_size, Live(live, speed.report_to)
-    router, card, bins = fit_router(*tables, list(params.teachers), params.router, params.anchored, *knobs)
+    router, card, bins = fit_router(*tables, list(params.pool), params.router, params.anchored, *knobs)
     router.save(out)
     write_json(card, metrics)
     write_text(bins.write_csv(), reliability)

@@ -15,7 +15,7 @@ from stages import run
 def main(strategy: str, prompts: str, rewards: str, router: str, responses: str, out: str, metrics: str) -> None:
     params = read_params()
     rule = params.named("strategies", strategy)
-    teachers = list(params.teachers)
+    teachers = list(params.pool)
 
     def predict(asked: pl.DataFrame, method: Method | None) -> np.ndarray:
         known = load_router(router, teachers, None if method == params.router.method else method)
@@ -25,9 +25,9 @@ def main(strategy: str, prompts: str, rewards: str, router: str, responses: str,
         teachers,
         read_table(rewards, REWARDS),
         predict,
-        {name: teacher.family for name, teacher in params.teachers.items()},
+        {name: teacher.family for name, teacher in params.pool.items()},
         params.student.family,
-        lambda: read_folder(responses, teachers, RESPONSES),
+        lambda: read_folder(responses, teachers, RESPONSES, params.teachers),
         with_next=params.dataset.retries > 0,
     )
     asked = pl.concat(part.drop("prompt", "reference") for part in read_batches(prompts, PROMPTS))

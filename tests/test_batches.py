@@ -10,7 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
-from persyn.cost import Prices, TokenPrice, build_ledger
+from persyn.cost import Paid, Prices, TokenPrice, build_ledger
 from persyn.errors import InputError
 from persyn.generation import Teacher
 from persyn.generation.batch_notes import open_notes
@@ -280,7 +280,7 @@ def test_plan_and_ledger_know_the_price_of_a_batch(tmp_path: Path) -> None:
     batched = batched_pairs(PROMPTS, {"t": teacher()}, tmp_path)
     assert batched["prompt_id"].to_list() == PROMPTS["prompt_id"].to_list()[10:]
     tokens = found.select(pl.sum_horizontal("num_prompt_tokens", "num_response_tokens"))
-    ledger = build_ledger(PROMPTS, found, {}, prices, batched=batched)
+    ledger = build_ledger(PROMPTS, found, {}, prices, paid_for=Paid(batched=batched))
     assert ledger["money"]["spent"] == pytest.approx(tokens[:10].sum().item() + tokens[10:].sum().item() / 4)
     assert batched_pairs(PROMPTS, {"t": teacher()}, tmp_path / "elsewhere").is_empty()
 

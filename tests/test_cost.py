@@ -3,7 +3,7 @@ import re
 import polars as pl
 import pytest
 
-from persyn.cost import Prices, TokenPrice, build_ledger
+from persyn.cost import Paid, Prices, TokenPrice, build_ledger
 from persyn.errors import InputError
 from persyn.planning.text import ledger_text
 from tests.support.tables import prompts_table, responses_table
@@ -28,6 +28,22 @@ def test_the_ledger_by_hand() -> None:
     assert ledger["money"] is None
 
 
+def test_the_students_own_responses_are_paid_for_and_selecting_needs_none() -> None:
+    prompts = prompts_table(["p1", "p2", "p3", "p4"])
+    parallel = [responses_table(prompts[:2], name, ["x", "x"]) for name in ("a", "b", "me")]
+    routed = {"strong": responses_table(prompts, "a", ["x"] * 4)}
+    prices = Prices(teachers={"me": TokenPrice(input=0, output=1e6), "a": TokenPrice(input=0, output=1e6)})
+    paid_for = Paid({"me": {"prompt_tokens": 0, "response_tokens": 5}})
+    ledger = build_ledger(prompts, pl.concat(parallel), routed, prices, paid_for=paid_for, student="me")
+    assert ledger["parallel"]["me"]["calls"] == 2
+    assert ledger["total"]["spent"]["calls"] == 6 + 2
+    assert ledger["total"]["spent"]["response_tokens"] == 8 + 5
+    assert ledger["money"]["spent"] == 4 + 2 + 5
+    assert ledger["generate_then_select"]["calls"] == 8
+    assert ledger["money"]["generate_then_select"] == 4
+    assert ledger["saved"]["strong"]["calls"] == 8 / (6 + 2)
+
+
 def test_money_by_hand() -> None:
     """a: 1 a million prompt tokens, 10 a million response tokens; b has no price and is not in the sums."""
     prompts = prompts_table(["p1", "p2", "p3", "p4"])
@@ -48,7 +64,8 @@ def test_money_by_hand() -> None:
         ledger
     )
     batched = responses.select("prompt_id", "teacher")  # of a: 2 calls, 20 prompt tokens and 4 response tokens
-    assert build_ledger(prompts, responses, routed, prices, batched=batched)["money"]["spent"] == 100 - 60 / 2
+    cheaper = build_ledger(prompts, responses, routed, prices, paid_for=Paid(batched=batched))
+    assert cheaper["money"]["spent"] == 100 - 60 / 2
     half = prices.in_batches(["a", "c"])
     assert half.money("a", 1, 1) == 5.5
     unpriced = build_ledger(prompts, responses, routed, Prices(gpu_hour=3.0))

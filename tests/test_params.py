@@ -211,6 +211,77 @@ def test_a_mistake_is_one_clear_line(change: dict[str, Any], message: str) -> No
     assert line.startswith(message), line
 
 
+def with_itself(**changes: Any) -> dict[str, Any]:
+    """The shipped parameters with a teacher `me` that is the student, and with these changes (`me__anchors=2`)."""
+    student = {"model": SHIPPED["student"]["model"], "license": "Gemma", "backend": "transformers"}
+    found = shipped(teachers__me={**student, "sampling": {"max_tokens": 9}, "is_student": True}, rewards__unsolved=0.5)
+    for place, value in changes.items():
+        *above, last = (f"teachers__{place}" if place.startswith("me__") else place).split("__")
+        node = found
+        for part in above:
+            node = node[part]
+        node[last] = value
+    return found
+
+
+def test_the_student_as_a_teacher_is_in_no_pool() -> None:
+    read = check_params(with_itself())
+    assert (read.asked_student, list(read.pool), read.told) == ("me", list(SHIPPED["teachers"]), [])
+    [line] = check_params(with_itself(rewards__unsolved=0.0)).told
+    assert line.startswith("teachers.me is the student, and rewards.unsolved is 0: its responses are paid for")
+    assert check_params(shipped()).told == []
+    prices = {"me": {"input": 1, "output": 1}}
+    assert check_params(with_itself(prices__teachers=prices, speed__teachers={"me": {"batch_size": 2}}))
+
+
+HUB = {"model": "o/m", "revision": "0" * 40}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (shipped(rewards__unsolved=0.5), "rewards.unsolved is 0.5, but no teacher is the student; add one with"),
+        (with_itself(rewards__unsolved=-1), "rewards.unsolved is -1; it must be a number, 0 or more"),
+        (with_itself(me__model="x"), "teachers.me.model is 'x', but is_student is true: it must be student.model, 'pa"),
+        (
+            with_itself(student={**SHIPPED["student"], **HUB}, me__model="o/m"),
+            "teachers.me.revision is null, but is_st",
+        ),
+        (with_itself(me__anchors=2), "teachers.me.anchors is 2, but is_student is true, and the student responds to"),
+        (with_itself(me__adapter="x"), "teachers.me.adapter is 'x', but is_student is true, and the student is asked"),
+        (
+            with_itself(teachers={"me": with_itself()["teachers"]["me"]}, strategies={"s": {"rule": "persyn"}}),
+            "teachers has only me, which is the student; add one that it can learn from",
+        ),
+        (
+            with_itself(teachers__you=with_itself()["teachers"]["me"]),
+            "teachers.you.is_student is true, and teachers.me",
+        ),
+        (
+            with_itself(strategies__s={"rule": "strong", "teacher": "me"}),
+            "strategies.s.teacher names 'me', which is the",
+        ),
+        (
+            with_itself(strategies__s={"rule": "persyn", "exclude": ["me"]}),
+            "strategies.s.exclude.0 names 'me', which is",
+        ),
+        (with_itself(licenses__allow_forbidden=["me"]), "licenses.allow_forbidden.0 names 'me', which is the student"),
+        (
+            with_itself(rewards__gate={"math": 1.0, "instruction": 1.0}),
+            "rewards.unsolved is 0.5, but every domain has a gate, or a quality without a scale (reward_",
+        ),
+    ],
+)
+def test_a_student_that_cannot_be_asked_so_is_named(data: dict[str, Any], message: str) -> None:
+    [line] = mistakes(data)
+    assert line.startswith(message)
+
+
+def test_a_served_student_needs_no_revision() -> None:
+    student = {**SHIPPED["student"], **HUB}
+    assert check_params(with_itself(student=student, me__model="o/m", me__backend="openai")).asked_student == "me"
+
+
 def test_a_name_that_is_no_text_must_be_written_as_text() -> None:
     [line] = mistakes(shipped(teachers={**SHIPPED["teachers"], 7: SHIPPED["teachers"]["smollm2-terse"]}))
     assert re.fullmatch(r"teachers\.7 is .* must be text; write '7' in quotes", line)
@@ -506,6 +577,13 @@ def test_the_command_prints_the_reference_and_checks_files(params: Path) -> None
     files = [str(ROOT / name) for name in NAMES]
     result = invoke(app, ["params", *(word for file in files for word in ("--check", file))])
     assert [line.split(": ok")[0] for line in result.stdout.splitlines()] == files
+    with params.open("w") as file:
+        YAML().dump(with_itself(rewards__unsolved=0.0), file)
+    lines = invoke(app, ["params", "--check", str(params)]).stdout.splitlines()
+    assert [line.removeprefix(f"{params}: ")[:31] for line in lines] == [
+        "ok, 3 teachers, 2 strategies",
+        "teachers.me is the student, and",
+    ]
 
 
 def test_tasks_that_nobody_knows_are_told_before_a_run(

@@ -23,11 +23,13 @@ NEUTRAL = {"persyn/__init__.py", "persyn/project"} | {
 }
 # What a training tells while it runs is no result; a DVC file cannot be an output.
 UNDECLARED = re.compile(r"metrics/live/|metrics/reports/dvc\.yaml$")
-DERIVED = {"anchored": "teachers", "finished": "evaluation", "speed_of": "speed"}  # what Params tells of a section
+DERIVED = {"anchored": "teachers", "asked_student": "teachers", "pool": "teachers", "finished": "evaluation"}
+DERIVED |= {"speed_of": "speed", "told": "rewards"}  # what Params tells of a section
 NAMED = {"data/raw/evaluation"}  # by task files
 RAW = {"data/raw"}  # named by `precomputed`, and by `mix` and `decontaminate`
 IMPLIED = {"evaluation": NAMED, "beside": NAMED, "quality": RAW, "dataset": RAW}
-WHETHER = {"responses": {"licenses"}, "routed": {"licenses"}}  # another licence allowed asks nothing again
+# What only refuses or warns: another licence allowed asks nothing again, nor does a weight that the responses are for.
+WHETHER = {"responses": {"licenses", "rewards"}, "routed": {"licenses"}}
 
 
 def load(name: str) -> Any:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from persyn.cli import app
 from persyn.cost import Prices, TokenPrice, build_ledger
 from persyn.errors import InputError
-from persyn.generation import Sampling, Teacher
+from persyn.generation import Sampling, Teacher, pool_of
 from persyn.generation.budget import Budget
 from persyn.generation.openai import OpenAISpeed
 from persyn.generation.requests import open_store, prepare_requests
@@ -50,7 +50,7 @@ STRATEGIES: dict[str, Rule] = {
 
 def plan(folder: Path, strategies: Mapping[str, Rule] = STRATEGIES, **changes: Any) -> dict[str, Any]:
     prompts, teachers = changes.get("prompts", TABLE), changes.get("teachers", TEACHERS)
-    routes = known_routes(prompts, list(teachers), strategies, changes.get("made", {}))
+    routes = known_routes(prompts, list(pool_of(teachers)), strategies, changes.get("made", {}))
     prices, budget = changes.get("prices", Prices()), changes.get("budget", Budget())
     quality = changes.get("quality", QualitySettings(methods={"instruction": "checkers"}))
     checks = changes.get("checks", Checks(quality))
@@ -122,6 +122,22 @@ def test_a_teacher_with_anchors_answers_only_those(tmp_path: Path) -> None:
     found = plan(tmp_path, {"only_c": Strong(rule="strong", teacher="c")}, teachers=teachers)
     assert found["responses"]["c"]["calls"] == [3, 3]
     assert found["routed"]["only_c"]["c"]["calls"] == [27, 27]
+
+
+def test_the_student_itself_is_planned_for_the_parallel_set_alone(tmp_path: Path) -> None:
+    """Ten prompts are parallel, 20 are not: none of these can be routed to it, and selecting would not ask it."""
+    itself = TEACHERS["c"].changed(is_student=True, model="itself")
+    for strategies in (STRATEGIES, {"persyn": STRATEGIES["persyn"], "car": Car(rule="car")}):
+        alone, found = (plan(tmp_path, strategies, teachers=given) for given in (TEACHERS, TEACHERS | {"me": itself}))
+        assert found["responses"]["me"]["calls"] == [10, 10]
+        assert {name: use for name, use in found["responses"].items() if name != "me"} == alone["responses"]
+        assert found["routed"] == alone["routed"]
+        assert found["total"]["all"]["calls"] == [end + 10 for end in alone["total"]["all"]["calls"]]
+        assert found["generate_then_select"]["calls"] == alone["generate_then_select"]["calls"]
+        assert found["scores"]["learnability"] == alone["scores"]["learnability"]
+        assert found["scores"]["quality"] == {"checkers": 40}
+    notes = {"refused": [], "precomputed": [], "prompts": found["prompts"] | {"from": "a file"}, "told": ["it is for"]}
+    assert "It is for." in plan_text(found | notes)
 
 
 def test_money_and_hours_only_where_they_are_known(tmp_path: Path) -> None:

@@ -11,13 +11,16 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from persyn.comparison import compare_strategies
+from persyn.cost import build_ledger
 from persyn.project.snapshot import Snapshot, Table, Tables
 from persyn.report import build_report
 from persyn.report.charts import forest
+from persyn.report.experiments import alpha_section
 from persyn.report.overview import fewer, lanes, verdict
 from persyn.report.page import teacher_looks
-from persyn.report.results import comparison_section
+from persyn.report.results import comparison_section, money_of
 from persyn.report.routing import router_section
+from persyn.report.story import story
 from persyn.routes import allocation
 from tests.support.invented import invented
 from tests.support.pages import rows
@@ -330,6 +333,37 @@ def test_teachers_with_anchors_are_told_apart(run: Snapshot) -> None:
     assert "are scored on so many of the 20 prompts only: eve (5)" in page
     assert "answered by every teacher but eve, by anchors" in page
     assert "Without eve: teachers with anchors are placed beside the router" in page
+
+
+def test_the_student_itself_is_in_the_ledger_and_nowhere_else(run: Snapshot) -> None:
+    """A run that also asked the student, beside the run that did not: what it cost differs, and nothing else."""
+    as_me = pl.lit("me").alias("teacher")
+    responses = {**run.responses, "me": run.responses["ann"].with_columns(as_me)}
+    quality = {**run.quality, "me": run.quality["ann"].with_columns(as_me, quality=pl.lit(0.0))}
+    defects = run.need("defects")
+    params = {**run.params, "quality": {"methods": {"instruction": "checkers", "math": "math_verify"}}}
+    counts = run.metric("defects")
+    cost = build_ledger(run.need("prompts"), pl.concat(responses.values()), run.routed, student="me")
+    asked = run.replace(
+        params={**params, "teachers": {**params["teachers"], "me": {"model": "m", "is_student": True}}},
+        responses=responses,
+        quality=quality,
+        defects=pl.concat([defects, defects.filter(teacher="ann").with_columns(as_me)]),
+        metrics={**run.metrics, "cost": cost, "defects": {**counts, "me": counts["ann"]}},
+    )
+    plain, page = (build_report(each) for each in (run.replace(params=params), asked))
+    new = [line for line in page.splitlines() if line not in plain.splitlines()]
+    assert [row for row in rows(page) if row not in rows(plain) and "me" in row] == [["me", "20", "180", "200", "10.0"]]
+    assert not [line for line in new if re.search(r"\bme\b", line) and "<td" not in line and "<th" not in line]
+    assert "responses 60 of 3 teachers" in " ".join(Reader(page).text.split())
+    assert story(asked)[0].startswith("Cost of persyn: ")
+    assert "to 3 teachers and the student, " in story(asked)[0]
+    section = alpha_section(asked)
+    assert section.tables == alpha_section(run).tables
+    rewarded = {**asked.params, "rewards": {"alpha": 0.4, "unsolved": 5.0}}
+    assert alpha_section(asked.replace(params=rewarded)).tables[0].rows != section.tables[0].rows, "quality decides"
+    prices = {"prices": {"teachers": {"me": {"input": 0, "output": 1e6}}}}
+    assert money_of(asked.replace(params={**asked.params, **prices}), cost)["spent"] == 200
 
 
 def test_a_chart_of_four_metrics_has_no_empty_frame(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 from persyn.defects import Policies, Policy
 from persyn.errors import InputError
 from persyn.pairs import PairSettings, build_pairs
-from persyn.rewards import RewardSettings
+from persyn.rewards import RewardSettings, with_student
 from persyn.rewards import build_rewards as build
 from persyn.schemas import DEFECTS, LEARNABILITY, QUALITY, REWARDS, check_table
 
@@ -491,3 +491,122 @@ def test_what_is_below_a_gate_loses_to_all_that_passes(normalization: Any, penal
     assert pairs.height == counts["alpha"]["pairs"]
     worse = alone.filter(pl.col("quality") < 1).select("prompt_id", winner="teacher")
     assert pairs.join(worse, on=["prompt_id", "winner"], how="semi").is_empty()
+
+
+SCALES = {"math": (0.0, 1.0), "instruction": (1.0, 11.0)}
+
+
+def student(own: dict[str, list[float]], defects: pl.DataFrame = NO_DEFECTS, domain: str = "math") -> pl.DataFrame:
+    """The prompts p, q and r, with the quality of the student's samples on some of them."""
+    rows = [(p, "me", quality, n) for p, samples in own.items() for n, quality in enumerate(samples)]
+    quality = pl.DataFrame(rows, schema={**QUALITY, "sample": pl.Int64}, orient="row")
+    quality = quality.drop("sample") if not any(quality["sample"]) else quality
+    prompts = pl.DataFrame({"prompt_id": ["p", "q", "r"], "domain": [domain] * 3})
+    return with_student(prompts, quality, defects, Policies(), SCALES)
+
+
+RIGHT = tables({name: [0.0, 1.0, 1.0] for name in "pqr"}, {name: [-1.0, -3.0, -2.0] for name in "pqr"})
+"""a is wrong and likely, b and c are right; c is the likelier of them."""
+
+
+def test_quality_counts_more_where_the_student_fails() -> None:
+    """Quality is 0, 1, 1 and learnability 1, 0, 1/2. At alpha 0.7 a, which is wrong, wins: 0.7 to 0.3 and 0.65. On p
+    the student fails, on q it does half; on r it is right and nothing changes.
+    """
+    asked = student({"p": [0.0, 0.0], "q": [1.0, 0.0], "r": [1.0]})
+    assert asked.sort("prompt_id")["own"].to_list() == [0.0, 0.5, 1.0], "the mean of its samples"
+    settings = RewardSettings(alpha=0.7, unsolved=0.2)
+    table, counts = build(*RIGHT, NO_DEFECTS, TEACHERS, Policies(), settings, domains=asked)
+    assert check_table(table, REWARDS, "rewards").height == 9
+    assert rewards(table, "p") == pytest.approx([0.7, 0.5, 0.85])
+    assert rewards(table, "q") == pytest.approx([0.7, 0.4, 0.75])
+    assert rewards(table, "r") == pytest.approx([0.7, 0.3, 0.65])
+    assert counts["unsolved"] == {
+        **{"weight": 0.2, "prompts": 3, "solved": 1, "taught": 2, "nobody": 0, "own": 0.5, "flawed": 0},
+        "left_out": {"gate": 0, "scale": 0, "response": 0},
+        **{"raised": 4, "pairs": 9, "changed_pairs": 2, "changed_best": 2},
+    }
+    low, high = counts["alpha"]["unchanged"]
+    for alpha in (low + 1e-6, high - 1e-6):
+        settings = RewardSettings(alpha=alpha, unsolved=0.2)
+        near, _ = build(*RIGHT, NO_DEFECTS, TEACHERS, Policies(), settings, domains=asked)
+        columns = "prompt_id", "winner", "loser"
+        assert (
+            build_pairs(near, PairSettings()).select(columns).equals(build_pairs(table, PairSettings()).select(columns))
+        )
+    assert (low, high) == pytest.approx((2 / 3, 11 / 15)), "where a passes c on r, and on q"
+
+
+def test_without_a_weight_the_student_is_only_counted() -> None:
+    plain, counts = build(*RIGHT, NO_DEFECTS, TEACHERS, Policies(), RewardSettings(alpha=0.7))
+    assert "unsolved" not in counts
+    asked = student({"p": [0.0], "q": [0.0], "r": [0.0]})
+    table, counts = build(*RIGHT, NO_DEFECTS, TEACHERS, Policies(), RewardSettings(alpha=0.7), domains=asked)
+    assert table.equals(plain)
+    assert counts["unsolved"]["taught"] == 3
+    assert counts["unsolved"]["changed_pairs"] == counts["unsolved"]["raised"] == 0
+
+
+def test_what_the_student_has_no_quality_for_gets_nothing() -> None:
+    """A defect of its own is a failure; no response at all, no scale, or a gate leaves the reward as it is."""
+    one = dict.fromkeys(DEFECTS.names()[2:], False)
+    looping = pl.DataFrame([{"prompt_id": "p", "teacher": "me", **one, "repetition": True}], schema=DEFECTS)
+
+    def gains(asked: pl.DataFrame, **params: Any) -> tuple[list[float], dict[str, Any]]:
+        """What c gains on p, q and r, and the counts."""
+        settings = RewardSettings(alpha=0.7, **params)
+        found = [
+            build(*RIGHT, looping, TEACHERS, Policies(), each, domains=asked)
+            for each in (settings.changed(unsolved=1.0), settings)
+        ]
+        new, old = (table.filter(teacher="c").sort("prompt_id")["reward"] for table, _ in found)
+        return (new - old).to_list(), found[0][1]["unsolved"]
+
+    found, counts = gains(student({"p": [1.0], "q": [0.0]}, looping))
+    assert found == pytest.approx([1.0, 1.0, 0.0])
+    assert (counts["prompts"], counts["flawed"], counts["solved"], counts["left_out"]["response"]) == (2, 1, 0, 1)
+    asked = student({"p": [0.0], "q": [0.0], "r": [0.0]})
+    found, counts = gains(asked.with_columns(domain=pl.lit("math")), gate={"math": 1.0})
+    assert found == [0.0] * 3
+    assert counts["left_out"] == {"gate": 3, "scale": 0, "response": 0}
+    mixed = pl.concat([asked[:2], student({"r": [0.0]}, domain="code")[2:]])
+    found, counts = gains(mixed)
+    assert found == pytest.approx([1.0, 1.0, 0.0])
+    assert counts["left_out"] == {"gate": 0, "scale": 1, "response": 0}
+    graded = student({"p": [6.0], "q": [11.0], "r": [1.0]}, domain="instruction")
+    assert graded.sort("prompt_id")["own"].to_list() == [0.5, 1.0, 0.0], "on the judge's scale"
+    with pytest.raises(InputError, match=r"rewards.unsolved is 1, but no response of the student has a quality"):
+        gains(student({}))
+
+
+@pytest.mark.parametrize("normalization", ["min_max", "rank", "z_score", "shared", "none"])
+@pytest.mark.parametrize("penalty", [0.3, 1.0])
+def test_a_penalised_response_gains_nothing_and_an_anchored_one_moves_no_other(
+    normalization: Any, penalty: float
+) -> None:
+    quality, learned, defects, names = made_up(40, 5, 1, binary=True)
+    own = quality.filter(teacher="t0").with_columns(teacher=pl.lit("me"))
+    prompts = quality.select("prompt_id", domain=pl.lit("math")).unique("prompt_id").sort("prompt_id")
+    asked = with_student(prompts, own, defects, Policies(), SCALES)
+    settings = RewardSettings(alpha=0.6, normalization=normalization, penalty=penalty, unsolved=0.5)
+    known = pl.col("teacher") != "t4"
+    few = quality.filter(known), learned.filter(known), defects.filter(known)
+    alone, counts = build(*few, names[:4], Policies(), settings, domains=asked)
+    beside, more = build(quality, learned, defects, names, Policies(), settings, ["t4"], asked)
+    assert beside.filter(known)["reward"].to_list() == pytest.approx(alone["reward"].to_list(), abs=1e-12)
+    assert counts["unsolved"] == more["unsolved"]
+    without, _ = build(*few, names[:4], Policies(), settings.changed(unsolved=0.0), domains=asked)
+    bad = defects.filter(pl.any_horizontal(Policies().kinds("penalise", "drop")))
+    sound = alone.join(bad, on=["prompt_id", "teacher"], how="anti")
+    gained = sound.join(without, on=["prompt_id", "teacher"], suffix="_0").with_columns(
+        gain=pl.col("reward") - pl.col("reward_0")
+    )
+    assert gained.filter(pl.col("quality") == 0)["gain"].abs().max() == pytest.approx(0.0, abs=1e-12)
+    assert set(gained.filter(pl.col("quality") == 1)["gain"].round(9)) == {0.0, 0.5}
+    assert counts["unsolved"]["raised"] == gained.filter(pl.col("gain") > 0.1).height > 10
+    if penalty >= 1:
+        lost = (
+            alone.join(bad, on=["prompt_id", "teacher"], how="semi").group_by("prompt_id").agg(pl.col("reward").max())
+        )
+        least = sound.group_by("prompt_id").agg(pl.col("reward").min())
+        assert least.join(lost, on="prompt_id").filter(pl.col("reward") <= pl.col("reward_right")).is_empty()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from benchmarks.servers import run
-from persyn.cost import Prices, TokenPrice, build_ledger
+from persyn.cost import Paid, Prices, TokenPrice, build_ledger
 from persyn.defects import Policies, drop_reason, find_defects
 from persyn.errors import InputError
 from persyn.generation import Sampling, Teacher
@@ -161,7 +161,7 @@ def test_what_failures_cost_is_in_the_budget_and_the_ledger(tmp_path: Path) -> N
     own = table.select("num_prompt_tokens", "num_response_tokens").sum().row(0)
     assert Budget().spent(tmp_path) == sum(own) + sum(lost["t"].values())
     prices = Prices(teachers={"t": TokenPrice(input=1e6, output=1e6)})
-    ledger = build_ledger(PROMPTS, table, {}, prices, lost=lost)
+    ledger = build_ledger(PROMPTS, table, {}, prices, paid_for=Paid(lost))
     assert ledger["lost"] == lost
     assert ledger["money"]["spent"] == Budget().spent(tmp_path)
     assert "lost" not in build_ledger(PROMPTS, table, {}, prices)

@@ -30,6 +30,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_the_student_itself_is_asked_and_is_no_teacher() -> None:
+    found = Snapshot({"teachers": {"a": {}, "me": {"is_student": True}, "b": None}})
+    assert (found.asked, found.teachers, found.student) == (["a", "me", "b"], ["a", "b"], "me")
+    other = found.replace(params={"teachers": {"a": {}, "c": {}}})
+    assert (other.teachers, other.student) == (["a", "c"], "")
+
+
 def test_what_is_not_made_is_left_out(project: Path) -> None:
     with open_snapshot() as found:
         assert (found.teachers, found.strategies, found.anchored) == (["a", "b"], ["persyn", "strong"], ["b"])

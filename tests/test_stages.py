@@ -170,6 +170,30 @@ def test_no_answer_is_paid_for_twice(project: Path) -> None:
     assert counts["kept"] == 24 - sum(counts["dropped"].values())
 
 
+def test_the_student_itself_responds_to_the_parallel_set_and_to_nothing_else(project: Path) -> None:
+    """It is in the tables of what was asked and scored, in the ledger, and in nothing that routes or trains."""
+    params = YAML(typ="safe", pure=True).load(project / PARAMS)
+    teachers, strategies = list(params["teachers"]), list(params["strategies"])
+    entry = dict(params["teachers"]["smollm2-terse"], training="forbidden", is_student=True)
+    params["teachers"]["me"] = {name: value for name, value in entry.items() if name != "system"}
+    params["rewards"]["unsolved"] = 0.5
+    YAML().dump(params, project / PARAMS)
+    run_up_to_routed([*teachers, "me"], strategies)
+    assert {file.stem for file in Path("data/learnability").iterdir()} == set(teachers)
+    for table in ("rewards", "routes/persyn", "routed/strong", "routed/random"):
+        assert set(pl.read_parquet(f"data/{table}.parquet")["teacher"]) <= set(teachers)
+    assert set(pl.read_parquet("data/defects.parquet")["teacher"]) <= {*teachers, "me"}
+    assert json.loads(Path("metrics/router.json").read_text())["share"].keys() == set(teachers)
+    counts = json.loads(Path("metrics/rewards.json").read_text())
+    assert counts["teachers"].keys() == set(teachers)
+    assert counts["unsolved"]["prompts"] + counts["unsolved"]["left_out"]["response"] == counts["kept"] == 8
+    ledger = json.loads(Path("metrics/cost.json").read_text())
+    assert ledger["parallel"]["me"]["calls"] == 8
+    assert ledger["generate_then_select"]["calls"] == 36
+    assert ledger["total"]["spent"]["calls"] == len(answered()) == paid()
+    assert {name for _, name in answered()} == {*teachers, "me"}
+
+
 def test_unknown_tasks_teachers_and_packages_are_named(project: Path) -> None:
     params = YAML(typ="safe", pure=True).load(project / PARAMS)
     params["evaluation"]["tasks"] = ["persyn_maths"]

@@ -42,6 +42,15 @@ def test_what_nobody_looked_up_is_one_warning(caplog: pytest.LogCaptureFixture) 
     assert record.getMessage().startswith("a, b: whether the outputs may train other models is unknown")
 
 
+def test_the_terms_of_the_student_itself_do_not_matter(caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is trained on what it responds."""
+    for training in ("forbidden", "unknown"):
+        itself = {name: teacher.changed(is_student=True) for name, teacher in stub_teachers("m", training).items()}
+        with caplog.at_level(logging.WARNING, "persyn"):
+            check_terms(stub_teachers("a") | itself, Licenses())
+    assert not caplog.records
+
+
 def test_mistakes_are_named() -> None:
     params = tiny_params("m")
     entry = params["teachers"]["gpt-4"] = {**params["teachers"]["smollm2-terse"], "training": "alowed"}

@@ -88,6 +88,20 @@ def test_a_prompt_is_followed_from_responses_to_datasets() -> None:
         assert piece in text
 
 
+def test_the_students_own_response_is_shown_as_such() -> None:
+    run = made({"a": "Hi!", "b": "Hello."})
+    params = {**run.params, "teachers": {"a": {}, "b": {"is_student": True}}}
+    rewards = run.need("rewards").filter(teacher="a")
+    found = trace(run.replace(params=params, rewards=rewards, learnability={"a": run.learnability["a"]}))
+    assert found["student"] == "b"
+    assert [(row["teacher"], row["quality"], row["reward"]) for row in found["responses"]] == [
+        ("a", 1.0, 1.0),
+        ("b", 0.0, None),
+    ]
+    assert found["missing"] == ["defects"], "it has no learnability"
+    assert "b, the student itself: stop, 10 + 1 tokens, quality 0" in printed(found)
+
+
 @pytest.mark.parametrize(
     ("text", "finish", "reason"),
     [("", "error", "error"), ("cut", "length", "length"), (" ", "stop", "empty"), ("worse", "stop", "second")],

@@ -47,6 +47,8 @@ def generate(
     params = read_params()
     if teacher is not None and teacher not in params.teachers:
         raise InputError(f"--teacher {teacher!r} is not in params.yaml{nearest(teacher, params.teachers)}")
+    for line in params.told if teacher in (None, params.asked_student) else ():
+        typer.echo(line, err=True)
     wanted = _wanted([teacher] if teacher else list(params.teachers), params, prompts, routes)
     check_asking({name: [table] for name, table in wanted.items()}, params.teachers, params.licenses, store_folder())
     budget = params.budget.divided(store_folder(), part[1])

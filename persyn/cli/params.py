@@ -28,7 +28,9 @@ def params(
         try:
             read = read_params(path)
             check_tasks(path.parent / "tasks", read.evaluation.tasks)
-            typer.echo(f"{path}: ok, {len(read.teachers)} teachers, {len(read.strategies)} strategies")
+            typer.echo(f"{path}: ok, {len(read.pool)} teachers, {len(read.strategies)} strategies")
+            for line in read.told:
+                typer.echo(f"{path}: {line}")
         except InputError as error:
             mistakes += error.args
     if mistakes:

@@ -46,7 +46,7 @@ def plan(
         _probe(prompts, read, folder, probe)
     files = {name: data / "routes" / f"{name}.parquet" for name in read.strategies}
     made = {name: read_table(file, ROUTES) for name, file in files.items() if file.is_file()}
-    routes = known_routes(prompts, list(teachers), read.strategies, made)
+    routes = known_routes(prompts, list(read.pool), read.strategies, made)
     scores = {name: data / "quality" / f"{name}.parquet" for name in teachers}
     scored = {name: read_table(file, QUALITY) for name, file in scores.items() if file.is_file()}
     checks = Checks(read.quality, read.dataset, scored, _tried(data, read, routes) if read.dataset.retries else [])
@@ -54,6 +54,7 @@ def plan(
     found = build_plan(prompts, teachers, read.strategies, routes, *paying, checks)
     found["prompts"]["from"], found["refused"] = origin, refused_teachers(teachers, read.licenses)
     found["precomputed"] = [name for name, teacher in teachers.items() if teacher.precomputed]
+    found["told"] = read.told
     typer.echo(json.dumps(found, indent=2) if as_json else plan_text(found))
 
 
@@ -79,7 +80,7 @@ def ledger(data: Data = Path("data")) -> None:
     """What the results cost: calls and tokens spent, cached and saved, and money at the prices now in params.yaml."""
     import polars as pl
 
-    from persyn.cost import build_ledger
+    from persyn.cost import Paid, build_ledger
     from persyn.planning.text import ledger_text
     from persyn.planning.usage import batched_pairs
     from persyn.project.params import read_params
@@ -93,11 +94,13 @@ def ledger(data: Data = Path("data")) -> None:
     routed = read_folder(data / "routed", list(params.strategies), RESPONSES)
     prompts = read_table(data / "prompts.parquet", PROMPTS)
     judge = judge_ledger(prompts, [parallel, *routed.values()], store_folder(), params.quality)
-    lost = count_lost(asked_of([parallel, *routed.values()], prompts), params.teachers, store_folder())
-    batched = batched_pairs(prompts, params.teachers, store_folder())
+    paid_for = Paid(
+        count_lost(asked_of([parallel, *routed.values()], prompts), params.teachers, store_folder()),
+        batched_pairs(prompts, params.teachers, store_folder()),
+    )
     files = {name: data / "routes" / f"{name}.parquet" for name in routed}
     routes = {name: read_table(file, ROUTES) for name, file in files.items() if file.is_file()}
-    ledger = build_ledger(prompts, parallel, routed, params.prices, judge, lost, batched, routes)
+    ledger = build_ledger(prompts, parallel, routed, params.prices, judge, paid_for, routes, params.asked_student)
     typer.echo(ledger_text(ledger))
 
 

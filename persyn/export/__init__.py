@@ -265,13 +265,15 @@ def score_lines(params: Mapping[str, Any]) -> list[str]:
     )
     slope = rewards.get("alpha_slope") or 0.0
     weight = f"; alpha follows the prompt, by a slope of {slope:g}" if slope else ""
+    unsolved = rewards.get("unsolved") or 0.0
+    plus = f", plus {unsolved:g} quality (0 to 1) as far as the student itself fails" if unsolved else ""
     length = ", of quality freed from what length alone brings" if rewards.get("length_control") else ""
     return [
         f"quality: {markdown_text(methods + (f'; model {models}' if models else ''))}. Scales differ by method.",
         f"learnability: {learnability} of the answer under the student before training (mean\\_logprob: nats a token).",
         f"reward: (1 - alpha) quality + alpha learnability, both normalised "
         f"({markdown_text(rewards.get('normalization', 'min_max'))}) over the teachers of one prompt"
-        f"{length}{minus}{weight}.",
+        f"{length}{plus}{minus}{weight}.",
     ]
 
 

@@ -203,6 +203,10 @@ class Teacher(Settings):
     """Family of models, for the strategy family_strong."""
     anchors: Annotated[int, Field(ge=1)] | None = None
     """How many parallel prompts it responds to: they place it beside the trained router. null: all of them."""
+    is_student: bool = False
+    """Whether it is the student itself, before any tuning: it responds to the parallel set, so that `rewards.unsolved`
+    knows what it cannot do. No prompt is routed to it and nothing of it is trained on, so its terms do not matter. Its
+    model must be `student.model`; one teacher at most."""
     precomputed: Precomputed | None = None
     """A data set of responses that it has already given, used instead of asking it."""
     samples: Annotated[int, Field(ge=1)] = 1
@@ -215,6 +219,17 @@ class Teacher(Settings):
         if self.samples > 1 and (self.sampling.temperature == 0 or self.precomputed):
             cause = "it has precomputed responses" if self.precomputed else "temperature 0 makes all samples alike"
             raise Misfit("samples", f"is {self.samples}, but {cause}; it must be 1")
+        return self
+
+    @model_validator(mode="after")
+    def _is_student_untuned_and_whole(self) -> Self:
+        if self.is_student:
+            for field, why in (
+                ("anchors", "responds to all parallel prompts"),
+                ("adapter", "is asked before any tuning"),
+            ):
+                if (value := getattr(self, field)) is not None:
+                    raise Misfit(field, f"is {shown(value)}, but is_student is true, and the student {why}; {REMOVE}")
         return self
 
     @model_validator(mode="before")
@@ -389,6 +404,11 @@ def check_taken(teacher: Teacher) -> None:
     """Raise InputError, with a line for each, if the teacher's backend does not honour all its settings."""
     if wrong := untaken(teacher):
         raise InputError(*(f"{teacher.model}: {'.'.join(place)} {text}" for place, text in wrong))
+
+
+def pool_of(teachers: Mapping[str, Teacher]) -> dict[str, Teacher]:
+    """The teachers that prompts may be routed to: all but the one that is the student itself."""
+    return {name: teacher for name, teacher in teachers.items() if not teacher.is_student}
 
 
 def anchored_teachers(teachers: Mapping[str, Teacher]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pydantic import Field
 
 from persyn.errors import InputError
-from persyn.generation import Teacher
+from persyn.generation import Teacher, pool_of
 from persyn.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -20,11 +20,13 @@ class Licenses(Settings):
 
 
 def refused_teachers(teachers: Mapping[str, Teacher], licenses: Licenses) -> list[str]:
-    """Teachers whose terms forbid training other models, and that the user did not allow nevertheless."""
+    """Teachers whose terms forbid training other models, and that the user did not allow nevertheless. Nothing is
+    trained on what the student itself responds.
+    """
     return [
         name
         for name, teacher in teachers.items()
-        if teacher.training == "forbidden" and name not in licenses.allow_forbidden
+        if teacher.training == "forbidden" and not teacher.is_student and name not in licenses.allow_forbidden
     ]
 
 
@@ -44,7 +46,7 @@ def check_terms(teachers: Mapping[str, Teacher], licenses: Licenses) -> None:
             f"({teacher.terms or f'licence {teacher.license}'}); remove it from teachers, or, if you have permission "
             f"to use it, name it in licenses.allow_forbidden"
         )
-    unknown = [name for name, teacher in teachers.items() if teacher.training == "unknown"]
+    unknown = [name for name, teacher in pool_of(teachers).items() if teacher.training == "unknown"]
     if unknown:
         logger.warning(
             "%s: whether the outputs may train other models is unknown; read the terms and set `training` of each",

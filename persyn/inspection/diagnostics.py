@@ -39,7 +39,9 @@ def find_signatures(run: Snapshot) -> list[Signature]:
         One Signature each, in the order of the pipeline: `watch` from the first of its two thresholds (above) on,
         `alarm` from the second.
     """
-    counts, router = run.metric("defects"), run.metric("router")
+    counts, router = {**run.metric("defects")}, run.metric("router")
+    responses = {name: table for name, table in run.responses.items() if name != run.student}
+    counts.pop(run.student, None)
     return [
         _cut(counts),
         _defect("error", "a call failed: there is no response", counts),
@@ -49,7 +51,7 @@ def find_signatures(run: Snapshot) -> list[Signature]:
         _few("few held-out prompts", "what is said of the router rests on few", router.get("num_held_out"), HELD_OUT),
         _collapsed(router),
         _controls(router),
-        _longer(run.metric("allocation").get("persyn", {}), run.responses),
+        _longer(run.metric("allocation").get("persyn", {}), responses),
         _dropped(run.metric("dataset")),
         _endless(run.samples),
     ]

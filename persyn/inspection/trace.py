@@ -69,9 +69,10 @@ def trace_prompt(
         limits: the limits on the rows of a teacher or a source that are set; one of them may be why a row was dropped.
 
     Returns:
-        The columns of its row in PROMPTS; router: `role`; responses: the row of each teacher that responded, with
-        quality, learnability, truncated, reward (None: not made, or left out), defects (their names) and best (whether
-        its reward is the highest); pairs: winner, loser, margin; strategies: name -> the rows of its routes and of the
+        The columns of its row in PROMPTS; router: `role`; student: the name of the student itself, where it was asked
+        as a teacher is; responses: the row of each teacher, and of the student, that responded, with quality,
+        learnability, truncated, reward (None: not made, or left out), defects (their names) and best (whether its
+        reward is the highest); pairs: winner, loser, margin; strategies: name -> the rows of its routes and of the
         teachers asked after them, with the routed response, `kept` (whether it is in the dataset; None: not made) and
         `reason` (why not, as build_dataset counts them; outdated: the dataset was made from other routes or
         parameters); missing: parts not made yet.
@@ -80,6 +81,7 @@ def trace_prompt(
     responses = _responses(made, prompt)
     return prompt | {
         "router": role,
+        "student": made.student or None,
         "responses": responses,
         "pairs": _rows(made.pairs, prompt_id, "winner", "loser", "margin"),
         "strategies": {name: _routes(made, name, prompt, policies, required, limits) for name in made.routes},
@@ -119,7 +121,8 @@ def _missing(made: Snapshot) -> list[str]:
     """Parts that are not made yet; if some teachers or strategies have a part, the names of the others."""
     found = []
     for part in MADE:
-        tables, names = getattr(made, part), made.teachers if part in MADE[:3] else made.strategies
+        tables = getattr(made, part)
+        names = getattr(made, getattr(vars(Snapshot)[part], "names", "strategies"))
         if tables is None or (isinstance(tables, Mapping) and not tables):
             found.append(part)
         elif isinstance(tables, Mapping) and (others := [name for name in names if name not in tables]):

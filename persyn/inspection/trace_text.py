@@ -38,7 +38,8 @@ def trace_text(found: Mapping[str, Any]) -> RenderableType:
     )
     parts: list[RenderableType] = [*_panel(as_text(found["prompt"]), f"prompt {found['prompt_id']}"), facts, Text("")]
     for row in found["responses"]:
-        parts += _panel(row["response"], row["teacher"] + (", best" if row["best"] else ""), _scores(row))
+        said = ", best" if row["best"] else ", the student itself" if row["teacher"] == found["student"] else ""
+        parts += _panel(row["response"], row["teacher"] + said, _scores(row))
     if found["pairs"]:
         rows = [(row["winner"], row["loser"], row["margin"]) for row in found["pairs"]]
         parts.append(rows_table("pairs", ["winner", "loser", "margin"], rows, ["margin"]))

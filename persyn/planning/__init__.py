@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 
 from persyn.cost import JUDGE, Prices
-from persyn.generation import Teacher
+from persyn.generation import Teacher, pool_of
 from persyn.generation.budget import Budget
 from persyn.generation.requests import each_sample
 from persyn.planning.intervals import Interval, Use, add, between, either, lower
@@ -85,7 +85,8 @@ def build_plan(
     first = parallel.join(paid, on=PAIR, how="anti")
     have = pl.concat([parallel.select(PAIR), paid]).unique()
     asked = {
-        name: _asked(sized, list(teachers), strategy, routes.get(name), have) for name, strategy in strategies.items()
+        name: _asked(sized, list(pool_of(teachers)), strategy, routes.get(name), have)
+        for name, strategy in strategies.items()
     }
     total = _total(sized, first, asked, forecasts, have)
     again = retry_of(prompts, sized, checks, forecasts)
@@ -164,7 +165,7 @@ def _compared(
     """
     rest = sized.join(parallel, on="prompt_id", how="anti")
     known, unknown = [parallel[:0].select(PAIR)], [parallel[:0].select(PAIR)]
-    repeated = [name for name, teacher in teachers.items() if teacher.samples > 1]
+    repeated = [name for name, teacher in pool_of(teachers).items() if teacher.samples > 1]
     for name, strategy in strategies.items():
         second = isinstance(strategy, Persyn) and strategy.second_below is not None
         if name in routes:
@@ -219,7 +220,8 @@ def _total(
     unknown = [one for one in asked.values() if one.pairs is None]
     if unknown:
         most = add([_uses(one, forecasts)[ANY] for one in unknown])
-        pairs = sized.join(pl.DataFrame({"teacher": list(forecasts)}), how="cross").join(have, on=PAIR, how="anti")
+        pool = [name for name, one in forecasts.items() if not one.teacher.is_student]
+        pairs = sized.join(pl.DataFrame({"teacher": pool}), how="cross").join(have, on=PAIR, how="anti")
         rest = pairs.join(together, on=PAIR, how="anti")
         most = lower(most, add(list(_by_teacher(rest, forecasts, dict.fromkeys(forecasts, len(unknown))).values())))
         least = [
@@ -245,12 +247,13 @@ def _against(
     """The use of all teachers on all prompts, and how many times fewer calls each strategy needs with the parallel set;
     the store is ignored.
     """
-    use = add([one.use(sized["size"].to_numpy()) for one in forecasts.values()])
+    pool = {name: one for name, one in forecasts.items() if not one.teacher.is_student}
+    use = add([one.use(sized["size"].to_numpy()) for one in pool.values()])
     fewer = {}
     samples = {name: one.teacher.samples for name, one in forecasts.items()}
     first = sum(samples[name] for name in parallel["teacher"])
     for name, strategy in strategies.items():
-        asked = _asked(sized, list(forecasts), strategy, routes.get(name), parallel.select(PAIR))
+        asked = _asked(sized, list(pool), strategy, routes.get(name), parallel.select(PAIR))
         retried = add(list(again(routes.get(name), asked.allowed, parallel.select(PAIR)).uses.values())).calls
         calls = [first + one + other for one, other in zip(asked.calls(samples), retried, strict=True)]
         fewer[name] = [use.calls[0] / number for number in reversed(calls)]
@@ -260,11 +263,14 @@ def _against(
 def _scores(
     prompts: pl.DataFrame, parallel: pl.DataFrame, teachers: Mapping[str, Teacher], methods: Mapping[Any, str]
 ) -> dict[str, Any]:
-    """Numbers of responses scored by each method of quality, and for learnability; the sums do not include them."""
+    """Numbers of responses scored by each method of quality, and for learnability (which the student's own have not);
+    the sums do not include them.
+    """
     parallel = pl.concat(each_sample(parallel.filter(teacher=name), one).select(PAIR) for name, one in teachers.items())
+    learnt = parallel.filter(pl.col("teacher").is_in(list(pool_of(teachers))))
     domains = parallel.join(prompts.select("prompt_id", "domain"), on="prompt_id", validate="m:1")["domain"]
     counts = Counter(methods.get(domain, "no method") for domain in domains.cast(pl.String))
-    return {"quality": dict(sorted(counts.items())), "learnability": parallel.height}
+    return {"quality": dict(sorted(counts.items())), "learnability": learnt.height}
 
 
 def _verdict(total: Use, folder: Path, budget: Budget) -> dict[str, Any] | None:

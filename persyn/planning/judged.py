@@ -82,7 +82,8 @@ def _unjudged(
     """
     ends: tuple[list[float], list[float]] = ([], [])
     for prompt_id, teacher, size in pairs.select("prompt_id", "teacher", "size").iter_rows():
-        known = [forecasts[teacher]] if teacher else list(forecasts.values())
+        pool = [one for one in forecasts.values() if not one.teacher.is_student]
+        known = [forecasts[teacher]] if teacher else pool
         least, most = zip(*map(_response_bytes, known), strict=True)
         for sample in range(max(one.teacher.samples for one in known)):
             text = texts.get((prompt_id, teacher, sample))

@@ -80,7 +80,7 @@ def ledger_text(ledger: Mapping[str, Any]) -> str:
 
 def _notes(plan: Mapping[str, Any]) -> list[str]:
     """Lines about what is uncertain, or prevents the run."""
-    lines = []
+    lines = [f"{line[0].upper()}{line[1:]}." for line in plan.get("told", ())]
     if unseen := [name for name, count in plan["seen"].items() if count < 2]:
         lines.append(f"No responses seen yet of {_names(unseen, plan)}: `persyn plan --probe 8` asks for some first.")
     if plan["above_limit"]:

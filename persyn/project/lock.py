@@ -27,7 +27,7 @@ def check_lock(snapshot: Snapshot, strategy: str | None) -> None:
         return None if content is None else hashlib.md5(content, usedforsecurity=False).hexdigest()
 
     locked = _stages(snapshot)
-    of_teachers = [f"{kind}@{name}" for name in snapshot.teachers for kind in ("responses", "quality")]
+    of_teachers = [f"{kind}@{name}" for name in snapshot.asked for kind in ("responses", "quality")]
     of_strategy = [f"{kind}@{strategy}" for kind in ("routes", "routed", "dataset")]
     for stage in ["prompts", *of_teachers, "rewards", *(["router", *of_strategy] if strategy else ["learnability"])]:
         entry = locked.get(stage) or {}

@@ -17,7 +17,7 @@ from persyn.dataset import DatasetSettings
 from persyn.defects import Policies
 from persyn.errors import InputError, nearest
 from persyn.evaluation import EvaluationSettings, EvaluationSpeed, Finished
-from persyn.generation import BACKENDS, BackendSpeed, Teacher, anchored_teachers, backend_class, untaken
+from persyn.generation import BACKENDS, BackendSpeed, Teacher, anchored_teachers, backend_class, pool_of, untaken
 from persyn.generation.budget import Budget
 from persyn.generation.terms import Licenses
 from persyn.learnability import LearnabilitySettings, LearnabilitySpeed
@@ -83,6 +83,26 @@ class Params(Settings):
     budget: Budget
     prices: Prices
     speed: Speed
+
+    @property
+    def pool(self) -> dict[str, Teacher]:
+        """As pool_of."""
+        return pool_of(self.teachers)
+
+    @property
+    def asked_student(self) -> str:
+        """The teacher that is the student itself; empty if there is none."""
+        return next((name for name in self.teachers if name not in self.pool), "")
+
+    @property
+    def told(self) -> list[str]:
+        """What is allowed, but surely not meant, a line each."""
+        if not self.asked_student or self.rewards.unsolved:
+            return []
+        return [
+            f"teachers.{self.asked_student} is the student, and rewards.unsolved is 0: its responses are paid for and "
+            f"change no reward; set rewards.unsolved, or remove it"
+        ]
 
     @property
     def anchored(self) -> list[str]:
@@ -153,6 +173,7 @@ class Params(Settings):
         ]
         wrong += self._untrained_routers()
         wrong += self._without_scores()
+        wrong += self._student_as_teacher([(at, name) for at, name in named if at[0] in ("licenses", "strategies")])
         wrong += [
             (("teachers", name, *place), text)
             for name, teacher in self.teachers.items()
@@ -220,6 +241,45 @@ class Params(Settings):
             for name, teacher in self.teachers.items()
             if given and (teacher.precomputed is None or teacher.precomputed.score is None)
         ]
+
+    def _student_as_teacher(self, routed: list[tuple[tuple[Any, ...], str]]) -> list[tuple[tuple[Any, ...], str]]:
+        """What is wrong with the teacher that is the student, and with rewards.unsolved, which needs it.
+
+        Args:
+            routed: places that name a teacher to route to or to train on, and the names.
+        """
+        unsolved, name = self.rewards.unsolved, self.asked_student
+        wrong: list[tuple[tuple[Any, ...], str]] = [
+            (at, f"names {named!r}, which is the student itself: no prompt is routed to it and it trains nothing")
+            for at, named in routed
+            if named == name
+        ]
+        if unsolved and not name:
+            text = f"is {unsolved:g}, but no teacher is the student; add one with student.model and is_student: true"
+            wrong.append((("rewards", "unsolved"), text))
+        acts = self.quality.scales.keys() - self.rewards.gate.keys()
+        if unsolved and not acts & {source.domain for source in self.prompts.sources}:
+            text = f"is {unsolved:g}, but every domain has a gate, or a quality without a scale (reward_model, given)"
+            wrong.append((("rewards", "unsolved"), f"{text}; set it to 0"))
+        if not name:
+            return wrong
+        student, what = self.teachers[name], ["model", "revision"]
+        if not self.pool:
+            wrong.append((("teachers",), f"has only {name}, which is the student; add one that it can learn from"))
+        if student.backend == "openai" and student.revision is None:
+            what.remove("revision")  # a server knows none
+        wrong += [
+            (
+                ("teachers", name, field),
+                f"is {shown(getattr(student, field))}, but is_student is true: it must be student.{field}, "
+                f"{shown(getattr(self.student, field))}",
+            )
+            for field in what
+            if getattr(student, field) != getattr(self.student, field)
+        ]
+        others = [other for other in self.teachers if other != name and other not in self.pool]
+        text = f"is true, and teachers.{name} is the student already; one is enough"
+        return wrong + [(("teachers", other, "is_student"), text) for other in others]
 
 
 def read_params(path: Path | str | None = None) -> Params:

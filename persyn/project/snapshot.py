@@ -37,7 +37,9 @@ class Table:
 
 
 class Tables(Table):
-    """The tables of all teachers or strategies, by name, without those that are not made yet."""
+    """The tables of all teachers (`asked`: and of the student itself) or strategies, by name, without those that are
+    not made yet.
+    """
 
     def __init__(self, names: str, path: str, schema: pl.Schema | None = None) -> None:
         super().__init__(path, schema)
@@ -83,8 +85,8 @@ class Snapshot:
     """
 
     prompts = Table("data/prompts.parquet", schemas.PROMPTS)
-    responses = Samples("teachers", "data/responses/{}.parquet", schemas.RESPONSES)
-    quality = Samples("teachers", "data/quality/{}.parquet", schemas.QUALITY)
+    responses = Samples("asked", "data/responses/{}.parquet", schemas.RESPONSES)
+    quality = Samples("asked", "data/quality/{}.parquet", schemas.QUALITY)
     learnability = Samples("teachers", "data/learnability/{}.parquet", schemas.LEARNABILITY)
     defects = Taken("data/defects.parquet", schemas.DEFECTS)
     rewards = Table("data/rewards.parquet", schemas.REWARDS)
@@ -125,6 +127,9 @@ class Snapshot:
         for name in made:
             if name not in vars(self) and not isinstance(vars(Snapshot).get(name), Table | cached_property):
                 raise TypeError(f"a Snapshot has no {name}")
+        if "params" in made:  # whoever they named before
+            for name in ("teachers", "student"):
+                vars(self).pop(name, None)
         vars(self).update(made)
         self._every = {name: tables for name, tables in self._every.items() if name not in made}
 
@@ -156,8 +161,18 @@ class Snapshot:
 
     @cached_property
     def teachers(self) -> Sequence[str]:
-        """Their names, in the order of params.yaml."""
+        """Their names, in the order of params.yaml, without the one that is the student itself."""
+        return [name for name in self.asked if name != self.student]
+
+    @property
+    def asked(self) -> Sequence[str]:
+        """All that respond to the parallel set: the teachers, and the student itself where params.yaml says so."""
         return list(self.section("teachers"))
+
+    @cached_property
+    def student(self) -> str:
+        """The teacher of params.yaml that is the student itself; empty if there is none."""
+        return next((name for name, entry in self.section("teachers").items() if (entry or {}).get("is_student")), "")
 
     @cached_property
     def strategies(self) -> Sequence[str]:

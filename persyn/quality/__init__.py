@@ -69,6 +69,14 @@ class QualitySettings(Settings):
         return self
 
     @property
+    def scales(self) -> dict[str, tuple[float, float]]:
+        """Domain -> its lowest and highest quality. A reward model's scores and given ones have none that are known."""
+        ends = dict.fromkeys((*VERIFIERS, "unit_tests"), (0.0, 1.0))
+        if self.judge and self.judge.lowest < self.judge.highest:
+            ends["judge"] = (self.judge.lowest, self.judge.highest)
+        return {domain: ends[method] for domain, method in self.methods.items() if method in ends}
+
+    @property
     def at_once(self) -> int | None:
         """Prompts whose responses are scored in one call; None: any number. `given` reads its data sets in each call,
         and looks whether a teacher has any score: it gets all of them at once.

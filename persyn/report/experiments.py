@@ -10,9 +10,10 @@ from persyn.defects import Policies
 from persyn.errors import InputError
 from persyn.plots import allocation_curve, alpha_curve
 from persyn.project.snapshot import Snapshot, changed_values
+from persyn.quality import QualitySettings
 from persyn.report import charts
 from persyn.report.page import REFERENCE, Chart, Section, Table, decimal, listed, percent, teacher_looks
-from persyn.rewards import RewardSettings
+from persyn.rewards import RewardSettings, with_student
 
 OUTSIDE = ("budget", "licenses", "prices", "speed", "strategies")
 """Sections of params.yaml that do not change the results of persyn."""
@@ -28,10 +29,13 @@ def alpha_section(run: Snapshot) -> Section:
     if missing or defects is None or "alpha" not in params:
         missing += ["defects"] * (defects is None)
         return Section("alpha", title, lead, missing=missing or ["rewards"])
-    tables = pl.concat(run.quality.values()), pl.concat(run.learnability.values()), defects
+    quality = dict(run.quality)
+    own = quality.pop(run.student, None)
+    tables = pl.concat(quality.values()), pl.concat(run.learnability.values()), defects
     try:
         how = Policies.parse(policies, "defects"), RewardSettings.parse(params, "rewards")
-        curve = alpha_curve(*tables, list(run.section("teachers")), *how, run.anchored, run.prompts)
+        domains = run.prompts if own is None else _with_own(run, own, how[0])
+        curve = alpha_curve(*tables, run.teachers, *how, run.anchored, domains)
     except InputError as error:  # a teacher may have no scores yet
         return Section("alpha", title, lead, notes=[f"This cannot be drawn: {error}."])
     scores = _alpha_scores(run)
@@ -54,6 +58,12 @@ def alpha_section(run: Snapshot) -> Section:
     ]
     table = Table("Best on, by alpha", ["alpha", *there], rows, folded=True)
     return Section("alpha", title, lead, drawn, [table], by_anchors(run))
+
+
+def _with_own(run: Snapshot, own: pl.DataFrame, policies: Policies) -> pl.DataFrame:
+    """As with_student; of several samples of the student the first."""
+    scales = QualitySettings.parse(run.section("quality"), "quality").scales
+    return with_student(run.need("prompts"), own, run.need("defects"), policies, scales)
 
 
 def by_anchors(run: Snapshot) -> list[str]:

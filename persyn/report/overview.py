@@ -27,7 +27,7 @@ def facts(run: Snapshot) -> list[tuple[str, str]]:
     methods = run.section("quality").get("methods") or {}
     found = [
         ("student", student.get("model")),
-        (f"{len(run.section('teachers'))} teachers", listed(list(run.section("teachers")))),
+        (f"{len(run.teachers)} teachers", listed(run.teachers)),
         ("alpha", f"{rewards['alpha']:g} (the weight of learnability)" if "alpha" in rewards else None),
         ("quality by", ", ".join(f"{method} ({domain})" for domain, method in methods.items())),
         ("learnability by", run.section("learnability").get("method")),
@@ -125,9 +125,11 @@ def flow(run: Snapshot) -> list[Step]:
             Step("kept", count(prompts["kept"]), ", ".join(f"{n:,} {name}" for name, n in prompts["domains"].items())),
             Step("parallel", count(prompts["parallel"]), _parallel(run)),
         ]
-    responses = sum(table.height for table in run.responses.values())
-    responses = responses or sum(found["responses"] for found in run.metric("defects").values())
-    steps.append(_responses(run, responses) if responses else Step("responses", missing="responses"))
+    counts = {name: table.height for name, table in run.responses.items()}
+    counts = counts or {name: found["responses"] for name, found in run.metric("defects").items()}
+    counts.pop(run.student, None)
+    responses = sum(counts.values())
+    steps.append(_responses(run, len(counts), responses) if responses else Step("responses", missing="responses"))
     if rewards:
         out = sum(rewards["dropped"].values())
         detail = f"incomplete: {out:,}, all equal: {rewards['ties']:,}, penalised responses: {rewards['penalised']:,}"
@@ -179,9 +181,8 @@ def lanes(run: Snapshot) -> Table:
     )
 
 
-def _responses(run: Snapshot, responses: int) -> Step:
-    teachers = len(run.responses) or len(run.metric("defects"))
-    whole = len(run.section("teachers"))
+def _responses(run: Snapshot, teachers: int, responses: int) -> Step:
+    whole = len(run.teachers)
     some = f" of {whole}" if teachers < whole else ""
     return Step("responses", count(responses), f"of {teachers}{some} teachers")
 

@@ -17,7 +17,7 @@ def teacher_looks(run: Snapshot) -> dict[str, Look]:
     """Teacher -> its look: those of params.yaml, then any other with an allocation."""
     shown = (run, *run.experiments)
     others = {teacher for each in shown for found in each.metric("allocation").values() for teacher in found["share"]}
-    return looks([*run.section("teachers"), *sorted(others)])
+    return looks([*run.teachers, *sorted(others)])
 
 
 def strategy_looks(run: Snapshot) -> dict[str, Look]:

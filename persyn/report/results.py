@@ -189,10 +189,11 @@ def money_of(run: Snapshot, cost: Any) -> Any:
     prices = Prices.parse(run.section("prices"), "prices")
     routed = run.every("routed")
     tables = run.every("responses"), {name: routed[name] for name in cost["routed"] if name in routed}
-    if run.prompts is None or set(tables[0]) != set(run.teachers) or set(tables[1]) != set(cost["routed"]):
+    if run.prompts is None or set(tables[0]) != set(run.asked) or set(tables[1]) != set(cost["routed"]):
         return None
     parallel = pl.concat(alike([*tables[0].values()]))
-    return build_ledger(run.prompts, parallel, tables[1], prices, cost.get("judge"))["money"]
+    ledger = build_ledger(run.prompts, parallel, tables[1], prices, cost.get("judge"), student=run.student)
+    return ledger["money"]
 
 
 def _retries(cost: Any) -> list[str]:

@@ -69,7 +69,7 @@ def build_sample(run: Snapshot, *, limit: int = 5000, max_bytes: int = 4_000_000
         responses, chosen = _responses(ids, run), _chosen(ids, run)
         others = pl.concat([responses["teacher"], chosen["teacher"]]).unique().sort()
         names = {
-            "teachers": list(dict.fromkeys([*run.responses, *others])),
+            "teachers": list(dict.fromkeys([*(name for name in run.responses if name != run.student), *others])),
             "strategies": list(run.routes),
             "defects": KINDS,
             "finish_reasons": FINISH_REASONS.categories.to_list(),
@@ -111,14 +111,13 @@ def _responses(ids: pl.DataFrame, run: Snapshot) -> pl.DataFrame:
     """
     bits = pl.sum_horizontal(pl.col(kind).cast(pl.Int64) * 2**bit for bit, kind in enumerate(KINDS))
     scores = [
-        _of(ids, run.quality.values(), QUALITY),
+        _of(ids, [table for name, table in run.quality.items() if name != run.student], QUALITY),
         _of(ids, run.learnability.values(), LEARNABILITY).select(*KEYS, "learnability"),
         _of(ids, [] if run.rewards is None else [run.rewards], REWARDS).select(*KEYS, "reward"),
         _of(ids, [] if run.defects is None else [run.defects], DEFECTS).select(*KEYS, defects=bits),
     ]
-    responses = _of(ids, [*run.responses.values(), *run.routed.values()], RESPONSES).unique(
-        KEYS, keep="first", maintain_order=True
-    )
+    parallel = [table for name, table in run.responses.items() if name != run.student]
+    responses = _of(ids, [*parallel, *run.routed.values()], RESPONSES).unique(KEYS, keep="first", maintain_order=True)
     for table in scores:
         responses = responses.join(table, on=KEYS, how="left", validate="1:1")
     return responses

@@ -37,7 +37,9 @@ def _cost(run: Snapshot) -> str:
         return f"there is no strategy {REFERENCE}." if cost else "not known yet (dvc repro cost)."
     uses = [*cost["parallel"].values(), cost["routed"][REFERENCE]["spent"]]
     calls, tokens = (sum(use[unit] for use in uses) for unit in ("calls", "response_tokens"))
-    used = f"{count(calls)} calls to {len(cost['parallel'])} teachers, {count(tokens)} response tokens"
+    teachers = len(cost["parallel"].keys() - {run.student})
+    who = f"{teachers} teachers" + (" and the student" if run.student in cost["parallel"] else "")
+    used = f"{count(calls)} calls to {who}, {count(tokens)} response tokens"
     money = money_of(run, cost)
     if not money:
         return f"{used}; no teacher has a price (prices in params.yaml), so no sum of money."
