@@ -1,6 +1,7 @@
 """The profile `alpaca`: its files are joined from invented ones, and its parameters read them."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -132,3 +133,9 @@ def test_the_pages_give_the_routers_of_real_teachers_as_they_were_measured() -> 
                 assert any(line.startswith(f"| `{row['router']}`") and told in line for line in science), told
             if row["router"] == "regression":
                 assert any(line.startswith(f"| {alpha}: ") and told in line for line in readme), told
+    gemma = {name.split(", ")[1]: table for name, table in tables.items() if re.fullmatch(r"gemma3.* \d+ prompts", name)}
+    assert sorted(gemma) == ["alpha 0.2", "alpha 0.4", "alpha 0.7", "alpha 1.0"]
+    for name, table in gemma.items():
+        row = next(row for row in table if row["router"] == "regression")
+        told = "| {difference:+.3f} [{low:+.3f}, {high:+.3f}] | {won}, {lost} |".format(**row)
+        assert f"{name.replace('alpha', '|')} {told}" in "\n".join(science), told
