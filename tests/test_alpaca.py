@@ -133,7 +133,9 @@ def test_the_pages_give_the_routers_of_real_teachers_as_they_were_measured() -> 
                 assert any(line.startswith(f"| `{row['router']}`") and told in line for line in science), told
             if row["router"] == "regression":
                 assert any(line.startswith(f"| {alpha}: ") and told in line for line in readme), told
-    gemma = {name.split(", ")[1]: table for name, table in tables.items() if re.fullmatch(r"gemma3.* \d+ prompts", name)}
+    gemma = {
+        name.split(", ")[1]: table for name, table in tables.items() if re.fullmatch(r"gemma3.* \d+ prompts", name)
+    }
     assert sorted(gemma) == ["alpha 0.2", "alpha 0.4", "alpha 0.7", "alpha 1.0"]
     for name, table in gemma.items():
         row = next(row for row in table if row["router"] == "regression")
