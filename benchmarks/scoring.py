@@ -67,8 +67,8 @@ def compare() -> None:
     for name in tqdm(METHODS, desc="methods", unit="method"):
         try:
             results[name] = run(name)
-        except subprocess.CalledProcessError as error:
-            print(f"{name} failed, see above: exit status {error.returncode}", flush=True)  # noqa: T201
+        except subprocess.CalledProcessError as failed:
+            print(f"{name} failed, see above: exit status {failed.returncode}", flush=True)  # noqa: T201
     if not {"naive", "ours"} <= results.keys():
         sys.exit("there is nothing to compare; `make demo` makes the rows")
     naive = results["naive"]
