@@ -24,10 +24,11 @@ from persyn.files import markdown_table, read_json, write_json, write_text
 from persyn.pairs import PairSettings, build_pairs
 from persyn.rewards import RewardSettings, build_rewards
 from persyn.router import Lesson, fit_trusted, train_router
-from persyn.router.features import embed
+from persyn.router.features import Scaling, embed
 from persyn.router.metrics import routing_metrics
 from persyn.router.reading import prompt_texts
 from persyn.router.settings import Method, RouterSettings
+from persyn.router.smoothing import ridge
 from persyn.schemas import DEFECTS, LEARNABILITY, QUALITY
 from persyn.statistics import corrected_interval
 from science.alpaca import PROFILE, ROOT, Corpus, read_corpus, read_scores
@@ -295,6 +296,64 @@ def features_compared(corpus: Corpus, scores: np.ndarray) -> Table:
     return rows
 
 
+def borrowed(study: Study) -> Table:
+    """Ridge regression, half trusted, with prompts weighted by the spread of their rewards, and with what it adds for a
+    teacher tied to what is known of the teacher.
+
+    `correlation`: over the test prompts, of a teacher's reward and what is predicted, both less their means on the
+    prompt; the mean over teachers. The last row has it for a teacher whose rewards are unknown.
+    """
+    teachers, settings = _teacher_features(study.corpus), RouterSettings(model=BACKBONE)
+    onto = teachers @ np.linalg.pinv(teachers)
+    found: dict[str, list[float]] = {}
+    fits: dict[str, list[float]] = {}
+    drawn = splits(len(study.rewards))
+    for train, test in drawn:
+        rewards, mean = study.rewards[train], study.rewards[train].mean(axis=0)
+        scaling = Scaling.fit(study.features[train], settings.components)
+        known, asked = scaling(study.features[train]), scaling(study.features[test])
+        spread = rewards.std(axis=1) / rewards.std(axis=1).mean()
+        plain = _mean_ridge(known, rewards - mean, np.ones(len(train)), settings)
+        said = {
+            "plain": asked @ plain,
+            "prompts weighted by spread": asked @ _mean_ridge(known, rewards - mean, spread, settings),
+            "by the teacher's features alone": asked @ plain @ onto,
+            "half by the teacher's features": asked @ plain @ (np.eye(len(mean)) + onto) / 2,
+        }
+        for name, added in said.items():
+            change = difference(mean + 0.5 * added, study.rewards[test], int(mean.argmax()))
+            found.setdefault(name, []).append(change)
+        each = range(len(mean))
+        others = [np.delete(plain, t, axis=1) @ np.linalg.pinv(np.delete(teachers, t, axis=0)).T for t in each]
+        unknown = np.stack([asked @ others[t] @ teachers[t] for t in each], axis=1)
+        said["a teacher without rewards, by its features"] = unknown
+        for name, added in said.items():
+            pairs = [values - values.mean(axis=1, keepdims=True) for values in (added, study.rewards[test])]
+            correlations = [np.corrcoef(pairs[0][:, t], pairs[1][:, t])[0, 1] for t in each]
+            fits.setdefault(name, []).append(float(np.mean(correlations)))
+    rows = [summary(name, found[name], drawn[0]) if name in found else {"router": name} for name in fits]
+    return [row | {"correlation": float(np.mean(fits[row["router"]]))} for row in rows]
+
+
+def _teacher_features(corpus: Corpus) -> np.ndarray:
+    """(M, 3): 1; log of the size (where nobody says, the mean); log of the mean length of its responses. The last two
+    have mean 0 and deviation 1.
+    """
+    lengths = corpus.responses.group_by("teacher").agg(pl.col("response").str.len_chars().mean())
+    length = dict(lengths.iter_rows())
+    size = np.log(corpus.sizes)
+    long = np.log([length[teacher] for teacher in corpus.teachers])
+    columns = np.stack([np.where(np.isnan(size), np.nanmean(size), size), long], axis=1)
+    columns = (columns - columns.mean(axis=0)) / columns.std(axis=0)
+    return np.column_stack([np.ones(len(columns)), columns])
+
+
+def _mean_ridge(features: np.ndarray, targets: np.ndarray, weights: np.ndarray, settings: RouterSettings) -> np.ndarray:
+    """Coefficients (D, M) of ridge regressions with weights (N,) of the prompts, the mean over the penalties."""
+    root = np.sqrt(weights)[:, None]
+    return np.mean([ridge(root * features, root * targets, penalty) for penalty in settings.penalties], axis=0)
+
+
 def losses(study: Study) -> Table:
     """The linear Bradley-Terry router by the loss it is trained with, unshrunk and half trusted."""
     variants: dict[str, dict[str, Any]] = {
@@ -392,6 +451,7 @@ def main() -> None:
         "alpha 0, other sources": lambda: transfer(zero),
         "alpha 0, losses": lambda: losses(zero),
         "alpha 0, fine-tuned": lambda: finetuned(zero),
+        "alpha 0, weights and teachers": lambda: borrowed(zero),
         "alpha 0, features": lambda: features_compared(corpus, nothing),
     }
     best = [{"student": "any", "alpha": 0.0} | who_is_best(zero)]
