@@ -1,6 +1,7 @@
 """`persyn diff`: what moved between two states, as far as both were made; data is shown, never obeyed."""
 
 import json
+import logging
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,8 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from dvc.repo import Repo
 
     git("init")
+    # DVC's handlers write to the streams of whichever test first loaded it, which may be closed by now.
+    monkeypatch.setattr(logging.getLogger("dvc"), "handlers", [])
     dvc = Repo.init()
     Path("params.yaml").write_text("rewards: {alpha: 0.4}\nstrategies: {persyn: {}}\n")
     write_table(PROMPTS_A, "data/prompts.parquet", PROMPTS)
