@@ -344,10 +344,16 @@ def count_unsolved(rewards: pl.DataFrame, without: pl.DataFrame, settings: Rewar
     return counts
 
 
+def _each_pair(rewards: pl.DataFrame, *columns: str) -> pl.DataFrame:
+    """These columns, and `width` (the tie's), of both responses of each pair to a prompt: the second's end in _2."""
+    side = rewards.select(*KEYS, *columns, width=tie_width("reward"))
+    pairs = side.join(side, on="prompt_id", suffix="_2", validate="m:m")
+    return pairs.filter(pl.col("teacher") < pl.col("teacher_2"))
+
+
 def _orders(rewards: pl.DataFrame) -> pl.Series:
     """-1, 0 or 1 for each pair of responses to a prompt, by prompt and teachers."""
-    side = rewards.select(*KEYS, "reward", width=tie_width("reward"))
-    pairs = side.join(side, on="prompt_id", suffix="_2", validate="m:m").filter(pl.col("teacher") < pl.col("teacher_2"))
+    pairs = _each_pair(rewards, "reward")
     gap = pl.col("reward") - pl.col("reward_2")
     order = pl.when(gap.abs() > pl.col("width")).then(gap.sign()).otherwise(0.0)
     return pairs.sort(*KEYS, "teacher_2").select(order=order)["order"]
@@ -395,8 +401,7 @@ def alpha_effect(rewards: pl.DataFrame, settings: RewardSettings) -> dict[str, A
         unchanged: [low, high], the widest range of alpha around the chosen one between which no pair changes.
     """
     columns = ["penalised", "r_q", "r_l", "cost", "gain", "shift", "gated", "reward"]
-    side = rewards.select(*KEYS, *columns, width=tie_width("reward"))
-    pairs = side.join(side, on="prompt_id", suffix="_2", validate="m:m").filter(pl.col("teacher") < pl.col("teacher_2"))
+    pairs = _each_pair(rewards, *columns)
     gap = {name: (pairs[name] - pairs[f"{name}_2"]).to_numpy() for name in ("r_q", "r_l", "cost", "gain", "reward")}
     start, slope = gap["r_q"] - gap["cost"], gap["r_l"] - gap["r_q"]
     start = start + gap["gain"] if settings.unsolved else start

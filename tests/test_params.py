@@ -214,14 +214,9 @@ def test_a_mistake_is_one_clear_line(change: dict[str, Any], message: str) -> No
 def with_itself(**changes: Any) -> dict[str, Any]:
     """The shipped parameters with a teacher `me` that is the student, and with these changes (`me__anchors=2`)."""
     student = {"model": SHIPPED["student"]["model"], "license": "Gemma", "backend": "transformers"}
-    found = shipped(teachers__me={**student, "sampling": {"max_tokens": 9}, "is_student": True}, rewards__unsolved=0.5)
-    for place, value in changes.items():
-        *above, last = (f"teachers__{place}" if place.startswith("me__") else place).split("__")
-        node = found
-        for part in above:
-            node = node[part]
-        node[last] = value
-    return found
+    me = {**student, "sampling": {"max_tokens": 9}, "is_student": True}
+    places = {f"teachers__{at}" if at.startswith("me__") else at: value for at, value in changes.items()}
+    return shipped(**{"teachers__me": me, "rewards__unsolved": 0.5} | places)
 
 
 def test_the_student_as_a_teacher_is_in_no_pool() -> None:

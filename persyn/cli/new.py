@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 Quality = Literal["math_verify", "checkers", "unit_tests", "form", "reward_model", "judge"]
 SCORERS = ("reward_model", "judge")
-COMPARING = ("math_verify", "checkers", "unit_tests")
 FORM = (
     "no reward model or judge is named. form measures length and language, not whether a response is right or helpful; "
     "--reward-model or --judge does that"
@@ -264,6 +263,7 @@ def _asked(options: SimpleNamespace, choices: _Choices, file: "PromptFile") -> "
 def _reference(method: str, prompt: str, checks: "Checks | None", choices: _Choices, file: "PromptFile") -> str | None:
     """What responses are compared with; None if the method needs nothing."""
     from persyn.errors import InputError
+    from persyn.verifiers import COMPARING
 
     if method not in COMPARING:
         if given := choices.options.reference:
