@@ -69,12 +69,15 @@ class EvaluationSettings(Settings):
 
 class EvaluationSpeed(VLLMKnobs):
     """How fast students are evaluated: by which engine, and its knobs. What it is asked and what counts is the same.
-    `batch_size` and `launch` are of transformers, the others of vllm.
+    `batch_size` and `launch` are of transformers, `dtype` of both, the others of vllm.
     """
 
     engine: Literal["transformers", "vllm"] = "transformers"
     """What generates. Both read the same tokens; greedy responses differ only where two tokens are as likely but for
     rounding."""
+    dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    """Precision of the student's weights; null is bfloat16 on a GPU, float32 on a CPU. It changes responses slightly,
+    as another machine does: compare students of one precision. A CPU with AMX or AVX-512 BF16 is faster in bfloat16."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Items at once."""
     launch: str | None = None
@@ -163,7 +166,7 @@ def evaluate_once(
         "tasks": _digest_tasks(Path(task_folder)),
         "settings": {name: value for name, value in settings.model_dump().items() if name != "beside"},
         "thinking": thinking,
-        "precision": default_precision(),
+        "precision": speed.dtype or default_precision(),
         "code": _digest({str(file.relative_to(HERE)): file for room in CODE for file in _files(HERE / room)}),
         "versions": [version(package) for package in ("lm_eval", "transformers")],
     }
@@ -270,12 +273,12 @@ def _load_student(folder: str, settings: EvaluationSettings, speed: EvaluationSp
         logger.warning("%d GPUs are visible, evaluation uses one: see speed.evaluation", torch.cuda.device_count())
     try:
         if speed.engine == "vllm":
-            return load_in_vllm(folder, speed, thinking, settings.seed)
+            return load_in_vllm(folder, speed, thinking, settings.seed, speed.dtype)
         return EvaluatedStudent(
             thinking=thinking,
             pretrained=folder,
             device="cuda" if on_gpu else "cpu",
-            dtype="bfloat16" if on_gpu else "float32",
+            dtype=speed.dtype or default_precision(),
             batch_size=speed.batch_size,
         )
     except InputError:

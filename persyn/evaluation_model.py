@@ -33,6 +33,7 @@ from lm_eval.models.utils import (
 from persyn.chat import decode_response, encode_completion, encode_parts, encode_prompt, stop_ids
 from persyn.errors import InputError
 from persyn.messages import Message
+from persyn.models import default_precision
 from persyn.settings import Thinking, VLLMKnobs
 from persyn.thinking import opening_tag, split_thought
 
@@ -350,16 +351,17 @@ class StudentInVLLM(StudentPrompts):
         return outputs
 
 
-def load_in_vllm(folder: str, knobs: VLLMKnobs, thinking: Thinking = "none", seed: int = 0) -> StudentInVLLM:
-    """A student in vLLM's engine, by lm-eval's own class.
+def load_in_vllm(
+    folder: str, knobs: VLLMKnobs, thinking: Thinking = "none", seed: int = 0, dtype: str | None = None
+) -> StudentInVLLM:
+    """A student in vLLM's engine, by lm-eval's own class. `dtype` is as in EvaluationSpeed.
 
     Raises:
         InputError: vLLM is not installed or cannot start, GPUs are too few, or the student's generation_config.json
             asks for what vLLM cannot do.
     """
     try:
-        import vllm  # noqa: F401
-        from vllm.platforms import current_platform
+        from vllm.platforms import current_platform  # noqa: F401  # found now: _either_build hides the CPU build
 
         with _either_build():
             from lm_eval.models.vllm_causallms import VLLM
@@ -373,8 +375,7 @@ def load_in_vllm(folder: str, knobs: VLLMKnobs, thinking: Thinking = "none", see
         """Nothing beyond the two."""
 
     _check_copies(knobs)
-    dtype = "float32" if current_platform.is_cpu() else "bfloat16"
-    arguments = {**knobs.engine_arguments(), "dtype": dtype, "seed": seed}
+    arguments = {**knobs.engine_arguments(), "dtype": dtype or default_precision(), "seed": seed}
     try:
         return EvaluatedInVLLM(
             thinking, pretrained=folder, load_format="safetensors", generation_config="vllm", **arguments

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from persyn.comparison import compare_seeds
 from persyn.errors import InputError, nearest, printable
-from science.project import ROOT, WORK, build_world, load_profile, needs_world, profile_name
+from science.project import ROOT, WORK, build_world, load_profile, needs_world, profile_name, raw_folder
 from science.recipes import collect, load_recipes, plan_jobs, run_jobs
 from science.report import write_report
 from science.studies import SECOND, STUDIES
@@ -33,7 +33,7 @@ def main() -> None:
     read = {base} if set(names) & set(STUDIES) else set()
     read |= {SECOND} if "students" in names else set()
     needed = [name for name in recipes if name in {*names, *read}]
-    jobs = plan_jobs(profile, params, {name: recipes[name] for name in needed}, seeds)
+    jobs = plan_jobs(profile, params, {name: recipes[name] for name in needed}, seeds, raw_folder(asked.profile))
     run_jobs(jobs, asked.workers, build_world if needs_world(params) else lambda seed: None)
     out = asked.out or ROOT / "metrics/science" / profile
     for name in names:

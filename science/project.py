@@ -20,6 +20,7 @@ from persyn.errors import InputError, nearest
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / ".science"
 CACHE = ROOT / ".dvc" / "cache"
+RAW = ROOT / "data" / "raw"
 WORLD = "world/"
 """Prefix of the micro-world's models in a profile."""
 CODE = ("problems.py", "training.py", "world.py")
@@ -75,10 +76,20 @@ def needs_world(params: Mapping[str, Any]) -> bool:
     return params["student"]["model"].startswith(WORLD)
 
 
-def make_project(name: str, params: Mapping[str, Any], seed: int) -> Path:
-    """The pipeline in its own folder with these parameters; earlier results there are kept."""
+def raw_folder(profile: Path) -> Path:
+    """The raw prompts of a profile: its own, if the profile is a folder that has them, else the demo's."""
+    own = profile.resolve().parent / "data" / "raw"
+    return own if own.is_dir() else RAW
+
+
+def make_project(name: str, params: Mapping[str, Any], seed: int, raw: Path = RAW) -> Path:
+    """The pipeline in its own folder with these parameters; earlier results there are kept.
+
+    Args:
+        raw: the folder of raw prompts, for a profile that does not use the micro-world.
+    """
     folder = WORK / name
-    raw = world_folder(seed) / "raw" if needs_world(params) else ROOT / "data" / "raw"
+    raw = world_folder(seed) / "raw" if needs_world(params) else raw
     models = os.path.relpath(world_folder(seed), folder) + "/"
     lay_out(folder, _replaced(params, WORLD, models), raw, ROOT / "tasks", CACHE)
     return folder

@@ -21,7 +21,7 @@ from persyn.comparison import compare_seeds
 from persyn.errors import InputError
 from persyn.schemas import SAMPLES, read_table
 from persyn.settings import Settings
-from science.project import WORK, make_project, reproduce, seeded, with_changes
+from science.project import RAW, WORK, make_project, reproduce, seeded, with_changes
 
 ROUTER = ("hit_at_1", "hit_at_3", "hit_at_3_oracle", "regret", "pair_accuracy", "calibration")
 """The metrics taken from metrics/router.json."""
@@ -38,7 +38,8 @@ class Recipe(Settings):
     variants: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Label -> dotted path -> value. If empty, the strategies in `students` are compared."""
     students: list[str] = Field(default_factory=list)
-    """Strategies whose student is trained and evaluated."""
+    """Strategies whose student is trained and evaluated. `untuned`, or a name of evaluation.beside, is a finished model
+    that is evaluated as it is."""
     changes: dict[str, Any] = Field(default_factory=dict)
     """Set in all variants."""
 
@@ -54,6 +55,8 @@ class Job:
     """Of the project."""
     params: Mapping[str, Any]
     targets: tuple[str, ...]
+    raw: Path
+    """The folder of raw prompts."""
 
     @property
     def folder(self) -> Path:
@@ -77,15 +80,17 @@ def load_recipes(path: str | Path) -> dict[str, Recipe]:
 
 
 def plan_jobs(
-    profile: str, params: Mapping[str, Any], recipes: Mapping[str, Recipe], seeds: Sequence[int]
+    profile: str, params: Mapping[str, Any], recipes: Mapping[str, Recipe], seeds: Sequence[int], raw: Path = RAW
 ) -> list[Job]:
-    """Every variant of every recipe under every seed."""
+    """Every variant of every recipe under every seed. `profile` is its name, `raw` its folder of raw prompts."""
     jobs = []
     for seed, (name, recipe) in itertools.product(seeds, recipes.items()):
         for number, (variant, changes) in enumerate((recipe.variants or {"": {}}).items()):
             changed = with_changes(seeded(params, seed), {**recipe.changes, **changes})
-            targets = ("router", *(f"evaluation@{strategy}" for strategy in recipe.students))
-            jobs.append(Job(name, variant, seed, f"{profile}/{name}-{number}-{seed}", changed, targets))
+            trained = [student for student in recipe.students if student in params["strategies"]]
+            finished = ["beside"] if len(trained) < len(recipe.students) else []
+            targets = ("router", *finished, *(f"evaluation@{strategy}" for strategy in trained))
+            jobs.append(Job(name, variant, seed, f"{profile}/{name}-{number}-{seed}", changed, targets, raw))
     return jobs
 
 
@@ -103,7 +108,7 @@ def run_jobs(jobs: Sequence[Job], workers: int, prepare: Callable[[int], None]) 
             lead.result()
         else:
             prepare(job.seed)
-        reproduce(make_project(job.name, job.params, job.seed), *job.targets)
+        reproduce(make_project(job.name, job.params, job.seed, job.raw), *job.targets)
 
     order = sorted(jobs, key=lambda job: job is not next(each for each in jobs if each.seed == job.seed))
     with ThreadPoolExecutor(workers) as pool, tqdm(total=len(jobs), unit="run") as bar:
@@ -125,7 +130,7 @@ def collect(recipe: Recipe, jobs: Sequence[Job]) -> dict[str, Any]:
     """The result of a recipe: compare_seeds over its variants, or over its strategies."""
     samples: dict[str, list[pl.DataFrame]] = {}
     for job in jobs:
-        evaluated = {s: read_table(job.folder / f"data/evaluation/{s}.parquet", SAMPLES) for s in recipe.students}
+        evaluated = {student: _responses(job, student) for student in recipe.students}
         if recipe.variants:
             card = json.loads((job.folder / "metrics/router.json").read_text())
             tables = [card_samples({metric: card[metric] for metric in ROUTER}), *evaluated.values()]
@@ -134,6 +139,12 @@ def collect(recipe: Recipe, jobs: Sequence[Job]) -> dict[str, Any]:
             for strategy, table in evaluated.items():
                 samples.setdefault(strategy, []).append(table)
     return compare_seeds(samples, recipe.reference)
+
+
+def _responses(job: Job, student: str) -> pl.DataFrame:
+    """SAMPLES of one student, trained or finished."""
+    folder = "evaluation" if student in job.params["strategies"] else "beside"
+    return read_table(job.folder / f"data/{folder}/{student}.parquet", SAMPLES)
 
 
 def card_samples(card: Mapping[str, float | None]) -> pl.DataFrame:

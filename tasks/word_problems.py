@@ -19,8 +19,8 @@ def score_gsm8k(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 
 def score_svamp(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Score one response against the item's `Answer`."""
-    return {"math_verify": is_right_answer(doc["Question"], results[0], doc["Answer"])}
+    """Score one response against the item's `Answer`: a text on the hub, a number in the authors' own file."""
+    return {"math_verify": is_right_answer(doc["Question"], results[0], str(doc["Answer"]))}
 
 
 def _number(text: str) -> str:

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 
 import stages.evaluation
 from persyn.errors import InputError
-from persyn.evaluation import EvaluationSettings, EvaluationSpeed, evaluate_student
+from persyn.evaluation import EvaluationSettings, EvaluationSpeed, _load_student, evaluate_student
 from persyn.evaluation_model import EvaluatedStudent, load_in_vllm
 from persyn.messages import user_message
 from persyn.project.params import read_params
@@ -45,6 +45,13 @@ def test_a_knob_of_the_other_engine_is_refused(speed: dict[str, Any], message: s
 
 def test_null_is_no_knob() -> None:
     assert EvaluationSpeed(engine="vllm", launch=None).engine == "vllm"
+
+
+@pytest.mark.parametrize("dtype", [None, "bfloat16"])
+def test_a_student_has_the_precision_that_is_asked_for(dtype: Any, chat_model: str) -> None:
+    speed = EvaluationSpeed(dtype=dtype)
+    student = _load_student(chat_model, EvaluationSettings(tasks=["persyn_math"]), speed, "none")
+    assert str(student.model.dtype) == f"torch.{dtype or 'float32'}"
 
 
 def test_what_is_not_installed_is_named(chat_model: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,16 @@ import pytest
 from persyn.errors import InputError
 from persyn.project.params import check_params
 from science import project
-from science.project import lay_out, load_profile, make_project, profile_name, reproduce, seeded, with_changes
+from science.project import (
+    lay_out,
+    load_profile,
+    make_project,
+    profile_name,
+    raw_folder,
+    reproduce,
+    seeded,
+    with_changes,
+)
 from science.recipes import Recipe, card_samples, collect, load_recipes, plan_jobs, run_jobs
 from science.report import ROUTER_ALONE, write_report
 from science.studies import STUDIES
@@ -36,6 +45,23 @@ def test_every_variant_of_every_recipe_binds_to_the_code(name: str) -> None:
         params = check_params(job.params, job.name)
         assert {target.removeprefix("evaluation@") for target in job.targets[1:]} <= set(params.strategies)
         assert params.router.seed == params.sft.seed == params.prompts.seed == job.seed
+
+
+def test_the_study_of_the_laptop_binds_to_the_code_and_has_the_untuned_student() -> None:
+    folder = ROOT / "profiles/laptop"
+    recipes, params = load_recipes(folder / "recipes.yaml"), load_profile(folder / "params.yaml")
+    jobs = plan_jobs("laptop", params, recipes, [0, 1, 2], raw_folder(folder / "params.yaml"))
+    assert [job.name for job in jobs if "beside" in job.targets] == [f"laptop/strategies-0-{seed}" for seed in range(3)]
+    for job in jobs:
+        strategies = set(check_params(job.params, job.name).strategies)
+        assert {target.removeprefix("evaluation@") for target in job.targets[1:]} <= strategies | {"beside"}
+        assert job.raw == folder / "data/raw"
+
+
+def test_a_profile_has_raw_prompts_of_its_own_or_those_of_the_demo(tmp_path: Path) -> None:
+    assert raw_folder(ROOT / "profiles/micro.yaml") == raw_folder(tmp_path / "params.yaml") == ROOT / "data/raw"
+    (tmp_path / "data/raw").mkdir(parents=True)
+    assert raw_folder(tmp_path / "params.yaml") == tmp_path / "data/raw"
 
 
 def test_a_project_has_its_parameters_to_the_letter(tmp_path: Path) -> None:
