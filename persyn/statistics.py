@@ -145,6 +145,15 @@ def detectable_gap(n: int, discordant: int) -> float | None:
     return float(optimize.brentq(lambda gap: power(gap) - POWER, 0.0, 1.0)) if power(1.0) >= POWER else None
 
 
+def what_shows(items: int | None) -> dict[str, float | None] | None:
+    """How small a difference of two students `items` items of right or wrong can show: detectable_gap, where they
+    differ on one item in ten (a guess: it is not known before). None if the number of items is not given.
+    """
+    if items is None:
+        return None
+    return {"items": items, "difference": detectable_gap(items, max(1, round(items / 10)))}
+
+
 def corrected_interval(differences: np.ndarray, train: int, test: int) -> dict[str, Any]:
     """Mean difference over J random splits of the same data into `train` and `test`, with its corrected uncertainty.
 

@@ -15,6 +15,7 @@ from persyn.statistics import (
     paired_difference,
     seed_difference,
     verdict,
+    what_shows,
 )
 
 
@@ -168,6 +169,12 @@ def test_with_sixteen_items_the_normal_formula_promised_too_much() -> None:
     assert paired_difference(reference, other)["mde"] > normal + 0.05
     assert paired_difference(reference[3:8], other[3:8])["mde"] is None, "five items show nothing"
     assert paired_difference(np.array([0.5, 0.3, 0.1, 0.2]), np.zeros(4))["mde"] is None
+
+
+def test_what_an_evaluation_can_show_is_known_before_it_runs() -> None:
+    assert what_shows(500) == {"items": 500, "difference": detectable_gap(500, 50)}
+    assert what_shows(5) == {"items": 5, "difference": None}, "five items show nothing"
+    assert what_shows(None) is None
 
 
 def test_seeds_of_shares_have_no_difference_above_1() -> None:

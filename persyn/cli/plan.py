@@ -36,6 +36,7 @@ def plan(
     from persyn.planning.text import plan_text
     from persyn.project.params import read_params
     from persyn.schemas import QUALITY, ROUTES, read_table
+    from persyn.statistics import what_shows
     from persyn.store import store_folder
 
     read = read_params(params)
@@ -55,6 +56,7 @@ def plan(
     found["prompts"]["from"], found["refused"] = origin, refused_teachers(teachers, read.licenses)
     found["precomputed"] = [name for name, teacher in teachers.items() if teacher.precomputed]
     found["told"] = read.told
+    found["evaluation"] = what_shows(read.evaluation.limit)
     typer.echo(json.dumps(found, indent=2) if as_json else plan_text(found))
 
 

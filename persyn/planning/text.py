@@ -113,6 +113,12 @@ def _notes(plan: Mapping[str, Any]) -> list[str]:
         lines.append(f"A run is refused: the terms of {', '.join(asked)} {forbid}")
     if read := [name for name in plan["refused"] if name in plan["precomputed"]]:
         lines.append(f"The stage dataset will refuse precomputed responses: the terms of {', '.join(read)} {forbid}")
+    if shows := plan.get("evaluation"):
+        least = "none" if shows["difference"] is None else f"one of {shows['difference']:.3f} or more"
+        lines.append(
+            f"Evaluation: at most {shows['items']:,} items a task. Of differences between two students that differ on "
+            f"one item in ten, {least} would show in four runs of five (exact McNemar, p below 0.05)."
+        )
     if budget := plan["budget"]:
         lines.append(
             f"budget.max_tokens {budget['max_tokens']:,}: {budget['left']:,} left, the plan needs "
