@@ -361,7 +361,10 @@ def load_in_vllm(
             asks for what vLLM cannot do.
     """
     try:
-        from vllm.platforms import current_platform  # noqa: F401  # found now: _either_build hides the CPU build
+        import vllm
+        import vllm.platforms
+
+        _ = vllm.platforms.current_platform  # found now: under _either_build the CPU build would not be recognised
 
         with _either_build():
             from lm_eval.models.vllm_causallms import VLLM

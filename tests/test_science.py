@@ -144,7 +144,27 @@ def test_the_committed_results_of_the_micro_world_say_what_the_readme_says() -> 
     assert all(f"| {name} | {value:.3f}" in pages[1] for name, value in accuracy.items() if f"| {name} |" in pages[1])
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "metrics/science/micro").glob("*.json")), ids=lambda file: file.stem)
+def test_the_committed_study_of_real_students_says_what_the_docs_say() -> None:
+    found = json.loads((ROOT / "metrics/science/laptop/strategies.json").read_text())["variants"]
+    columns = dict.fromkeys(("inst_level_strict_acc", "prompt_level_strict_acc"), "local_ifeval")
+    columns["math_verify"] = "local_svamp"
+    page = (ROOT / "docs/profiles.md").read_text().replace("`", "")
+    for student, tasks in found.items():
+        cells = []
+        for metric, task in columns.items():
+            fields = tasks[task][metric]
+            low, high = fields.get("difference_interval", (0, 0))
+            cells += [f"{fields['mean']:.3f}", f"{fields.get('difference', 0):+.3f} [{low:+.3f}, {high:+.3f}]"]
+        row = next(line for line in page.splitlines() if line.startswith((f"| {student} |", f"| {student}:")))
+        told = [cell.strip() for cell in row.split("|")[2:-1]]
+        assert told == ([cell if n % 2 == 0 else "" for n, cell in enumerate(cells)] if student == "persyn" else cells)
+        assert all(fields["n_seeds"] == 3 for metrics in tasks.values() for fields in metrics.values())
+
+
+TABLES = [file for world in ("micro", "laptop") for file in sorted((ROOT / "metrics/science" / world).glob("*.json"))]
+
+
+@pytest.mark.parametrize("file", TABLES, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_the_committed_tables_claim_no_more_than_they_show(file: Path) -> None:
     """No share outside [0, 1], no noise between equal runs, no accuracy where no student was trained."""
     variants = json.loads(file.read_text())["variants"]
