@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from persyn.comparison import compare_seeds
-from persyn.errors import InputError
+from persyn.errors import InputError, nearest
 from persyn.schemas import SAMPLES, read_table
 from persyn.settings import Settings
 from science.project import RAW, WORK, make_project, reproduce, seeded, with_changes
@@ -82,12 +82,21 @@ def load_recipes(path: str | Path) -> dict[str, Recipe]:
 def plan_jobs(
     profile: str, params: Mapping[str, Any], recipes: Mapping[str, Recipe], seeds: Sequence[int], raw: Path = RAW
 ) -> list[Job]:
-    """Every variant of every recipe under every seed. `profile` is its name, `raw` its folder of raw prompts."""
+    """Every variant of every recipe under every seed. `profile` is its name, `raw` its folder of raw prompts.
+
+    Raises:
+        InputError: a student is neither a strategy nor a finished model.
+    """
     jobs = []
     for seed, (name, recipe) in itertools.product(seeds, recipes.items()):
         for number, (variant, changes) in enumerate((recipe.variants or {"": {}}).items()):
             changed = with_changes(seeded(params, seed), {**recipe.changes, **changes})
-            trained = [student for student in recipe.students if student in params["strategies"]]
+            trained = [student for student in recipe.students if student in changed["strategies"]]
+            for student in (
+                set(recipe.students) - set(trained) - {"untuned"} - {*changed["evaluation"].get("beside", ())}
+            ):
+                known = nearest(student, [*changed["strategies"], "untuned"])
+                raise InputError(f"recipe {name}: no strategy and no finished model is called {student}{known}")
             finished = ["beside"] if len(trained) < len(recipe.students) else []
             targets = ("router", *finished, *(f"evaluation@{strategy}" for strategy in trained))
             jobs.append(Job(name, variant, seed, f"{profile}/{name}-{number}-{seed}", changed, targets, raw))

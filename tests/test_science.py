@@ -58,6 +58,14 @@ def test_the_study_of_the_laptop_binds_to_the_code_and_has_the_untuned_student()
         assert job.raw == folder / "data/raw"
 
 
+def test_a_student_that_no_strategy_trains_is_refused() -> None:
+    recipe = Recipe(question="why", reference="persyn", students=["persyn", "untunned"])
+    with pytest.raises(
+        InputError, match=r"recipe a: no strategy and no finished model is called untunned; did you mean"
+    ):
+        plan_jobs("micro", MICRO, {"a": recipe}, [0])
+
+
 def test_a_profile_has_raw_prompts_of_its_own_or_those_of_the_demo(tmp_path: Path) -> None:
     assert raw_folder(ROOT / "profiles/micro.yaml") == raw_folder(tmp_path / "params.yaml") == ROOT / "data/raw"
     (tmp_path / "data/raw").mkdir(parents=True)
