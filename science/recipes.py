@@ -91,12 +91,12 @@ def plan_jobs(
     for seed, (name, recipe) in itertools.product(seeds, recipes.items()):
         for number, (variant, changes) in enumerate((recipe.variants or {"": {}}).items()):
             changed = with_changes(seeded(params, seed), {**recipe.changes, **changes})
+            known = [*changed["strategies"], "untuned", *changed["evaluation"].get("beside", ())]
+            for student in recipe.students:
+                if student not in known:
+                    found = f"{student}{nearest(student, known)}"
+                    raise InputError(f"recipe {name}: no strategy and no finished model is called {found}")
             trained = [student for student in recipe.students if student in changed["strategies"]]
-            for student in (
-                set(recipe.students) - set(trained) - {"untuned"} - {*changed["evaluation"].get("beside", ())}
-            ):
-                known = nearest(student, [*changed["strategies"], "untuned"])
-                raise InputError(f"recipe {name}: no strategy and no finished model is called {student}{known}")
             finished = ["beside"] if len(trained) < len(recipe.students) else []
             targets = ("router", *finished, *(f"evaluation@{strategy}" for strategy in trained))
             jobs.append(Job(name, variant, seed, f"{profile}/{name}-{number}-{seed}", changed, targets, raw))
