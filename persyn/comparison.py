@@ -16,6 +16,8 @@ from persyn.statistics import are_shares, holm, mean_interval, paired_difference
 
 REFERENCE = "persyn"
 KEYS = ["task", "metric", "sample_id"]
+UNLIKE = 0.05
+"""Shares of cut responses that are further apart than this are called unlike."""
 Seeds = Mapping[str, Sequence[pl.DataFrame]]  # strategy -> S SAMPLES
 Values = dict[tuple[str, str], dict[str, np.ndarray]]  # (task, metric) -> strategy -> (N,), items in the same order
 
@@ -58,15 +60,17 @@ def compare_seeds(samples: Seeds, reference: str = REFERENCE, seed: int = 0) -> 
     Returns:
         strategy -> task -> metric -> mean (over seeds, of the means over items), interval (statistics.mean_interval; it
         stays in [0, 1] if all values of all strategies are there), seeds (the S means), n_seeds, n_items (over all
-        seeds); for all but the reference also the fields of seed_difference, p_holm and verdict as in
-        compare_strategies. With one seed, or equal differences for all seeds, the tests are None and the verdict is
-        "not tested", or "identical" if no item differs; Holm counts such a p as 1.
+        seeds), cut (the share of responses that were cut, of all seeds; None if nothing was generated); for all but the
+        reference also the fields of seed_difference, p_holm and verdict as in compare_strategies. With one seed, or
+        equal differences for all seeds, the tests are None and the verdict is "not tested", or "identical" if no item
+        differs; Holm counts such a p as 1.
 
     Raises:
         InputError: `reference` is missing, strategies have no or unequally many seeds, an item occurs twice, or
             strategies of a seed were evaluated on different items, or seeds on different tasks or metrics.
     """
     by_seed = _aligned_seeds(samples, reference)
+    cut = cut_shares({name: pl.concat(tables) for name, tables in samples.items()})
     comparison: dict[str, Any] = {strategy: {} for strategy in samples}
     for task, metric in by_seed[0]:
         values = {name: [aligned[task, metric][name] for aligned in by_seed] for name in samples}
@@ -75,7 +79,7 @@ def compare_seeds(samples: Seeds, reference: str = REFERENCE, seed: int = 0) -> 
             means = np.array([each.mean() for each in values[strategy]])
             interval = mean_interval(means, shares)
             scores = {"mean": float(means.mean()), "interval": interval, "seeds": means.tolist()}
-            counts = {"n_seeds": len(means), "n_items": sum(map(len, values[strategy]))}
+            counts = {"n_seeds": len(means), "n_items": sum(map(len, values[strategy])), "cut": cut[task][strategy]}
             comparison[strategy].setdefault(task, {})[metric] = scores | counts
         others = {name: comparison[name][task][metric] for name in samples if name != reference}
         for strategy, fields in others.items():
@@ -102,7 +106,47 @@ def comparison_table(samples: Mapping[str, pl.DataFrame], comparison: Mapping[st
             gap = (f"{found['difference']:+z.3f}", interval, *shown)
         rows.append((task, metric, strategy, f"{value:.3f}", *gap))
     columns = [*keys, "value", f"{REFERENCE} minus it", "95 %", "p (Holm)", "smallest detectable", "verdict"]
-    return "\n\n".join([markdown_table(columns, rows, aligned=True), *notes])
+    return "\n\n".join([markdown_table(columns, rows, aligned=True), *notes, *told_cuts(cut_shares(samples))])
+
+
+def cut_shares(samples: Mapping[str, pl.DataFrame]) -> dict[str, dict[str, float | None]]:
+    """Task -> strategy -> share of its responses that reached the token limit before their end; None if nothing was
+    generated. An item with several metrics counts once for each.
+
+    Args:
+        samples: strategy -> SAMPLES.
+    """
+    shares: dict[str, dict[str, float | None]] = {}
+    for strategy, table in samples.items():
+        for task, share in table.group_by("task", maintain_order=True).agg(pl.col("cut").mean()).rows():
+            shares.setdefault(task, {})[strategy] = share
+    return shares
+
+
+def told_cuts(shares: Mapping[str, Mapping[str, float | None]]) -> list[str]:
+    """A sentence for each task of which responses were cut; it warns where students are unlike in that.
+
+    Args:
+        shares: as of cut_shares.
+    """
+    told = []
+    for task, found in shares.items():
+        known = {strategy: share for strategy, share in found.items() if share is not None}
+        if not any(known.values()):
+            continue
+        each = ", ".join(f"{strategy} {share:.1%}" for strategy, share in known.items())
+        told.append(f"Responses to {task} that reached the token limit and were cut: {each}.")
+        if unlike_cuts(known.values()):
+            told[-1] += (
+                " Where these differ, scores may differ for the length of the responses alone: a higher "
+                "evaluation.max_tokens would tell, unless a student ends no response."
+            )
+    return told
+
+
+def unlike_cuts(shares: Collection[float]) -> bool:
+    """Whether the shares of cut responses are so unlike that length may decide between the students."""
+    return max(shares) - min(shares) > UNLIKE
 
 
 def without_silent(scores: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:

@@ -8,7 +8,7 @@ import re
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,8 @@ WEIGHTS = ("config.json", "generation_config.json", "*.safetensors", "*.safetens
 CODE = ("chat", "evaluation.py", "evaluation_model.py", "messages.py", "thinking.py", "verifiers")
 """The rooms whose code decides what a student is asked and how its responses are scored."""
 Scores = dict[str, dict[str, dict[str, Any]]]
-"""task -> metric -> {value, stderr, n}."""
+"""task -> metric -> {value, stderr, n, cut}: n items, cut of their responses reached the token limit before their end
+(null: nothing was generated)."""
 
 
 class Finished(Settings):
@@ -110,7 +111,7 @@ def evaluate_student(
         thinking: keep if the student was trained to think: a response is then scored on what follows its thought.
 
     Returns:
-        task -> metric -> {value, stderr, n}, and SAMPLES, whose responses are as the student wrote them.
+        Scores, and SAMPLES, whose responses are as the student wrote them.
 
     Raises:
         InputError: a task is unknown, its code or the student cannot be loaded, or a prompt does not fit the context.
@@ -142,7 +143,8 @@ def evaluate_student(
             bootstrap_iters=1000,
         )
     _leave_to_main(results)
-    return _scores(results), _samples(results)
+    samples = _samples(results)
+    return _scores(results, _count_cut(samples, settings)), samples
 
 
 def evaluate_once(
@@ -344,9 +346,22 @@ def _task_manager(task_folder: Path, tasks: Sequence[str], scratch: Path) -> Any
     return manager
 
 
-def _scores(results: Any) -> Scores:
+def _count_cut(samples: pl.DataFrame, settings: EvaluationSettings) -> dict[str, int | None]:
+    """Task -> how many of its items have a response that was cut, which is said; None if nothing was generated."""
+    limit = f"evaluation.max_tokens ({settings.max_tokens})" if settings.max_tokens else "the task's token limit"
+    found: dict[str, int | None] = {}
+    for (task,), rows in samples.group_by("task", maintain_order=True):
+        known = rows.unique("sample_id")["cut"].drop_nulls()
+        found[str(task)] = int(known.sum()) if len(known) else None
+        if known.any():
+            logger.warning("%s: %d of %d responses reached %s and were cut", task, known.sum(), len(known), limit)
+    return found
+
+
+def _scores(results: Any, cut: dict[str, int | None]) -> Scores:
     """lm-eval's keys are `metric,filter` for a value and `metric_stderr,filter` for its error; groups are included."""
     scores: Scores = {}
+    items = {task: int(counted["effective"]) for task, counted in results["n-samples"].items()}
     for task, values in results["results"].items():
         for key, value in values.items():
             metric, _, kept = key.partition(",")
@@ -355,16 +370,18 @@ def _scores(results: Any) -> Scores:
                 scores.setdefault(task, {})[_name(metric, kept)] = {
                     "value": float(value),
                     "stderr": float(stderr) if isinstance(stderr, int | float) else None,
-                    "n": _items(results, task),
+                    "n": _total(results, task, items),
+                    "cut": _total(results, task, cut),
                 }
     return scores
 
 
-def _items(results: Any, task: str) -> int:
-    """Items of a task; of a group, those of all its tasks."""
-    if task in results["n-samples"]:
-        return int(results["n-samples"][task]["effective"])
-    return sum(_items(results, child) for child in results["group_subtasks"][task])
+def _total(results: Any, task: str, counts: Mapping[str, int | None]) -> int | None:
+    """A count of a task; of a group, that of all its tasks; None if no task has it."""
+    if task in counts:
+        return counts[task]
+    found = [_total(results, child, counts) for child in results["group_subtasks"][task]]
+    return sum(count for count in found if count is not None) if any(count is not None for count in found) else None
 
 
 def _samples(results: Any) -> pl.DataFrame:
@@ -379,7 +396,7 @@ def _samples(results: Any) -> pl.DataFrame:
             sample_id = item if times == 1 else f"{item}-{times}"
             for metric in sample["metrics"]:
                 name = _name(metric, sample["filter"])
-                rows.append((task, sample_id, name, _mean(sample[metric]), _response(sample)))
+                rows.append((task, sample_id, name, _mean(sample[metric]), _response(sample), _is_cut(sample)))
     return pl.DataFrame(rows, schema=SAMPLES, orient="row")
 
 
@@ -395,6 +412,12 @@ def _response(sample: Any) -> str:
         return str(getattr(responses[0], "whole", responses[0]))
     likeliest = max(range(len(responses)), key=lambda choice: responses[choice][0])
     return str(sample["arguments"][likeliest][1]).strip()
+
+
+def _is_cut(sample: Any) -> bool | None:
+    """Whether a response to the item was cut; None if nothing was generated."""
+    found = [response.cut for responses in sample["resps"] for response in responses if hasattr(response, "cut")]
+    return any(found) if found else None
 
 
 def _mean(value: Any) -> float:

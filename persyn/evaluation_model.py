@@ -73,11 +73,13 @@ class Prompt(str):
     ids: list[int]
 
 
-class Answer(str):
-    """What a response is scored on: what follows its thought, up to the task's stop string."""
+class Response(str):
+    """What a response is scored on: its text up to the task's stop string, without a thought."""
 
     whole: str
     """The response as the student wrote it."""
+    cut: bool
+    """Whether it reached the token limit before its end."""
 
 
 class StudentPrompts(TemplateLM):
@@ -100,6 +102,8 @@ class StudentPrompts(TemplateLM):
         super().__init__(**arguments)
         self.thinking: Thinking = thinking
         self.asked: Sequence[Any] = []
+        self.unended: set[tuple[int, str]] = set()
+        """Token limit and text of the responses that reached it before their end."""
         self.left_out = False
 
     def close(self) -> None:
@@ -148,17 +152,21 @@ class StudentPrompts(TemplateLM):
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         """Responses, one for each request. Raises InputError if a prompt leaves too little room for its response."""
         asked = [(request, *request.args) for request in requests]
-        self._check_fits(
-            [
-                (request, len(self.tok_encode(prompt)), normalize_gen_kwargs(how, self.max_gen_toks)["max_gen_toks"])
-                for request, prompt, how in asked
-            ]
-        )
-        if self.thinking == "none":
-            return super().generate_until(requests, disable_tqdm)
-        unstopped = [replace(request, arguments=(prompt, {**how, "until": []})) for request, prompt, how in asked]
-        responses = super().generate_until(unstopped, disable_tqdm)
-        return [_answer(prompt, how, text) for (_, prompt, how), text in zip(asked, responses, strict=True)]
+        limits = [normalize_gen_kwargs(how, self.max_gen_toks)["max_gen_toks"] for _, _, how in asked]
+        prompts = [len(self.tok_encode(prompt)) for _, prompt, _ in asked]
+        self._check_fits(list(zip(requests, prompts, limits, strict=True)))
+        self.unended.clear()
+        if self.thinking == "keep":  # a stop string may stand in a thought
+            requests = [replace(request, arguments=(prompt, {**how, "until": []})) for request, prompt, how in asked]
+        texts = super().generate_until(requests, disable_tqdm)
+        responses: list[str] = []
+        for (_, prompt, how), limit, text in zip(asked, limits, texts, strict=True):
+            answer = text if self.thinking == "none" else split_thought(opening_tag(prompt) + text).answer
+            stops = handle_stop_sequences(how.get("until"), eos=None)
+            response = Response(postprocess_generated_text(answer, stops, None))
+            response.whole, response.cut = text, (limit, text) in self.unended and response == answer
+            responses.append(response)
+        return responses
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """log p of each continuation, and whether it is the likeliest. Raises InputError if one does not fit."""
@@ -247,7 +255,12 @@ class EvaluatedStudent(StudentPrompts, HFLM):
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **how: Any) -> torch.Tensor:
         """Generate up to the tokens that end the student's turn, or one of the texts in `stop`."""
         ends = self._ends(stop, self.model)
-        return super()._model_generate(context, max_length, stop, **{"eos_token_id": ends} | how)
+        written = super()._model_generate(context, max_length, stop, **{"eos_token_id": ends} | how)
+        limit = max_length - context.shape[1]
+        for tokens in written[:, context.shape[1] :].tolist():
+            if len(tokens) == limit and not set(tokens) & set(ends):
+                self.unended.add((limit, self.tok_decode(tokens)))
+        return written
 
     def gather_object(self, obj: Any, dst: int = 0) -> Any:
         """What the processes have, on the first. A metric's values come in the order of the items, which were dealt out
@@ -345,9 +358,11 @@ class StudentInVLLM(StudentPrompts):
                 "vLLM's engine for the student died; its own messages are above. Lower gpu_memory, max_num_seqs or "
                 "max_model_len of speed.evaluation and run again"
             ) from error
-        for output in outputs if generate else []:
+        for output, how in zip(outputs, sampling_params, strict=True) if generate else []:
             [response] = output.outputs
             response.text = self.tok_decode(response.token_ids)  # vLLM's own text keeps special tokens
+            if response.finish_reason == "length":
+                self.unended.add((how.max_tokens, response.text))
         return outputs
 
 
@@ -453,12 +468,3 @@ def _check_taken(config: Any) -> None:
 def _given(config: Any, name: str, otherwise: Any) -> Any:
     value = getattr(config, name, None)
     return otherwise if value is None else value
-
-
-def _answer(prompt: str, how: dict[str, Any], whole: str) -> Answer:
-    """A thinking student's answer, up to the first of the task's stop strings."""
-    thought = split_thought(opening_tag(prompt) + whole)
-    stops = handle_stop_sequences(how.get("until"), eos=None)
-    answer = Answer(postprocess_generated_text(thought.answer, stops, None))
-    answer.whole = whole
-    return answer

@@ -96,6 +96,7 @@ SAMPLES = pl.Schema(
         "metric": pl.String,
         "value": pl.Float64,
         "response": pl.String,
+        "cut": pl.Boolean,  # whether the response reached the token limit before its end; null: nothing was generated
     }
 )
 SAMPLED = (RESPONSES, QUALITY, LEARNABILITY, DEFECTS)
@@ -105,8 +106,8 @@ PART = 50_000
 that is written in parts."""
 PARALLEL = pl.col("parallel")
 """The prompts that every teacher responds to, for read_table."""
-NULLABLE = {"reference", "reasoning", "strength", "margin"}
-NEW: dict[str, Any] = {"reference": None, "reasoning": None}
+NULLABLE = {"reference", "reasoning", "strength", "margin", "cut"}
+NEW: dict[str, Any] = {"reference": None, "reasoning": None, "cut": None}
 """Columns that earlier versions did not write -> what holds for their rows."""
 
 

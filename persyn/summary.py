@@ -15,7 +15,7 @@ HITS = 3
 """The k of Hit@3."""
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""task -> metric -> {value, stderr, n}: a file of metrics/evaluation."""
+"""task -> metric -> {value, stderr, n, cut}: a file of metrics/evaluation."""
 
 
 def build_summary(
@@ -86,6 +86,12 @@ def main_metric(metrics: Collection[str]) -> str:
 def main_score(metrics: Mapping[str, Mapping[str, Any]]) -> float:
     """The value of a task's main metric."""
     return float(metrics[main_metric(metrics)]["value"])
+
+
+def cut_share(metrics: Mapping[str, Mapping[str, Any]]) -> float | None:
+    """The share of a task's responses that reached the token limit before their end; None if it is not known."""
+    found = metrics[main_metric(metrics)]
+    return found["cut"] / found["n"] if found.get("cut") is not None and found["n"] else None
 
 
 def _learnt(ours: Scores, untuned: Scores, named: Sequence[str]) -> dict[str, float]:

@@ -158,5 +158,5 @@ def _responses(job: Job, student: str) -> pl.DataFrame:
 
 def card_samples(card: Mapping[str, float | None]) -> pl.DataFrame:
     """A router's metrics as SAMPLES: one item a metric. One that is None (Hit@3 of three teachers) is left out."""
-    rows = [("router", "card", metric, float(value), "") for metric, value in card.items() if value is not None]
+    rows = [("router", "card", metric, float(value), "", None) for metric, value in card.items() if value is not None]
     return pl.DataFrame(rows, schema=SAMPLES, orient="row")

@@ -7,7 +7,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from persyn.comparison import seeds_table
+from persyn.comparison import seeds_table, told_cuts
 from persyn.files import write_json, write_text
 
 TITLES = {
@@ -32,11 +32,21 @@ def write_report(name: str, question: str, axis: str, comparison: Mapping[str, A
     tasks = {task for found in comparison.values() for task in found}
     about = f" {ROUTER_ALONE}" if tasks == {"router"} else ""
     table = seeds_table(comparison)
-    text = f"## {name}\n\n{question}{about}\n\n{table}\n\n{some['n_seeds']} seeds. `{command}`\n"
+    cuts = "".join(f"{told}\n\n" for told in told_cuts(_cut(comparison)))
+    text = f"## {name}\n\n{question}{about}\n\n{table}\n\n{cuts}{some['n_seeds']} seeds. `{command}`\n"
     write_json({"question": question, "command": command, "variants": comparison}, out / f"{name}.json")
     write_text(text, out / f"{name}.md")
     _plot(question, axis, comparison, out / f"{name}.svg")
     return text
+
+
+def _cut(comparison: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Task -> variant -> share of cut responses, from what compare_seeds returned."""
+    shares: dict[str, dict[str, float | None]] = {}
+    for variant, tasks in comparison.items():
+        for task, metrics in tasks.items():
+            shares.setdefault(task, {})[variant] = next(iter(metrics.values())).get("cut")
+    return shares
 
 
 def _plot(question: str, axis: str, comparison: Mapping[str, Any], file: Path) -> None:

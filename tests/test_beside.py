@@ -37,8 +37,8 @@ def evaluated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     def evaluate(folder: Path, *how: Any) -> Any:
         asked.append(folder.name)
-        rows = [("sums", f"item {number}", "acc", float(number < 4), "2") for number in range(8)]
-        scores = {"sums": {"acc": {"value": 0.5, "stderr": 0.1, "n": 8}}}
+        rows = [("sums", f"item {number}", "acc", float(number < 4), "2", False) for number in range(8)]
+        scores = {"sums": {"acc": {"value": 0.5, "stderr": 0.1, "n": 8, "cut": 0}}}
         return scores, pl.DataFrame(rows, schema=SAMPLES, orient="row")
 
     monkeypatch.setattr(persyn.evaluation, "evaluate_student", evaluate)

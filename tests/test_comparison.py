@@ -6,7 +6,14 @@ import polars as pl
 import pytest
 from scipy import stats
 
-from persyn.comparison import compare_seeds, compare_strategies, comparison_table, seeds_table
+from persyn.comparison import (
+    compare_seeds,
+    compare_strategies,
+    comparison_table,
+    cut_shares,
+    seeds_table,
+    told_cuts,
+)
 from persyn.errors import InputError
 from persyn.schemas import SAMPLES
 from persyn.statistics import detectable_shift, holm, paired_difference
@@ -14,8 +21,10 @@ from persyn.statistics import detectable_shift, holm, paired_difference
 NO_NOISE = {"difference_interval": None, "p": None, "mde": None, "p_holm": None}
 
 
-def samples(values: Iterable[float], task: str = "task", first: int = 0) -> pl.DataFrame:
-    rows = [(task, f"s{i:03}", "acc", float(value), "text") for i, value in enumerate(values, first)]
+def samples(values: Iterable[float], task: str = "task", first: int = 0, cut: int | None = 0) -> pl.DataFrame:
+    """`cut`: so many of the responses were cut."""
+    told = [None if cut is None else at < cut for at in range(10_000)]
+    rows = [(task, f"s{i:03}", "acc", float(value), "text", told[i - first]) for i, value in enumerate(values, first)]
     return pl.DataFrame(rows, schema=SAMPLES, orient="row")
 
 
@@ -126,7 +135,7 @@ def test_seeds_by_hand() -> None:
     assert (found["mean"], found["interval"], found["seeds"]) == (1.5, None, [1.5] * 3)
     persyn = scores(shifted([1, 2, 3]), "persyn")
     expected = {"mean": 3.5, "interval": pytest.approx([3.5 - half, 3.5 + half]), "seeds": [2.5, 3.5, 4.5]}
-    assert persyn == {**expected, "n_seeds": 3, "n_items": 12}
+    assert persyn == {**expected, "n_seeds": 3, "n_items": 12, "cut": 0.0}
 
 
 def test_pooled_binary_items_get_the_exact_mcnemar_test() -> None:
@@ -256,3 +265,18 @@ def test_accuracies_stay_in_0_and_1_and_the_same_runs_are_not_noise() -> None:
     found = scores({"persyn": seeds, "random": swapped}, "random")
     assert (found["difference"], found["verdict"]) == (0, "not tested"), "the means are equal, an item is not"
     assert scores({"persyn": [samples([0.5, 1.5])] * 2, "random": [samples([0, 0])] * 2}, "random")["interval"] is None
+
+
+def test_cut_responses_are_told_beside_the_scores_and_students_unlike_in_them_are_warned_of() -> None:
+    ran_on = {"persyn": samples([1] * 100, cut=2), "untuned": samples([0] * 100, cut=60)}
+    table = comparison_table(ran_on, compare_strategies(ran_on))
+    said = "Responses to task that reached the token limit and were cut: persyn 2.0%, untuned 60.0%."
+    assert said in table
+    assert "may differ for the length of the responses alone" in table
+    alike = {"persyn": samples([1] * 100, cut=2), "untuned": samples([0] * 100, cut=5)}
+    [line] = told_cuts(cut_shares(alike))
+    assert line.endswith("persyn 2.0%, untuned 5.0%."), "told, without a warning"
+    for never in (0, None):
+        assert not told_cuts(cut_shares({"persyn": samples([1], cut=never), "untuned": samples([0], cut=never)}))
+    seeds = compare_seeds({name: [table, table] for name, table in ran_on.items()})
+    assert seeds["untuned"]["task"]["acc"]["cut"] == 0.6

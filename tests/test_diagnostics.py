@@ -37,7 +37,7 @@ def answers(teacher: str, length: int, reason: str = "stop") -> pl.DataFrame:
 
 def evaluated(*responses: str) -> pl.DataFrame:
     """Each item is scored by two metrics."""
-    rows = [("t", str(n), metric, 1.0, text) for n, text in enumerate(responses) for metric in ("one", "two")]
+    rows = [("t", str(n), metric, 1.0, text, False) for n, text in enumerate(responses) for metric in ("one", "two")]
     return pl.DataFrame(rows, schema=SAMPLES, orient="row")
 
 

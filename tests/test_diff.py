@@ -32,7 +32,7 @@ def routes(teachers: str, margin: float | None = 0.5) -> pl.DataFrame:
 
 
 def samples(values: list[float], metric: str = "acc", first: int = 0) -> pl.DataFrame:
-    rows = [("task", f"item {number + first:03}", metric, value, "") for number, value in enumerate(values)]
+    rows = [("task", f"item {number + first:03}", metric, value, "", False) for number, value in enumerate(values)]
     return pl.DataFrame(rows, schema=SAMPLES, orient="row")
 
 

@@ -226,6 +226,33 @@ def test_a_thinking_student_is_scored_on_what_follows_its_thought(
     assert "a_task: choices are scored as responses without a thought" in caplog.text
 
 
+@pytest.mark.parametrize("thinking", ["none", "keep"])
+def test_a_response_that_reached_the_token_limit_before_its_end_is_cut(
+    thinking: Thinking, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = family_tokenizer("qwen3", thinking)
+    student: Any = EvaluatedStudent(thinking=thinking, pretrained=model, tokenizer=tokenizer, batch_size=4)
+    thought = "<think>\nHm.\n</think>\n\n" if thinking == "keep" else ""
+    written = [f"{thought}{text}" for text in ("It is 4<|im_end|>", "It is 4, and so on", "It is 4.\n\nQ: and")]
+    if thinking == "keep":
+        written.append("<think>\nHm, or")
+    rows = [tokenizer.encode(text, add_special_tokens=False) for text in written]
+    limit = max(map(len, rows))
+    full = [row + row[-1:] * (limit - len(row)) for row in rows]  # an ended row is padded with its end
+
+    def generate(input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.cat([input_ids, torch.tensor(full)], dim=1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    asked = [
+        request("generate_until", student.apply_chat_template(user_message("2 + 2?")), how)
+        for how in [{"until": ["\n\n"], "max_gen_toks": limit}] * len(full)
+    ]
+    responses = student.generate_until(asked, True)
+    assert [response.cut for response in responses] == [False, True, False, True][: len(full)]
+    assert responses[0] == "It is 4"
+
+
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
     """Two tasks on rows of their own: a generated answer after shown examples, and a choice."""

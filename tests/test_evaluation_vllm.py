@@ -89,9 +89,16 @@ def test_it_writes_the_same(engines: tuple[Any, Any]) -> None:
     cut = plain.generate_until(requests(plain, until=stops), True)
     assert engine.generate_until(requests(engine, until=stops), True) == cut
     assert cut != whole
+    engine_cut = engine.generate_until(requests(engine, until=stops), True)
+    unended = [response.cut for response in cut]
+    assert [response.cut for response in engine_cut] == unended
+    assert unended[0] is False, "a stop text ends a response"
+    assert any(response.cut for response in whole)
     for how in ({"max_gen_toks": 5}, {"repetition_penalty": 1.0}, {"do_sample": False, "temperature": 0.0}):
         found = engine.generate_until(requests(engine, **how), True)
-        assert found == plain.generate_until(requests(plain, **how), True)
+        expected = plain.generate_until(requests(plain, **how), True)
+        assert found == expected
+        assert [response.cut for response in found] == [response.cut for response in expected]
 
 
 def test_it_scores_the_same(engines: tuple[Any, Any]) -> None:

@@ -7,9 +7,8 @@ from tokenizers import AddedToken
 
 from persyn.chat import encode_parts, encode_prompt, student_tokenizer, with_chat_template
 from persyn.errors import InputError
-from persyn.evaluation_model import _answer
 from persyn.prompts.conversations import NoPrompt, read_asked
-from persyn.thinking import Thought, split_thought
+from persyn.thinking import Thought, opening_tag, split_thought
 from tests.support.templates import SHIPPED, tokenizer_for
 from tests.support.tiny import CHATML, build_tokenizer
 
@@ -70,7 +69,7 @@ def test_the_tag_that_a_prompt_opens_is_the_one_that_is_closed() -> None:
     prompt, thought, answer = encode_parts(student, "A?", "B.", True, "Hm.", "keep")
     assert student.decode(thought) == "Hm.\n</thought>\n\n"
     whole = student.decode(thought + answer[:-1])
-    assert _answer(student.decode(prompt), {"until": []}, whole) == "B."
+    assert split_thought(opening_tag(student.decode(prompt)) + whole).answer == "B."
     magistral = student_tokenizer(tokenizer(TURNS + ASK + "{# [THINK] #}", "[THINK]", "[/THINK]"), "keep")
     assert magistral.decode(encode_parts(magistral, "A?", "B.", True, "Hm.", "keep")[1]) == "[THINK]Hm.[/THINK]"
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import polars as pl
 
-from persyn.comparison import without_silent
+from persyn.comparison import told_cuts, without_silent
 from persyn.cost import Prices, build_ledger
 from persyn.plots import comparison_curve, ledger_curve
 from persyn.project.snapshot import Snapshot
@@ -24,6 +24,7 @@ from persyn.report.page import (
 from persyn.report.svg import Look
 from persyn.schemas import alike
 from persyn.settings import UNTUNED
+from persyn.summary import cut_share
 
 PARTS = {"parallel set": Look(6), "new answers of the chosen teachers": Look(0), "all teachers on all prompts": Look(1)}
 
@@ -60,7 +61,7 @@ def comparison_section(run: Snapshot) -> Section:
     caption += "which are not those of the scores where a metric counts the parts of items (IFEval's inst_level)."
     table = Table(" ".join([caption, *left_out]), columns, rows, words=4)
     missing = [stage for stage in ("beside", "comparison") if run.metric(stage, None) is None]
-    return Section("comparison", title, lead, drawn, [table], missing=missing)
+    return Section("comparison", title, lead, drawn, [table], told_cuts(_cut(evaluation)), missing)
 
 
 def training_section(run: Snapshot) -> Section:
@@ -154,6 +155,15 @@ def _compared(row: dict[str, Any], evaluation: Any, comparison: Any) -> list[str
         smallest(found),
         decimal(found.get("p_holm")),
     ]
+
+
+def _cut(evaluation: Any) -> dict[str, dict[str, float | None]]:
+    """What comparison.cut_shares gives, from the scores: task -> strategy -> share of cut responses."""
+    shares: dict[str, dict[str, float | None]] = {}
+    for strategy, tasks in evaluation.items():
+        for task, metrics in tasks.items():
+            shares.setdefault(task, {})[strategy] = cut_share(metrics)
+    return shares
 
 
 def _strategies(cost: Any, money: Any) -> Table:

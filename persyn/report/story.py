@@ -2,13 +2,14 @@
 
 from typing import Any
 
+from persyn.comparison import unlike_cuts
 from persyn.project.snapshot import Snapshot
 from persyn.report.overview import fewer, over_one_teacher, verdict
 from persyn.report.page import REFERENCE, count, listed
 from persyn.report.results import money_of
 from persyn.router.worth import worth_text
 from persyn.settings import UNTUNED
-from persyn.summary import main_metric
+from persyn.summary import cut_share, main_metric
 
 FEW = 100
 """With fewer items a task, the story says that they prove nothing."""
@@ -78,6 +79,9 @@ def _learnt(run: Snapshot) -> str:
         if metric in before[task]:
             old, new = before[task][metric]["value"], after[task][metric]["value"]
             said = verdicts.get(task, {}).get(metric, {}).get("verdict", "not compared yet")
+            cut = [share for share in (cut_share(before[task]), cut_share(after[task])) if share is not None]
+            if len(cut) == 2 and unlike_cuts(cut):
+                said += f" (of the responses {cut[0]:.0%} were cut before, {cut[1]:.0%} now)"
             parts.append(f"{task} ({metric}) {old:.3f} before, {new:.3f} now: {said}")
     more = [f"{len(parts) - MOST_TASKS} more tasks in the report"] if len(parts) > MOST_TASKS else []
     return f"{'; '.join([*parts[:MOST_TASKS], *more]) or 'No task was evaluated before and after'}."

@@ -205,7 +205,7 @@ def _card(random: np.random.Generator, strengths: np.ndarray, rewards: np.ndarra
 
 def _samples(random: np.random.Generator, tasks: list[str], number: int) -> pl.DataFrame:
     rows = [
-        (task, f"item {item}", "accuracy", float(random.random() < 0.9 - number / 20), "answer")
+        (task, f"item {item}", "accuracy", float(random.random() < 0.9 - number / 20), "answer", item % 10 < number)
         for task in tasks
         for item in range(200)
     ]
@@ -213,8 +213,11 @@ def _samples(random: np.random.Generator, tasks: list[str], number: int) -> pl.D
 
 
 def _scores(samples: pl.DataFrame) -> dict[str, dict[str, dict[str, float]]]:
-    means = samples.group_by("task", maintain_order=True).agg(pl.col("value").mean())
-    return {task: {"accuracy": {"value": value, "stderr": 0.01, "n": 200}} for task, value in means.iter_rows()}
+    means = samples.group_by("task", maintain_order=True).agg(pl.col("value").mean(), pl.col("cut").sum())
+    return {
+        task: {"accuracy": {"value": value, "stderr": 0.01, "n": 200, "cut": cut}}
+        for task, value, cut in means.iter_rows()
+    }
 
 
 def _losses(random: np.random.Generator) -> pl.DataFrame:
