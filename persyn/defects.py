@@ -99,6 +99,18 @@ def best_samples(rows: pl.DataFrame) -> pl.DataFrame:
     return ranked.unique(order[:2], keep="first", maintain_order=True).drop("sample", "unfit")
 
 
+def unfit_responses(defects: pl.DataFrame, policies: "Policies") -> pl.DataFrame:
+    """prompt_id and teacher of the responses that the student may not be trained on: each of their samples has a defect
+    that is dropped.
+
+    Args:
+        defects: DEFECTS.
+    """
+    dropped = pl.any_horizontal(pl.lit(False), *policies.kinds("drop"))
+    rows = defects.group_by("prompt_id", "teacher", maintain_order=True).agg(unfit=dropped.all())
+    return rows.filter("unfit").drop("unfit")
+
+
 Policy = Literal["keep", "penalise", "drop"]
 
 

@@ -1,38 +1,36 @@
 """Every prompt + a strategy -> its teacher."""
 
-import numpy as np
 import polars as pl
 
+from persyn import schemas
+from persyn.defects import unfit_responses
 from persyn.files import write_json
 from persyn.project.params import read_params
 from persyn.router import load_router, route_strengths
-from persyn.router.settings import Method
 from persyn.routes import Pool, allocation, build_routes
-from persyn.schemas import PROMPTS, RESPONSES, REWARDS, ROUTES, read_batches, read_folder, read_table, write_table
 from stages import run
 
 
-def main(strategy: str, prompts: str, rewards: str, router: str, responses: str, out: str, metrics: str) -> None:
+def main(
+    name: str, prompts: str, rewards: str, router: str, responses: str, defects: str, out: str, metrics: str
+) -> None:
     params = read_params()
-    rule = params.named("strategies", strategy)
-    teachers = list(params.pool)
-
-    def predict(asked: pl.DataFrame, method: Method | None) -> np.ndarray:
-        known = load_router(router, teachers, None if method == params.router.method else method)
-        return route_strengths(known, read_batches(prompts, PROMPTS))  # in the order of `asked`
-
+    teachers, main_method = list(params.pool), params.router.method
+    trained = lambda method: load_router(router, teachers, None if method == main_method else method)  # noqa: E731
+    parts = lambda: schemas.read_batches(prompts, schemas.PROMPTS)  # noqa: E731
     pool = Pool(
         teachers,
-        read_table(rewards, REWARDS),
-        predict,
+        schemas.read_table(rewards, schemas.REWARDS),
+        lambda asked, method: route_strengths(trained(method), parts()),  # in the order of `asked`
         {name: teacher.family for name, teacher in params.pool.items()},
         params.student.family,
-        lambda: read_folder(responses, teachers, RESPONSES, params.teachers),
+        lambda: schemas.read_folder(responses, teachers, schemas.RESPONSES, params.teachers),
         with_next=params.dataset.retries > 0,
+        unfit=unfit_responses(schemas.read_table(defects, schemas.DEFECTS), params.dataset.over(params.defects)),
     )
-    asked = pl.concat(part.drop("prompt", "reference") for part in read_batches(prompts, PROMPTS))
-    routes = build_routes(asked, pool, rule)
-    write_table(routes, out, ROUTES)
+    asked = pl.concat(part.drop("prompt", "reference") for part in parts())
+    routes = build_routes(asked, pool, params.named("strategies", name))
+    schemas.write_table(routes, out, schemas.ROUTES)
     write_json(allocation(routes, teachers), metrics)
 
 

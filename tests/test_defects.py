@@ -1,6 +1,7 @@
+import polars as pl
 import pytest
 
-from persyn.defects import DETECTORS, Policies, count_defects, find_defects
+from persyn.defects import DETECTORS, Policies, count_defects, find_defects, unfit_responses
 from persyn.errors import InputError
 from persyn.schemas import DEFECTS, check_table, fill_table
 from tests.support.tables import prompts_table, responses_table
@@ -81,3 +82,20 @@ def test_policies_are_checked() -> None:
     ]
     with pytest.raises(InputError, match=r"defects\.refusal is 'penalize'; .*keep, penalise, drop"):
         Policies.parse({"refusal": "penalize"}, "defects")
+
+
+def test_a_response_is_unfit_if_every_sample_has_a_defect_that_is_dropped() -> None:
+    clean = dict.fromkeys(DEFECTS.names()[2:], False)
+    rows = [
+        {"prompt_id": "p", "teacher": "cut", **clean, "length": True},
+        {"prompt_id": "p", "teacher": "refuses", **clean, "refusal": True},
+        {"prompt_id": "p", "teacher": "twice", **clean, "length": True},
+        {"prompt_id": "p", "teacher": "twice", **clean},
+        {"prompt_id": "p", "teacher": "looped", **clean, "length": True},
+        {"prompt_id": "p", "teacher": "looped", **clean, "repetition": True},
+    ]
+    table = pl.DataFrame(rows, schema=DEFECTS)
+    assert unfit_responses(table, Policies())["teacher"].to_list() == ["cut", "looped"]
+    kept = Policies(length="keep")
+    assert unfit_responses(table, kept).is_empty()
+    assert unfit_responses(table, Policies(length="keep", refusal="drop"))["teacher"].to_list() == ["refuses"]

@@ -33,7 +33,7 @@ from persyn.quality import QualitySettings, score_quality
 from persyn.responses import generate_responses
 from persyn.routed import KEYS, Asking, Retries, asked_routes, collect_rounds, retry_failed
 from persyn.routes import Persyn, Pool, Strong, build_routes
-from persyn.schemas import REWARDS, ROUTES, read_table, write_table
+from persyn.schemas import DEFECTS, REWARDS, ROUTES, read_table, write_table
 from tests.support.stub import StubServer, stub_teacher
 from tests.support.tables import prompts_table, responses_table, texts_of
 
@@ -348,8 +348,10 @@ def test_the_stages_ask_again_and_the_commands_tell_the_price(
         means = {"a": 0.0, "b": 3.0, "c": 2.0}
         rewards = [(identity, *(name, 0.0, 0.0, mean)) for identity in asked for name, mean in means.items()]
         write_table(pl.DataFrame(rewards, schema=REWARDS, orient="row"), "data/rewards.parquet", REWARDS)
-        tables = "data/rewards.parquet", "models/router", "data/responses", "data/routes/persyn.parquet"
-        stage("routes", "persyn", "data/prompts.parquet", *tables, "metrics/allocation/persyn.json")
+        write_table(pl.DataFrame(schema=DEFECTS), "data/defects.parquet", DEFECTS)
+        tables = "data/rewards.parquet", "models/router", "data/responses", "data/defects.parquet"
+        routed = "data/routes/persyn.parquet", "metrics/allocation/persyn.json"
+        stage("routes", "persyn", "data/prompts.parquet", *tables, *routed)
         planned = json.loads(CliRunner().invoke(app, ["plan", "--json"]).stdout)
         before = server.counts["ok"]
         paths = "data/routes/persyn.parquet", "data/responses", "data/routed/persyn.parquet"

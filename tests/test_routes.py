@@ -140,6 +140,22 @@ def test_generate_then_select_equals_a_hand_computed_case() -> None:
     assert found == {"grape": ["b", "c"], "best_quality": ["a", "b"], "oracle": ["c", "b"]}
 
 
+@pytest.mark.parametrize("rule", [Oracle(rule="oracle"), Grape(rule="grape"), BestQuality(rule="best_quality")])
+def test_rules_that_select_take_responses_that_are_fit_to_train_on(rule: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The best of all three was cut on two prompts; on one of them so was every other."""
+    table = rewards({"a": (0.0, -3.0, 0.0), "b": (1.0, -1.0, 1.0), "c": (0.5, -2.0, 0.5)})
+    first, second = prompts_table(["prompt 0", "prompt 1"])["prompt_id"]
+    unfit = pl.DataFrame(
+        [(first, "b"), *((second, name) for name in TEACHERS)], schema=["prompt_id", "teacher"], orient="row"
+    )
+    chosen = teacher_of(build_routes(PROMPTS, replace(pool(table), unfit=unfit), rule))
+    assert chosen["prompt 0"] == "c"
+    assert {teacher for text, teacher in chosen.items() if text != "prompt 0"} == {"b"}
+    assert f"on 1 of {PROMPTS.height} prompts no response is fit to train on" in caplog.text
+    routes = build_routes(PROMPTS, replace(pool(table), unfit=unfit, with_next=True), rule)
+    assert routes.filter(prompt_id=first)["next"].to_list() == [["a", "b"]]
+
+
 def test_scas_takes_the_most_learnable_of_the_right_ones(caplog: pytest.LogCaptureFixture) -> None:
     """The likeliest of all is wrong on the first prompt, right on the second; on the third none is right."""
     prompts = PROMPTS.sort("prompt_id")[:3]
@@ -278,3 +294,14 @@ def test_rewards_that_are_equal_but_for_rounding_are_drawn_by_lot() -> None:
     names = chosen(Oracle(rule="oracle"), table)
     assert min(names.count("a"), names.count("b")) > 100
     assert "c" not in names
+
+
+def test_a_right_response_that_is_not_fit_to_train_on_is_left_for_one_that_is() -> None:
+    prompts = PROMPTS.sort("prompt_id")[:1]
+    [identity] = prompts["prompt_id"]
+    rows = [(identity, "a", 1.0, -0.1, 0.9), (identity, "b", 0.0, -0.2, 0.1), (identity, "c", 0.0, -0.3, 0.1)]
+    table = pl.DataFrame(rows, schema=REWARDS, orient="row")
+    unfit = pl.DataFrame({"prompt_id": [identity], "teacher": ["a"]})
+    assert build_routes(prompts, pool(table), Scas(rule="scas"))["teacher"].to_list() == ["a"]
+    routes = build_routes(prompts, replace(pool(table), unfit=unfit), Scas(rule="scas"))
+    assert routes["teacher"].to_list() == ["b"]

@@ -42,6 +42,9 @@ class Pool:
     """Teacher -> RESPONSES to the parallel set, for rules that need their lengths."""
     with_next: bool = False
     """Whether the routes get a last column `next`: the other teachers in the order in which they may be asked again."""
+    unfit: pl.DataFrame | None = None
+    """prompt_id and teacher of the responses to the parallel set that the student may not be trained on, since each
+    sample has a defect that is dropped. Rules that select among responses take another where there is one."""
 
 
 class Rule(Settings):
@@ -187,7 +190,7 @@ class BestSingle(Rule):
 
 
 class Oracle(Rule):
-    """Generate then select: per prompt the response of the highest reward (Eq. 2)."""
+    """Generate then select: per prompt the response of the highest reward (Eq. 2), of those fit to train on."""
 
     rule: Literal["oracle"]
     seed: Seed = 0
@@ -199,7 +202,9 @@ class Oracle(Rule):
 
 
 class Grape(Rule):
-    """Generate then select: per prompt the response likeliest under the student (arXiv 2502.04194): alpha = 1."""
+    """Generate then select: per prompt the response likeliest under the student (arXiv 2502.04194): alpha = 1; of those
+    fit to train on.
+    """
 
     rule: Literal["grape"]
     seed: Seed = 0
@@ -212,8 +217,8 @@ class Grape(Rule):
 
 class Scas(Rule):
     """Generate then select: per prompt, of the responses that are right, the most learnable one, as SCAS (arXiv
-    2605.26872) selects among verified answers by what they cost to learn. If none is right, the most learnable of all;
-    the log tells on how many prompts, and dataset.require leaves them out.
+    2605.26872) selects among verified answers by what they cost to learn; of those fit to train on. If none is right,
+    the most learnable of all; the log tells on how many prompts, and dataset.require leaves them out.
     """
 
     rule: Literal["scas"]
@@ -237,7 +242,7 @@ class Scas(Rule):
 
 
 class BestQuality(Rule):
-    """Generate then select: per prompt the response of the highest quality: alpha = 0."""
+    """Generate then select: per prompt the response of the highest quality: alpha = 0; of those fit to train on."""
 
     rule: Literal["best_quality"]
     seed: Seed = 0
@@ -334,11 +339,12 @@ def _by_domain(rewards: pl.DataFrame, prompts: pl.DataFrame, shift: pl.Expr, sca
     return rows.with_columns(quality=scaled).drop("domain")
 
 
-def _select(prompts: pl.DataFrame, pool: Pool, column: str, seed: int, first: pl.Series | None = None) -> pl.DataFrame:
-    """Per prompt the teacher of the largest value; ties, also by rounding, are broken at random, not by name.
+def _select(prompts: pl.DataFrame, pool: Pool, column: str, seed: int, right: pl.Series | None = None) -> pl.DataFrame:
+    """Per prompt the teacher of the largest value among those whose responses are fit to train on, and of these among
+    the right ones, where there are any. Ties, also by rounding, are broken at random, not by name.
 
     Args:
-        first: for each row of pool.rewards, whether it goes before those that are not; None: all are alike.
+        right: for each row of pool.rewards, whether it goes before those that are not; None: all are alike.
 
     A parallel prompt that has no rewards (a score was missing) goes to the best single teacher.
     """
@@ -348,9 +354,17 @@ def _select(prompts: pl.DataFrame, pool: Pool, column: str, seed: int, first: pl
             f"generate-then-select needs every teacher's response to every prompt, {not_parallel} of {prompts.height} "
             f"are not parallel; set prompts.num_parallel to null, or leave this strategy out"
         )
-    rows = pool.rewards.with_columns(first=pl.lit(value=True) if first is None else first).sort("prompt_id", "teacher")
-    rows = rows.with_columns(lot=np.random.default_rng(seed).random(rows.height))
-    among = rows.filter(pl.col("first") | ~pl.col("first").any().over("prompt_id"))
+    rows = pool.rewards.with_columns(right=pl.lit(value=True) if right is None else right, fit=pl.lit(value=True))
+    if pool.unfit is not None:
+        unfit = pool.unfit.select("prompt_id", "teacher", unfit=pl.lit(value=True))
+        rows = rows.join(unfit, on=["prompt_id", "teacher"], how="left", maintain_order="left")
+        rows = rows.with_columns(fit=pl.col("unfit").is_null())
+    rows = rows.with_columns(place=2 * pl.col("fit").cast(pl.Int8) + pl.col("right").cast(pl.Int8))
+    rows = rows.sort("prompt_id", "teacher").with_columns(lot=np.random.default_rng(seed).random(rows.height))
+    none = rows.filter(~pl.col("fit").any().over("prompt_id"))["prompt_id"].n_unique()
+    if none:
+        logger.warning("on %d of %d prompts no response is fit to train on (defects)", none, prompts.height)
+    among = rows.filter(pl.col("place") == pl.col("place").max().over("prompt_id"))
     equal = among.filter(pl.col(column) >= pl.col(column).max().over("prompt_id") - tie_width(column))
     best = equal.sort("prompt_id", "lot").group_by("prompt_id").last().select("prompt_id", "teacher")
     chosen = prompts.select("prompt_id").join(best, on="prompt_id", how="left", validate="1:1", maintain_order="left")
@@ -358,7 +372,7 @@ def _select(prompts: pl.DataFrame, pool: Pool, column: str, seed: int, first: pl
     routes = _routes(prompts, chosen["teacher"].fill_null(fallback).to_list())
     if not pool.with_next:
         return routes
-    ranked = rows.sort("prompt_id", "first", column, "lot", descending=[False, True, True, True])
+    ranked = rows.sort("prompt_id", "place", column, "lot", descending=[False, True, True, True])
     of_prompts = ranked.group_by("prompt_id", maintain_order=True).agg(next="teacher")
     order = dict(of_prompts.iter_rows())
     everyone = _by_reward(pool)
