@@ -378,8 +378,12 @@ def load_in_vllm(
     try:
         import vllm
         import vllm.platforms
+        from vllm.triton_utils import HAS_TRITON
 
-        _ = vllm.platforms.current_platform  # found now: under _either_build the CPU build would not be recognised
+        on_cpu = vllm.platforms.current_platform.is_cpu()  # under _either_build the CPU build would not be recognised
+        if on_cpu and not HAS_TRITON:  # where it has, the engine starts only in a process of its own
+            # Of its three processes one spins while it waits for another: in one it takes half the CPU time.
+            os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
         with _either_build():
             from lm_eval.models.vllm_causallms import VLLM

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -170,6 +172,38 @@ def test_a_thinking_students_responses_are_the_same(engines: tuple[Any, Any], mo
         assert answers[0] != answers[0].whole == whole[0].whole
         found.append([(str(answer), answer.whole) for answer in answers])
     assert found[0] == found[1]
+
+
+def test_on_a_cpu_engines_run_one_after_the_other_in_this_process(
+    model: str, engines: tuple[Any, Any], tmp_path: Path
+) -> None:
+    """In a process of its own: the tests hide GPUs by a variable under which vLLM expects one later."""
+    script = f"""
+import json, os, sys
+import psutil
+from tests.test_evaluation_vllm import KNOBS, load_in_vllm, requests
+from vllm.platforms import current_platform
+
+if not current_platform.is_cpu():
+    sys.exit(77)
+found = []
+for _ in range(2):
+    engine = load_in_vllm({model!r}, KNOBS)
+    found.append(engine.generate_until(requests(engine), True))
+    started = [child.name() for child in psutil.Process().children(recursive=True) if "resource_tracker" not in
+               " ".join(child.cmdline())]
+    engine.close()
+json.dump([found, started], open({str(tmp_path / "found.json")!r}, "w"))
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 77:
+        pytest.skip("vLLM's build is one for GPUs")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, started = json.loads((tmp_path / "found.json").read_text())
+    plain = engines[0]
+    assert found == [plain.generate_until(requests(plain), True)] * 2
+    assert not started
 
 
 @pytest.mark.slow
