@@ -214,6 +214,8 @@ def test_the_untuned_student_and_finished_models_stand_in_the_comparison_and_now
     assert "untuned is no strategy, but the student before any tuning" in found.lead
     assert "Finished models, not trained here: gemma." in found.lead
     assert not found.missing
+    assert all("were cut: persyn 0.0%, strong 10.0%, random 20.0%, untuned 20.0%" in note for note in found.notes)
+    assert found.notes
     assert comparison_section(run.replace(metrics={**run.metrics, "beside": None})).missing == ["beside"]
     assert {row[0] for row in lanes(run.replace(metrics=metrics)).rows} == {"persyn", "strong", "random"}
 

@@ -35,6 +35,7 @@ def test_it_tells_cost_savings_allocation_student_and_routing(run: Snapshot) -> 
     (metric,) = ours
     told = f"sums ({metric}) {untuned[metric]['value']:.3f} before, {ours[metric]['value']:.3f} now: "
     assert lines[3].startswith(f"Is the student better than before? {told}")
+    assert lines[3].endswith(" (of the responses 10% were cut before, 0% now).")
     assert "random" in lines[4]
     assert "untuned" not in lines[4]
     assert lines[5].startswith("Is routing worth it? Routing is worth +0.050")
