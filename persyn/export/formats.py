@@ -130,10 +130,12 @@ def convert_alpaca(export: pl.DataFrame, thinking: Thinking) -> Converted:
 
 def convert_openai(export: pl.DataFrame, thinking: Thinking) -> Converted:
     """`messages` alone, which is all that OpenAI documents; the rest is in the side file. Earlier assistant turns get
-    `weight` 0, so that the model is trained on the last one only.
+    `weight` 0, so that the model is trained on the last one only. Rows with such turns come first, as those with a
+    history do in convert_alpaca.
     """
     made = Converted()
-    for row in export.iter_rows(named=True):
+    earlier = pl.col("prompt").list.eval(pl.element().struct.field("role") == "assistant").list.any()
+    for row in export.sort(~earlier, maintain_order=True).iter_rows(named=True):
         if not all(turn["content"] for turn in row["messages"]):
             made.left_out["an empty message"] += 1
             continue
