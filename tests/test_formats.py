@@ -24,6 +24,7 @@ from persyn.export.formats import (
     convert_alpaca,
     convert_openai,
     convert_sharegpt,
+    converted,
     notes,
 )
 from persyn.export.preferences import COLUMNS, PairRules, build_preferences, used_responses
@@ -392,6 +393,18 @@ def test_openai_takes_every_line_and_trains_on_the_last_answer_only(project: dic
     assert [line["reasoning"] for line in made.side] == ["Three and three.", "", "Two and two.", ""], "line by line"
     empty = rows().with_columns(messages=pl.lit([{"role": "assistant", "content": ""}], dtype=EXPORT["messages"]))
     assert convert_openai(empty, "none").left_out == {"an empty message": 4}
+
+
+@pytest.mark.parametrize(
+    ("form", "why"), [("alpaca", "turns that do not alternate 1"), ("openai", "an empty message 1")]
+)
+def test_a_format_that_can_hold_no_row_is_refused(form: str, why: str) -> None:
+    turn = pl.lit([{"role": "assistant", "content": ""}], dtype=EXPORT["messages"])
+    odd = rows()[3:].with_columns(messages=turn)
+    with pytest.raises(InputError, match=rf"--format {form} can hold none of 1 rows \({why}\); choose another format"):
+        converted(odd, form, "none")
+    assert converted(odd, "sharegpt", "none").rows
+    assert converted(odd, "hub", "none") == Converted()
 
 
 @pytest.mark.parametrize("form", ["sharegpt", "alpaca", "openai", "jsonl", "parquet"])

@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from persyn.errors import InputError
 from persyn.export.folder import Card, write_card, write_folder
 from persyn.export.thoughts import tagged, with_thoughts
 from persyn.messages import Message
@@ -142,6 +143,20 @@ def convert_openai(export: pl.DataFrame, thinking: Thinking) -> Converted:
         before = [turn | ({"weight": 0} if turn["role"] == "assistant" else {}) for turn in row["prompt"]]
         made.rows.append({"messages": before + row["completion"]})
         made.side.append(_extra(row))
+    return made
+
+
+def converted(export: pl.DataFrame, name: str, thinking: Thinking) -> Converted:
+    """The rows in the format of this name; none where it is a table.
+
+    Raises:
+        InputError: it can say none of them.
+    """
+    form = FORMATS[name]
+    made = form.convert(export, thinking) if form.convert else Converted()
+    if made.left_out.total() == export.height:
+        why = ", ".join(f"{reason} {count}" for reason, count in sorted(made.left_out.items()))
+        raise InputError(f"--format {name} can hold none of {export.height} rows ({why}); choose another format")
     return made
 
 
