@@ -92,6 +92,20 @@ def test_a_thought_in_tags_stands_apart(tmp_path: Path) -> None:
     assert (row["reasoning"], row["completion"][0]["content"]) == ("hm", "yes")
 
 
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking", "thought"])
+def test_a_thought_in_a_field_of_its_own_is_kept(tmp_path: Path, field: str) -> None:
+    written = [("one", "yes", " hm\n"), ("two", "no", None), ("three", "", "all of it"), ("four", "4", "\ud800")]
+    rows = [
+        {"messages": [*turns(asked, "")["messages"], {"role": "assistant", "content": answer, field: thought}]}
+        for asked, answer, thought in written
+    ]
+    write(tmp_path / "m.jsonl", rows)
+    dataset, counts = mixed(tmp_path, {"path": "m.jsonl", "count": 2})
+    found = [(row["completion"][0]["content"], row["reasoning"]) for row in dataset[-2:].to_dicts()]
+    assert sorted(found) == [("no", None), ("yes", "hm")]
+    assert counts["m.jsonl"]["dropped"] == {"no answer": 1, "not text": 1}
+
+
 def test_mixes_share_no_prompt_and_may_have_any_shape(tmp_path: Path) -> None:
     write(tmp_path / "m.jsonl", [turns("one"), turns("two")])
     said = [{"from": "human", "value": "one"}, {"from": "gpt", "value": "again"}]

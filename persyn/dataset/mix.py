@@ -5,7 +5,7 @@ import heapq
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -77,7 +77,7 @@ class _Row:
     prompt_id: str
     prompt: list[Message]
     thought: Thought
-    """Its answer, apart from a thought in tags before it."""
+    """Its answer, apart from a thought in tags before it, or in a field of its own."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,11 @@ def _fit_rows(
     seen = set[str]()
     for _, read in mix.read(raw, asked=["messages"], messages=mix.messages or shapes):
         asked: Asked = read["messages"]
-        row = _Row(prompt_id(asked.messages), asked.messages, split_thought(asked.answer or "", opened=None))
-        reason = unfit(asked, asked.answer, max_characters) or ("" if row.thought.answer else "no answer")
+        thought = split_thought(asked.answer or "", opened=None)
+        thought = replace(thought, reasoning=asked.thought or thought.reasoning)
+        row = _Row(prompt_id(asked.messages), asked.messages, thought)
+        written = f"{asked.answer or ''}{asked.thought or ''}"
+        reason = unfit(asked, written, max_characters) or ("" if thought.answer else "no answer")
         reason = reason or ("duplicate" if row.prompt_id in seen else taken.get(row.prompt_id, ""))
         if reason:
             dropped[reason] += 1

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,8 @@ class Asked:
     """The normalised conversation, without the assistant's turns at its end."""
     answer: str | None = None
     """The text of those turns."""
+    thought: str | None = None
+    """What these turns have as thoughts apart from their text."""
     unfit: str = ""
     """Why it cannot be used."""
     role: str | None = None
@@ -62,7 +64,7 @@ def read_asked(value: Any) -> Asked:
             turns = zip(value, calls, strict=True)
             return _asked(
                 shape,
-                [{"role": "tool" if call else turn[role], "content": turn.get(content)} for turn, call in turns],
+                [turn | {"role": "tool" if call else turn[role], "content": turn.get(content)} for turn, call in turns],
             )
     got = type(value).__name__
     if isinstance(value, list):
@@ -98,7 +100,7 @@ def asked_text(text: str, shape: str = "text", answer: str | None = None) -> Ask
 
 def _asked(shape: str, turns: Iterable[dict[str, Any]]) -> Asked:
     """The conversation of these turns, whose roles and contents are as the source has them."""
-    messages: list[Message] = []
+    messages, thoughts = list[Message](), list[str | None]()
     for turn in turns:
         role, text = re.sub(r"[- ]", "_", str(turn["role"]).strip().lower()), _text(turn["content"])
         if role in TOOLS:
@@ -108,16 +110,18 @@ def _asked(shape: str, turns: Iterable[dict[str, Any]]) -> Asked:
         if text is None:
             return Asked(shape, [], unfit="not text")
         messages.append({"role": ROLES[role], "content": normalise(text)})
+        thoughts = [*thoughts, read_reasoning(turn)] if ROLES[role] == "assistant" else []
     messages = [message for message in messages if message["content"] or message["role"] != "system"]
     said: list[str] = []
     while messages and messages[-1]["role"] == "assistant":
         said.insert(0, messages.pop()["content"])
-    answer = "\n\n".join(filter(None, said)) or None
+    answer, thought = ("\n\n".join(filter(None, texts)) or None for texts in (said, thoughts))
     if not any(message["role"] == "user" for message in messages):
         return Asked(shape, [], unfit="no user turn")
     if messages[-1]["role"] != "user":
         return Asked(shape, [], unfit="no user turn at the end")
-    return Asked(shape, messages, answer, "" if all(message["content"] for message in messages) else "empty")
+    unfit = "" if all(message["content"] for message in messages) else "empty"
+    return Asked(shape, messages, answer, thought, unfit)
 
 
 def _text(content: Any) -> str | None:
@@ -133,6 +137,18 @@ def _text(content: Any) -> str | None:
             return None
         texts.append(text)
     return "\n".join(texts)
+
+
+def read_reasoning(message: Mapping[str, Any]) -> str | None:
+    """The thought that a message has apart from its content, in whichever field; None if there is none."""
+    for name in ("reasoning_content", "reasoning", "thinking", "thought"):
+        text = message.get(name)
+        if isinstance(text, str) and text.strip():
+            return text.strip()
+    details = message.get("reasoning_details")
+    parts = [part for part in details if isinstance(part, Mapping)] if isinstance(details, list) else []
+    texts = [text for part in parts if isinstance(text := part.get("text") or part.get("summary"), str)]
+    return "\n\n".join(text.strip() for text in texts if text.strip()) or None
 
 
 def normalise(text: str) -> str:
