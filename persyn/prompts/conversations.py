@@ -1,7 +1,8 @@
 """Conversations: what a row of a source asks, as messages, whatever its shape; and when two prompts are the same.
 
 The shapes: text (one user turn), messages (`[{"role": "user", "content": "Hi"}]`), sharegpt (`[{"from": "human",
-"value": "Hi"}]`), turns (`["Hi", "Say it in French."]`, all the user's) and alpaca (columns instruction and input).
+"value": "Hi"}]`), turns (`["Hi", "Say it in French."]`, all the user's) and alpaca (columns instruction, input,
+system and history). Beside a sharegpt conversation, its system message may stand in a column of its own.
 """
 
 import hashlib
@@ -9,7 +10,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from persyn.messages import Message, as_messages
@@ -48,8 +49,11 @@ class Asked:
     """The role that is not known, if that is why."""
 
 
-def read_asked(value: Any) -> Asked:
+def read_asked(value: Any, system: Any = None) -> Asked:
     """What a column's value asks.
+
+    Args:
+        system: of a conversation without a system message, the one that stands in a column of its own.
 
     Raises:
         NoPrompt: it has none of the shapes.
@@ -61,11 +65,12 @@ def read_asked(value: Any) -> Asked:
     for shape, (role, content) in KEYS.items():
         if isinstance(value, list) and all(isinstance(turn, dict) and _is_turn(turn, role, content) for turn in value):
             calls = (any(turn.get(name) for name in CALLS) for turn in value)
-            turns = zip(value, calls, strict=True)
-            return _asked(
-                shape,
-                [turn | {"role": "tool" if call else turn[role], "content": turn.get(content)} for turn, call in turns],
-            )
+            turns = [
+                turn | {"role": "tool" if call else turn[role], "content": turn.get(content)}
+                for turn, call in zip(value, calls, strict=True)
+            ]
+            led = any(str(turn["role"]).strip().lower() in ("system", "developer") for turn in turns)
+            return _asked(shape, turns if led else [*_system(system), *turns])
     got = type(value).__name__
     if isinstance(value, list):
         got += f" of {', '.join(sorted({type(turn).__name__ for turn in value}))}"
@@ -96,6 +101,25 @@ def asked_text(text: str, shape: str = "text", answer: str | None = None) -> Ask
             "file, or leave the row out by `where`"
         )
     return Asked(shape, [{"role": "user", "content": normalise(text)}], normalise(answer or "") or None)
+
+
+def asked_alpaca(text: str, answer: str | None, system: Any, history: Any) -> Asked:
+    """An instruction, after a system message and pairs of earlier questions and answers, where there are any.
+
+    Raises:
+        NoPrompt: as asked_text.
+    """
+    asked = asked_text(text, "alpaca", answer)
+    pairs = history if isinstance(history, list) else []
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        return Asked("alpaca", [], unfit="not text")
+    said = ((("user", question), ("assistant", reply)) for question, reply in pairs)
+    before = [*_system(system), *({"role": role, "content": text} for turns in said for role, text in turns)]
+    return replace(_asked("alpaca", [*before, *asked.messages]), answer=asked.answer) if before else asked
+
+
+def _system(text: Any) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": text}] if isinstance(text, str) else []
 
 
 def _asked(shape: str, turns: Iterable[dict[str, Any]]) -> Asked:
