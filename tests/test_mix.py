@@ -131,6 +131,8 @@ def test_a_mix_needs_a_licence_an_amount_a_name_of_its_own_and_a_pin(tmp_path: P
             mixed(tmp_path, {"path": "m.jsonl", **amounts})
     with pytest.raises(ValueError, match="two entries called"):
         mixed(tmp_path, {"path": "m.jsonl", "count": 1}, {"path": "m.jsonl", "count": 1})
+    with pytest.raises(ValueError, match=r"two entries called 'm\.jsonl'"):
+        mixed(tmp_path, {"path": "/a/m.jsonl", "count": 1}, {"path": "/b/m.jsonl", "count": 1})
     with pytest.raises(InputError, match="needs its 40-hex commit"):
         mixed(tmp_path, {"hub": "owner/name", "count": 1})
     [found] = hub_entries({"dataset": {"mix": [{"path": "x"}, {"hub": "owner/name"}]}})
