@@ -133,6 +133,8 @@ def test_a_mix_needs_a_licence_an_amount_a_name_of_its_own_and_a_pin(tmp_path: P
         mixed(tmp_path, {"path": "m.jsonl", "count": 1}, {"path": "m.jsonl", "count": 1})
     with pytest.raises(ValueError, match=r"two entries called 'm\.jsonl'"):
         mixed(tmp_path, {"path": "/a/m.jsonl", "count": 1}, {"path": "/b/m.jsonl", "count": 1})
+    with pytest.raises(ValueError, match="a template, which writes no conversation with its answer; it must be a col"):
+        mixed(tmp_path, {"path": "m.jsonl", "count": 1, "messages": "{{ prompt }}"})
     with pytest.raises(InputError, match="needs its 40-hex commit"):
         mixed(tmp_path, {"hub": "owner/name", "count": 1})
     [found] = hub_entries({"dataset": {"mix": [{"path": "x"}, {"hub": "owner/name"}]}})

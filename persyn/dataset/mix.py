@@ -19,9 +19,9 @@ from persyn.messages import Message, assistant_message
 from persyn.prompts import PromptSettings, evaluation_sets, unfit
 from persyn.prompts.conversations import Asked, prompt_id
 from persyn.prompts.decontamination import EvaluationSets
-from persyn.prompts.sources import FIRST_OF, Rows
+from persyn.prompts.sources import FIRST_OF, Rows, is_template
 from persyn.schemas import DATASET, Domain
-from persyn.settings import Misfit
+from persyn.settings import Misfit, shown
 from persyn.thinking import Thought, split_thought
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,16 @@ class MixSource(Rows):
         if (self.ratio is None) == (self.count is None):
             given = "are both given" if self.count is not None else "are both missing"
             raise Misfit("ratio", f"and count {given}; give one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _a_column(self) -> Self:
+        if is_template(self.messages or ""):
+            raise Misfit(
+                "messages",
+                f"is {shown(self.messages)}, a template, which writes no conversation with its answer; it must be a "
+                f"column of conversations: make one in the file",
+            )
         return self
 
     @property
