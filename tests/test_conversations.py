@@ -57,6 +57,14 @@ def build(folder: Path, rows: list[dict[str, Any]], **fields: Any) -> tuple[pl.D
         ({"instruction": "Hi"}, {}, "alpaca", HI, None),
         ({"instruction": "Hi", "input": None, "output": "o"}, {}, "alpaca", HI, "o"),
         ({"instruction": "Hi", "input": "there", "output": "o "}, {}, "alpaca", user_message("Hi\n\nthere"), "o"),
+        ({"instruction": "Say more.", "output": "o", "system": "Be brief.", "history": [["Hi", "Yes?"]]}, {}, "alpaca",
+         LONG, "o"),
+        ({"instruction": "Hi", "output": "o", "system": "", "history": []}, {}, "alpaca", HI, "o"),
+        ({"instruction": "Hi", "system": None, "history": None}, {}, "alpaca", HI, None),
+        ({"conversations": SHAREGPT, "system": "Be brief."}, {}, "sharegpt", LONG, None),
+        ({"conversations": [{"from": "system", "value": "Be brief."}, *SHAREGPT], "system": "Be long."}, {}, "sharegpt",
+         LONG, None),
+        ({"messages": HI, "system": "gpt-4"}, {}, "messages", HI, None),
         ({"instruction": "Hi", "input": "there"}, {"prompt": "instruction"}, "text", HI, None),
         ({"messages": [*LONG, *YES]}, {"prompt": "{{ messages[1].content }}"}, "text", HI, None),
     ],
@@ -105,6 +113,12 @@ def test_an_unfit_conversation_is_dropped_and_counted(value: Any, reason: str, t
     table, counts = build(tmp_path, [{"messages": value}, {"messages": LONG}, {"messages": LONG}])
     assert counts["dropped"] == {"duplicate": 1, reason: 1}
     assert (counts["read"], table.height) == (3, 1)
+
+
+@pytest.mark.parametrize(("pair", "reason"), [(["Hi", ""], "empty"), (["Hi", None], "empty"), ("Hi", "not text")])
+def test_a_history_that_cannot_be_read_is_counted(pair: Any, reason: str, tmp_path: Path) -> None:
+    _, counts = build(tmp_path, [{"instruction": "Say more.", "history": [pair]}, {"instruction": "Hi"}])
+    assert counts["dropped"] == {reason: 1}
 
 
 def test_an_unknown_role_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -146,6 +146,19 @@ def test_the_card_is_valid_and_says_where_the_data_is_from(project: dict[str, An
         assert hidden not in card.content
 
 
+@pytest.mark.parametrize("form", ["hub", "dpo"])
+def test_the_card_says_where_a_gate_makes_the_reward(project: dict[str, Any], form: str) -> None:
+    said = "Behind a gate, a least quality (math 1, code 0.5), it is the normalised learnability alone"
+    table = pl.read_parquet("data/rewards.parquet")
+    write_table(table.with_columns(reward=pl.int_range(pl.len()).cast(float)), "data/rewards.parquet", REWARDS)
+    export("--format", form, "--out", "without")
+    assert "gate" not in Path("without/README.md").read_text()
+    project["rewards"]["gate"] = {"math": 1.0, "code": 0.5}
+    YAML().dump(project, Path("params.yaml"))
+    export("--format", form, "--out", "with")
+    assert said in Path("with/README.md").read_text()
+
+
 def test_names_from_params_stay_text_in_the_card(project: dict[str, Any]) -> None:
     hostile = "x | <b>y</b> [a](http://e.vil) `c` \u202e\x1b[2J"
     export("--out", "plain")

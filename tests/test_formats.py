@@ -24,6 +24,7 @@ from persyn.export.formats import (
     convert_alpaca,
     convert_openai,
     convert_sharegpt,
+    converted,
     notes,
 )
 from persyn.export.preferences import COLUMNS, PairRules, build_preferences, used_responses
@@ -328,7 +329,7 @@ def test_llama_factory_reads_conversations_and_instructions_alike() -> None:
     alpaca = convert_alpaca(rows(), "none")
     assert read_as_llama_factory(alpaca, "alpaca") == [expected[2], *expected[:2]], "those with a history come first"
     assert notes(rows(), alpaca, "alpaca", "none")[0] == "1 rows left out: turns that do not alternate"
-    assert read_as_llama_factory(convert_openai(rows(), "none"), "openai")[:3] == expected
+    assert read_as_llama_factory(convert_openai(rows(), "none"), "openai")[:3] == [expected[2], *expected[:2]]
     for convert in (convert_sharegpt, convert_alpaca):
         kept = [row["answer"] for row in read_as_llama_factory(convert(rows(), "keep"), convert.__name__[8:]) if row]
         assert "<think>\nTwo and two.\n</think>\n\n4" in kept
@@ -350,7 +351,8 @@ def test_axolotl_reads_conversations_with_their_thoughts() -> None:
     [entry] = yaml_of("parquet", "datasets")
     assert [axolotl(row, entry) for row in thoughtful.to_dicts()] == with_thought
     [entry] = yaml_of("openai", "datasets")
-    assert [axolotl(row, entry) for row in convert_openai(rows(), "none").rows] == expected
+    first, *others = [axolotl(row, entry) for row in convert_openai(rows(), "none").rows]
+    assert [*others[:2], first, *others[2:]] == expected
     [entry] = yaml_of("alpaca", "datasets")
     assert entry["type"] == "alpaca_w_system.load", "which reads instruction, input, output and system"
     assert {"instruction", "input", "output", "system"} <= set(convert_alpaca(rows(), "none").rows[0])
@@ -385,10 +387,24 @@ def test_openai_takes_every_line_and_trains_on_the_last_answer_only(project: dic
     for line, row in zip(lines, beside, strict=True):
         assert line["messages"][-1]["content"].startswith(f"{row['teacher_id']}: ")
         assert set(row) == {*EXTRA, "reasoning"}
-    weights = [turn.get("weight") for turn in convert_openai(rows(), "none").rows[2]["messages"]]
-    assert weights == [None, None, 0, None, None]
+    made = convert_openai(rows(), "none")
+    weights = [turn.get("weight") for turn in made.rows[0]["messages"]]
+    assert weights == [None, None, 0, None, None], "the first row, by which readers guess the keys of a message"
+    assert [line["reasoning"] for line in made.side] == ["Three and three.", "", "Two and two.", ""], "line by line"
     empty = rows().with_columns(messages=pl.lit([{"role": "assistant", "content": ""}], dtype=EXPORT["messages"]))
     assert convert_openai(empty, "none").left_out == {"an empty message": 4}
+
+
+@pytest.mark.parametrize(
+    ("form", "why"), [("alpaca", "turns that do not alternate 1"), ("openai", "an empty message 1")]
+)
+def test_a_format_that_can_hold_no_row_is_refused(form: str, why: str) -> None:
+    turn = pl.lit([{"role": "assistant", "content": ""}], dtype=EXPORT["messages"])
+    odd = rows()[3:].with_columns(messages=turn)
+    with pytest.raises(InputError, match=rf"--format {form} can hold none of 1 rows \({why}\); choose another format"):
+        converted(odd, form, "none")
+    assert converted(odd, "sharegpt", "none").rows
+    assert converted(odd, "hub", "none") == Converted()
 
 
 @pytest.mark.parametrize("form", ["sharegpt", "alpaca", "openai", "jsonl", "parquet"])

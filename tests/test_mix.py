@@ -92,6 +92,20 @@ def test_a_thought_in_tags_stands_apart(tmp_path: Path) -> None:
     assert (row["reasoning"], row["completion"][0]["content"]) == ("hm", "yes")
 
 
+@pytest.mark.parametrize("field", ["reasoning_content", "reasoning", "thinking", "thought"])
+def test_a_thought_in_a_field_of_its_own_is_kept(tmp_path: Path, field: str) -> None:
+    written = [("one", "yes", " hm\n"), ("two", "no", None), ("three", "", "all of it"), ("four", "4", "\ud800")]
+    rows = [
+        {"messages": [*turns(asked, "")["messages"], {"role": "assistant", "content": answer, field: thought}]}
+        for asked, answer, thought in written
+    ]
+    write(tmp_path / "m.jsonl", rows)
+    dataset, counts = mixed(tmp_path, {"path": "m.jsonl", "count": 2})
+    found = [(row["completion"][0]["content"], row["reasoning"]) for row in dataset[-2:].to_dicts()]
+    assert sorted(found) == [("no", None), ("yes", "hm")]
+    assert counts["m.jsonl"]["dropped"] == {"no answer": 1, "not text": 1}
+
+
 def test_mixes_share_no_prompt_and_may_have_any_shape(tmp_path: Path) -> None:
     write(tmp_path / "m.jsonl", [turns("one"), turns("two")])
     said = [{"from": "human", "value": "one"}, {"from": "gpt", "value": "again"}]
@@ -117,6 +131,10 @@ def test_a_mix_needs_a_licence_an_amount_a_name_of_its_own_and_a_pin(tmp_path: P
             mixed(tmp_path, {"path": "m.jsonl", **amounts})
     with pytest.raises(ValueError, match="two entries called"):
         mixed(tmp_path, {"path": "m.jsonl", "count": 1}, {"path": "m.jsonl", "count": 1})
+    with pytest.raises(ValueError, match=r"two entries called 'm\.jsonl'"):
+        mixed(tmp_path, {"path": "/a/m.jsonl", "count": 1}, {"path": "/b/m.jsonl", "count": 1})
+    with pytest.raises(ValueError, match="a template, which writes no conversation with its answer; it must be a col"):
+        mixed(tmp_path, {"path": "m.jsonl", "count": 1, "messages": "{{ prompt }}"})
     with pytest.raises(InputError, match="needs its 40-hex commit"):
         mixed(tmp_path, {"hub": "owner/name", "count": 1})
     [found] = hub_entries({"dataset": {"mix": [{"path": "x"}, {"hub": "owner/name"}]}})

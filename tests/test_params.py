@@ -87,6 +87,20 @@ def test_car_needs_the_students_loss_and_one_length_policy_holds() -> None:
     assert "dataset.keep_length is false, but defects.length is keep; remove keep_length" in str(caught.value)
 
 
+def test_scas_is_told_what_is_right_where_1_does_not_say_so() -> None:
+    data = YAML(typ="safe", pure=True).load(ROOT / "params.yaml")
+    data["strategies"]["scas"] = {"rule": "scas"}
+    check_params(data)
+    data["quality"] |= {"methods": {"instruction": "judge", "math": "math_verify"}, "judge": {"model": "j"}}
+    with pytest.raises(InputError, match=r"strategies\.scas\.require names no least quality for instruction; "):
+        check_params(data)
+    data["strategies"]["scas"]["require"] = {"instruction": 7.0, "code": 1.0}
+    with pytest.raises(InputError, match=r"strategies\.scas\.require names code, for which .* has no method"):
+        check_params(data)
+    del data["strategies"]["scas"]["require"]["code"]
+    check_params(data)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_shipped_file_is_legal_by_the_schema_that_it_names(name: str) -> None:
     first = (ROOT / name).read_text().partition("\n")[0]

@@ -19,14 +19,14 @@ from persyn.cli import app
 from persyn.cost import Prices, TokenPrice, build_ledger
 from persyn.dataset import DatasetSettings, build_dataset
 from persyn.dataset.card import build_card, count_origins
-from persyn.defects import Policies
+from persyn.defects import Policies, find_defects
 from persyn.errors import InputError
 from persyn.generation import Sampling, Teacher
 from persyn.generation.budget import Budget
 from persyn.generation.terms import Licenses
 from persyn.planning import ANY, build_plan
 from persyn.planning.known import known_routes
-from persyn.planning.retries import Checks, tried_pairs
+from persyn.planning.retries import Checks, fit_scores, tried_pairs
 from persyn.planning.text import ledger_text, plan_text
 from persyn.project.params import check_params
 from persyn.quality import QualitySettings, score_quality
@@ -107,7 +107,8 @@ class Run:
     def plan(
         self, *seen: str, routes: Mapping[str, pl.DataFrame] | None = None, tried: Sequence[pl.DataFrame] = ()
     ) -> dict[str, Any]:
-        scored = {name: self.score(self.parallel.filter(teacher=name)) for name in seen}
+        flaws = find_defects(PROMPTS, self.parallel), Policies()
+        scored = {name: fit_scores(self.score(self.parallel.filter(teacher=name)), *flaws) for name in seen}
         strategies = {"persyn": Persyn(rule="persyn")}
         known = {"persyn": self.routes} if routes is None else routes
         money = Prices(teachers={"b": TokenPrice(input=1e6, output=1e6)})
@@ -255,6 +256,15 @@ def test_a_response_that_is_unfit_is_replaced_though_it_is_right(run: Run) -> No
         "b",
         "c",
     }
+
+
+def test_the_plan_foresees_what_is_right_but_unfit(run: Run) -> None:
+    """As above: b, cut in all its responses, is replaced by c for each of 18 sums."""
+    cut = pl.when(teacher="b").then(pl.lit("length")).otherwise("finish_reason")
+    run.parallel = run.parallel.with_columns(finish_reason=cut.cast(schemas.FINISH_REASONS))
+    plan = run.plan("a", "b", "c")
+    assert plan["expected"] == {"persyn": 18 + 18}
+    assert plan["retries"]["persyn"]["c"]["calls"][1] == 18
 
 
 def test_of_two_chosen_teachers_the_better_goes_before_later_ones() -> None:

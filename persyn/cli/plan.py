@@ -32,10 +32,10 @@ def plan(
     from persyn.generation.terms import refused_teachers
     from persyn.planning import build_plan
     from persyn.planning.known import known_routes
-    from persyn.planning.retries import Checks
+    from persyn.planning.retries import Checks, fit_scores
     from persyn.planning.text import plan_text
     from persyn.project.params import read_params
-    from persyn.schemas import QUALITY, ROUTES, read_table
+    from persyn.schemas import DEFECTS, QUALITY, ROUTES, read_table
     from persyn.statistics import what_shows
     from persyn.store import store_folder
 
@@ -50,6 +50,9 @@ def plan(
     routes = known_routes(prompts, list(read.pool), read.strategies, made)
     scores = {name: data / "quality" / f"{name}.parquet" for name in teachers}
     scored = {name: read_table(file, QUALITY) for name, file in scores.items() if file.is_file()}
+    if (data / "defects.parquet").is_file():
+        flaws = read_table(data / "defects.parquet", DEFECTS), read.dataset.over(read.defects)
+        scored = {name: fit_scores(table, *flaws) for name, table in scored.items()}
     checks = Checks(read.quality, read.dataset, scored, _tried(data, read, routes) if read.dataset.retries else [])
     paying = folder, read.prices.in_batches(read.in_batches), read.budget
     found = build_plan(prompts, teachers, read.strategies, routes, *paying, checks)

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 from pydantic import Field, model_validator
 
+from persyn.dataset.card import shown as public
 from persyn.dataset.mix import MixSource, lot
 from persyn.defects import Policies, Policy, best_samples, count_defects, drop_reason, falls_short, find_defects
 from persyn.errors import InputError
@@ -52,7 +53,7 @@ class DatasetSettings(Settings):
 
     @model_validator(mode="after")
     def _one_name_each(self) -> Self:
-        titles = [mix.title for mix in self.mix]
+        titles = [public(mix.title) for mix in self.mix]  # as exports name them: of a local path the last part alone
         if twice := next((title for title in titles if titles.count(title) > 1), None):
             raise Misfit("mix", f"has two entries called {twice!r}; give them a `label` each")
         return self

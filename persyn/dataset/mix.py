@@ -5,7 +5,7 @@ import heapq
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -19,9 +19,9 @@ from persyn.messages import Message, assistant_message
 from persyn.prompts import PromptSettings, evaluation_sets, unfit
 from persyn.prompts.conversations import Asked, prompt_id
 from persyn.prompts.decontamination import EvaluationSets
-from persyn.prompts.sources import FIRST_OF, Rows
+from persyn.prompts.sources import FIRST_OF, Rows, is_template
 from persyn.schemas import DATASET, Domain
-from persyn.settings import Misfit
+from persyn.settings import Misfit, shown
 from persyn.thinking import Thought, split_thought
 
 logger = logging.getLogger(__name__)
@@ -60,6 +60,16 @@ class MixSource(Rows):
             raise Misfit("ratio", f"and count {given}; give one of them")
         return self
 
+    @model_validator(mode="after")
+    def _a_column(self) -> Self:
+        if is_template(self.messages or ""):
+            raise Misfit(
+                "messages",
+                f"is {shown(self.messages)}, a template, which writes no conversation with its answer; it must be a "
+                f"column of conversations: make one in the file",
+            )
+        return self
+
     @property
     def title(self) -> str:
         return self.label or self.name
@@ -77,7 +87,7 @@ class _Row:
     prompt_id: str
     prompt: list[Message]
     thought: Thought
-    """Its answer, apart from a thought in tags before it."""
+    """Its answer, apart from a thought in tags before it, or in a field of its own."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +191,11 @@ def _fit_rows(
     seen = set[str]()
     for _, read in mix.read(raw, asked=["messages"], messages=mix.messages or shapes):
         asked: Asked = read["messages"]
-        row = _Row(prompt_id(asked.messages), asked.messages, split_thought(asked.answer or "", opened=None))
-        reason = unfit(asked, asked.answer, max_characters) or ("" if row.thought.answer else "no answer")
+        thought = split_thought(asked.answer or "", opened=None)
+        thought = replace(thought, reasoning=asked.thought or thought.reasoning)
+        row = _Row(prompt_id(asked.messages), asked.messages, thought)
+        written = f"{asked.answer or ''}{asked.thought or ''}"
+        reason = unfit(asked, written, max_characters) or ("" if thought.answer else "no answer")
         reason = reason or ("duplicate" if row.prompt_id in seen else taken.get(row.prompt_id, ""))
         if reason:
             dropped[reason] += 1

@@ -268,12 +268,17 @@ def score_lines(params: Mapping[str, Any]) -> list[str]:
     unsolved = rewards.get("unsolved") or 0.0
     plus = f", plus {unsolved:g} quality (0 to 1) as far as the student itself fails" if unsolved else ""
     length = ", of quality freed from what length alone brings" if rewards.get("length_control") else ""
+    gates = ", ".join(f"{domain} {least:g}" for domain, least in (rewards.get("gate") or {}).items())
+    gated = (
+        f" Behind a gate, a least quality ({markdown_text(gates)}), it is the normalised learnability alone of the "
+        f"answers that reach it, and 1 below the lowest of these for the others."
+    )
     return [
         f"quality: {markdown_text(methods + (f'; model {models}' if models else ''))}. Scales differ by method.",
         f"learnability: {learnability} of the answer under the student before training (mean\\_logprob: nats a token).",
         f"reward: (1 - alpha) quality + alpha learnability, both normalised "
         f"({markdown_text(rewards.get('normalization', 'min_max'))}) over the teachers of one prompt"
-        f"{length}{plus}{minus}{weight}.",
+        f"{length}{plus}{minus}{weight}.{gated if gates else ''}",
     ]
 
 

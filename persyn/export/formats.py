@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from persyn.errors import InputError
 from persyn.export.folder import Card, write_card, write_folder
 from persyn.export.thoughts import tagged, with_thoughts
 from persyn.messages import Message
@@ -130,16 +131,32 @@ def convert_alpaca(export: pl.DataFrame, thinking: Thinking) -> Converted:
 
 def convert_openai(export: pl.DataFrame, thinking: Thinking) -> Converted:
     """`messages` alone, which is all that OpenAI documents; the rest is in the side file. Earlier assistant turns get
-    `weight` 0, so that the model is trained on the last one only.
+    `weight` 0, so that the model is trained on the last one only. Rows with such turns come first, as those with a
+    history do in convert_alpaca.
     """
     made = Converted()
-    for row in export.iter_rows(named=True):
+    earlier = pl.col("prompt").list.eval(pl.element().struct.field("role") == "assistant").list.any()
+    for row in export.sort(~earlier, maintain_order=True).iter_rows(named=True):
         if not all(turn["content"] for turn in row["messages"]):
             made.left_out["an empty message"] += 1
             continue
         before = [turn | ({"weight": 0} if turn["role"] == "assistant" else {}) for turn in row["prompt"]]
         made.rows.append({"messages": before + row["completion"]})
         made.side.append(_extra(row))
+    return made
+
+
+def converted(export: pl.DataFrame, name: str, thinking: Thinking) -> Converted:
+    """The rows in the format of this name; none where it is a table.
+
+    Raises:
+        InputError: it can say none of them.
+    """
+    form = FORMATS[name]
+    made = form.convert(export, thinking) if form.convert else Converted()
+    if made.left_out.total() == export.height:
+        why = ", ".join(f"{reason} {count}" for reason, count in sorted(made.left_out.items()))
+        raise InputError(f"--format {name} can hold none of {export.height} rows ({why}); choose another format")
     return made
 
 

@@ -25,7 +25,7 @@ from persyn.export import (
 )
 from persyn.export import preferences as pairs_of
 from persyn.export.folder import Card
-from persyn.export.formats import EXTRA, FORMATS, Converted, notes
+from persyn.export.formats import EXTRA, FORMATS, Converted, converted, notes
 from persyn.export.preferences import SIDES, PairRules, build_preferences, used_responses
 from persyn.export.thoughts import with_thoughts
 from persyn.files import markdown_text
@@ -61,7 +61,8 @@ def read_rows(snapshot: Snapshot, strategy: str, form: str, thinking: Thinking |
         thinking: whether the messages hold thoughts; None: as `student.thinking` says, if the format can hold them.
 
     Raises:
-        InputError: the project lacks something, its parts are from different runs, or the format holds no thoughts.
+        InputError: the project lacks something, its parts are from different runs, or the format holds no thoughts, or
+            none of the rows.
     """
     params, chosen = snapshot.params, FORMATS[form]
     teachers, student = _parse(params, strategy)
@@ -72,7 +73,7 @@ def read_rows(snapshot: Snapshot, strategy: str, form: str, thinking: Thinking |
     tables = _tables(snapshot, strategy)
     _gate(params, teachers, tables["dataset"])
     export = build_export(**tables, teachers=teachers, mixes=DatasetSettings(**params.get("dataset") or {}).mix)
-    made = chosen.convert(export, kept) if chosen.convert else Converted()
+    made = converted(export, form, kept)
     told = notes(export, made, form, kept)
     rows = with_thoughts(export) if kept == "keep" else export
     counts, allocation = (snapshot.need_metric(name, strategy) for name in ("dataset", "allocation"))

@@ -14,6 +14,7 @@ from persyn.generation import Generation
 from persyn.generation.servers import BROKEN_OFF, EMPTY, FILTERED, LIMITS, TOOLS, Case
 from persyn.generation.wording import shorten
 from persyn.messages import Message
+from persyn.prompts.conversations import read_reasoning
 from persyn.thinking import split_thought
 
 STOP = {"stop", "eos", "eos_token", "end_turn", "stop_sequence", "stop_token", "complete", "completed", "end", "done"}
@@ -182,18 +183,6 @@ def _part_text(part: Mapping[str, Any]) -> str:
             text, thoughts = read_content(inner)
             return text or thoughts or ""
     return ""
-
-
-def read_reasoning(message: Mapping[str, Any]) -> str | None:
-    """The thought that a server sends apart from the content, in whichever field it does; None if there is none."""
-    for name in ("reasoning_content", "reasoning", "thinking", "thought"):
-        text = message.get(name)
-        if isinstance(text, str) and text.strip():
-            return text.strip()
-    details = message.get("reasoning_details")
-    parts = [part for part in details if isinstance(part, Mapping)] if isinstance(details, list) else []
-    texts = [text for part in parts if isinstance(text := part.get("text") or part.get("summary"), str)]
-    return "\n\n".join(text.strip() for text in texts if text.strip()) or None
 
 
 def _usage(body: Mapping[str, Any], choice: Mapping[str, Any]) -> Any:

@@ -1,8 +1,9 @@
 """Retries: what asking the next teachers will take, for the prompts whose responses fall short of what the dataset
 requires.
 
-Legend: the chance of a response is that it falls short: 0 or 1 where it is scored, else the share of its teacher's
-scored responses of the domain that do. It is (low, expected, high); (0, nan, 1) where the teacher has none.
+Legend: the chance of a response is that it falls short, or is unfit to train on: 0 or 1 where it is scored, else the
+share of its teacher's scored responses of the domain that do. It is (low, expected, high); (0, nan, 1) where the
+teacher has none.
 """
 
 import math
@@ -15,10 +16,11 @@ import polars as pl
 from scipy import stats
 
 from persyn.dataset import DatasetSettings
-from persyn.defects import falls_short
+from persyn.defects import Policies, falls_short
 from persyn.planning.intervals import LEVEL, Use, add, between, either
 from persyn.planning.usage import Forecast
 from persyn.quality import QualitySettings
+from persyn.schemas import alike, row_key
 
 PAIR = ["prompt_id", "teacher"]
 ANY = "any teacher"
@@ -32,9 +34,22 @@ class Checks:
     quality: QualitySettings
     dataset: DatasetSettings = field(default_factory=DatasetSettings)
     scored: Mapping[str, pl.DataFrame] = field(default_factory=dict)
-    """Teacher -> QUALITY of the parallel set; without those that are not made yet."""
+    """Teacher -> QUALITY of the parallel set, as fit_scores has it; without those that are not made yet."""
     tried: Sequence[pl.DataFrame] = ()
     """As tried_pairs, of the strategies that have been run with the same dataset.require."""
+
+
+def fit_scores(quality: pl.DataFrame, defects: pl.DataFrame, policies: Policies) -> pl.DataFrame:
+    """QUALITY, null where a response is unfit to train on: it falls short, however good it is.
+
+    Args:
+        defects: DEFECTS of at least these.
+    """
+    dropped = pl.any_horizontal(pl.lit(False), *policies.kinds("drop"))
+    quality, unfit = alike([quality, defects.filter(dropped)])
+    key = row_key(quality)
+    rows = quality.join(unfit.select(*key, unfit=pl.lit(value=True)), on=key, how="left", maintain_order="left")
+    return rows.with_columns(quality=pl.when(pl.col("unfit").is_null()).then("quality")).drop("unfit")
 
 
 @dataclass(frozen=True)

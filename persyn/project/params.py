@@ -29,7 +29,7 @@ from persyn.quality.reward_model import RewardModelSpeed
 from persyn.responses import ResponseSettings
 from persyn.rewards import RewardSettings
 from persyn.router.settings import RouterSettings
-from persyn.routes import Car, Persyn, Strategy
+from persyn.routes import Car, Persyn, Scas, Strategy
 from persyn.settings import UNTUNED, Misfit, Name, Settings, shown
 from persyn.student import SftSettings
 from persyn.training import TrainingSpeed
@@ -165,12 +165,7 @@ class Params(Settings):
         ]
         without = sorted({source.domain for source in self.prompts.sources} - set(self.quality.methods))
         wrong += [(("quality", "methods"), f"has no method for {domain}, the domain of a source") for domain in without]
-        wrong += [
-            ((section, field), f"names {domain}, for which quality.methods has no method; it must be a domain of it")
-            for section, field in (("dataset", "require"), ("rewards", "gate"))
-            for domain in getattr(getattr(self, section), field)
-            if domain not in self.quality.methods
-        ]
+        wrong += self._least_qualities()
         wrong += self._untrained_routers()
         wrong += self._without_scores()
         wrong += self._student_as_teacher([(at, name) for at, name in named if at[0] in ("licenses", "strategies")])
@@ -191,6 +186,34 @@ class Params(Settings):
                 place = ("speed", "teachers", name)
                 _refuse(type(self).__name__, [((*place, *one["loc"]), one["msg"]) for one in error.errors()])
         return self
+
+    def _least_qualities(self) -> list[tuple[tuple[Any, ...], str]]:
+        """What is wrong with the least quality of a domain: it has no method, or scas does not know what is right."""
+        scas: dict[tuple[Any, ...], Mapping[Any, float]] = {
+            ("strategies", name, "require"): rule.require
+            for name, rule in self.strategies.items()
+            if isinstance(rule, Scas)
+        }
+        places = {("dataset", "require"): self.dataset.require, ("rewards", "gate"): self.rewards.gate, **scas}
+        methods, scales = self.quality.methods, self.quality.scales
+        wrong = [
+            (place, f"names {domain}, for which quality.methods has no method; it must be a domain of it")
+            for place, domains in places.items()
+            for domain in domains
+            if domain not in methods
+        ]
+        scored = sorted({source.domain for source in self.prompts.sources} & methods.keys())
+        unlike = [domain for domain in scored if scales.get(domain, (0.0, 0.0))[1] != 1]
+        return wrong + [
+            (
+                place,
+                f"names no least quality for {domain}; where the method is {methods[domain]}, 1 does not mean right: "
+                f"say from which quality on a response is",
+            )
+            for place, domains in scas.items()
+            for domain in unlike
+            if domain not in domains
+        ]
 
     def _contradictions(self) -> list[tuple[tuple[Any, ...], str]]:
         """Sections that say one thing in two ways, rules that cannot read the learnability, and names used twice."""

@@ -1,15 +1,16 @@
 """Conversations: what a row of a source asks, as messages, whatever its shape; and when two prompts are the same.
 
 The shapes: text (one user turn), messages (`[{"role": "user", "content": "Hi"}]`), sharegpt (`[{"from": "human",
-"value": "Hi"}]`), turns (`["Hi", "Say it in French."]`, all the user's) and alpaca (columns instruction and input).
+"value": "Hi"}]`), turns (`["Hi", "Say it in French."]`, all the user's) and alpaca (columns instruction, input,
+system and history). Beside a sharegpt conversation, its system message may stand in a column of its own.
 """
 
 import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from persyn.messages import Message, as_messages
@@ -40,14 +41,19 @@ class Asked:
     """The normalised conversation, without the assistant's turns at its end."""
     answer: str | None = None
     """The text of those turns."""
+    thought: str | None = None
+    """What these turns have as thoughts apart from their text."""
     unfit: str = ""
     """Why it cannot be used."""
     role: str | None = None
     """The role that is not known, if that is why."""
 
 
-def read_asked(value: Any) -> Asked:
+def read_asked(value: Any, system: Any = None) -> Asked:
     """What a column's value asks.
+
+    Args:
+        system: of a conversation without a system message, the one that stands in a column of its own.
 
     Raises:
         NoPrompt: it has none of the shapes.
@@ -59,11 +65,12 @@ def read_asked(value: Any) -> Asked:
     for shape, (role, content) in KEYS.items():
         if isinstance(value, list) and all(isinstance(turn, dict) and _is_turn(turn, role, content) for turn in value):
             calls = (any(turn.get(name) for name in CALLS) for turn in value)
-            turns = zip(value, calls, strict=True)
-            return _asked(
-                shape,
-                [{"role": "tool" if call else turn[role], "content": turn.get(content)} for turn, call in turns],
-            )
+            turns = [
+                turn | {"role": "tool" if call else turn[role], "content": turn.get(content)}
+                for turn, call in zip(value, calls, strict=True)
+            ]
+            led = any(str(turn["role"]).strip().lower() in ("system", "developer") for turn in turns)
+            return _asked(shape, turns if led else [*_system(system), *turns])
     got = type(value).__name__
     if isinstance(value, list):
         got += f" of {', '.join(sorted({type(turn).__name__ for turn in value}))}"
@@ -96,9 +103,28 @@ def asked_text(text: str, shape: str = "text", answer: str | None = None) -> Ask
     return Asked(shape, [{"role": "user", "content": normalise(text)}], normalise(answer or "") or None)
 
 
+def asked_alpaca(text: str, answer: str | None, system: Any, history: Any) -> Asked:
+    """An instruction, after a system message and pairs of earlier questions and answers, where there are any.
+
+    Raises:
+        NoPrompt: as asked_text.
+    """
+    asked = asked_text(text, "alpaca", answer)
+    pairs = history if isinstance(history, list) else []
+    if not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        return Asked("alpaca", [], unfit="not text")
+    said = ((("user", question), ("assistant", reply)) for question, reply in pairs)
+    before = [*_system(system), *({"role": role, "content": text} for turns in said for role, text in turns)]
+    return replace(_asked("alpaca", [*before, *asked.messages]), answer=asked.answer) if before else asked
+
+
+def _system(text: Any) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": text}] if isinstance(text, str) else []
+
+
 def _asked(shape: str, turns: Iterable[dict[str, Any]]) -> Asked:
     """The conversation of these turns, whose roles and contents are as the source has them."""
-    messages: list[Message] = []
+    messages, thoughts = list[Message](), list[str | None]()
     for turn in turns:
         role, text = re.sub(r"[- ]", "_", str(turn["role"]).strip().lower()), _text(turn["content"])
         if role in TOOLS:
@@ -108,16 +134,18 @@ def _asked(shape: str, turns: Iterable[dict[str, Any]]) -> Asked:
         if text is None:
             return Asked(shape, [], unfit="not text")
         messages.append({"role": ROLES[role], "content": normalise(text)})
+        thoughts = [*thoughts, read_reasoning(turn)] if ROLES[role] == "assistant" else []
     messages = [message for message in messages if message["content"] or message["role"] != "system"]
     said: list[str] = []
     while messages and messages[-1]["role"] == "assistant":
         said.insert(0, messages.pop()["content"])
-    answer = "\n\n".join(filter(None, said)) or None
+    answer, thought = ("\n\n".join(filter(None, texts)) or None for texts in (said, thoughts))
     if not any(message["role"] == "user" for message in messages):
         return Asked(shape, [], unfit="no user turn")
     if messages[-1]["role"] != "user":
         return Asked(shape, [], unfit="no user turn at the end")
-    return Asked(shape, messages, answer, "" if all(message["content"] for message in messages) else "empty")
+    unfit = "" if all(message["content"] for message in messages) else "empty"
+    return Asked(shape, messages, answer, thought, unfit)
 
 
 def _text(content: Any) -> str | None:
@@ -133,6 +161,18 @@ def _text(content: Any) -> str | None:
             return None
         texts.append(text)
     return "\n".join(texts)
+
+
+def read_reasoning(message: Mapping[str, Any]) -> str | None:
+    """The thought that a message has apart from its content, in whichever field; None if there is none."""
+    for name in ("reasoning_content", "reasoning", "thinking", "thought"):
+        text = message.get(name)
+        if isinstance(text, str) and text.strip():
+            return text.strip()
+    details = message.get("reasoning_details")
+    parts = [part for part in details if isinstance(part, Mapping)] if isinstance(details, list) else []
+    texts = [text for part in parts if isinstance(text := part.get("text") or part.get("summary"), str)]
+    return "\n\n".join(text.strip() for text in texts if text.strip()) or None
 
 
 def normalise(text: str) -> str:

@@ -19,7 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from pydantic import Field, model_validator
 
 from persyn.errors import InputError
-from persyn.prompts.conversations import Asked, NoPrompt, asked_text, read_asked
+from persyn.prompts.conversations import Asked, NoPrompt, asked_alpaca, asked_text, read_asked
 from persyn.settings import Commit, Misfit, Settings, shown
 
 ALPACA = "{{ instruction }}{% if input is defined and input and input.strip() %}\n\n{{ input }}{% endif %}"
@@ -29,6 +29,8 @@ BATCH = 10_000
 """Rows of a parquet file or a hub dataset that are in memory at a time."""
 FIRST_OF = {"prompt": "prompt", "messages": "messages", "conversations": "conversations", "instruction": ALPACA}
 """What asks where nothing says so: by the first of these columns that is there, a column or a template."""
+BESIDE = {"conversations": {"system"}, ALPACA: {"system", "history"}}
+"""What asks -> further columns that are part of the conversation, where they are there."""
 
 
 def _written(value: Any) -> Any:
@@ -179,7 +181,7 @@ class Rows(Settings):
     def _open(self, folder: Path, fields: Mapping[str, str | Mapping[str, str]]) -> "_Table":
         """The rows, of whose columns only those are read that are used; of a hub dataset, whose others may be large."""
         if self.hub:
-            return _open_hub(self, lambda has: self._columns(self._chosen(fields, lambda _: has)))
+            return _open_hub(self, lambda has: self._columns(self._chosen(fields, lambda _: has), has))
         return _open_file(folder, self)
 
     def _chosen(
@@ -201,10 +203,13 @@ class Rows(Settings):
             chosen[field] = there[0]
         return chosen
 
-    def _columns(self, fields: Mapping[str, str]) -> set[str]:
-        """The columns that the fields and `where` use, with `row` if a template uses the whole row."""
+    def _columns(self, fields: Mapping[str, str], has: Collection[str]) -> set[str]:
+        """The columns that the fields and `where` use, of those in BESIDE the ones that it has, with `row` if a
+        template uses the whole row.
+        """
         named: set[str] = set()
         for field, given in (*fields.items(), ("where", self.where or "")):
+            named |= BESIDE.get(given, set()) & set(has)
             if is_template(given):
                 self._template(field, given)
                 named |= _names(TEMPLATES.parse(given + (ALPACA_ANSWER if given == ALPACA else "")))
@@ -220,9 +225,11 @@ class Rows(Settings):
         def asked(number: int, row: Row) -> Asked:
             try:
                 if text is None:
-                    return read_asked(row.get(given))
-                shape = "text" if answer is None else "alpaca"
-                return asked_text(text(number, row) or "", shape, answer and answer(number, row))
+                    return read_asked(row.get(given), *map(row.get, BESIDE.get(given, ())))
+                said = text(number, row) or ""
+                if answer is None:
+                    return asked_text(said)
+                return asked_alpaca(said, answer(number, row), row.get("system"), row.get("history"))
             except NoPrompt as error:
                 what = f"column {given!r}" if text is None else f"the template of {field}"
                 raise InputError(f"source {self.name}: row {number}, {what} {error}") from error

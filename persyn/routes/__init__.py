@@ -223,7 +223,8 @@ class Scas(Rule):
 
     rule: Literal["scas"]
     require: dict[Domain, float] = Field(default_factory=dict)
-    """Domain -> least quality of a right response; 1, the best that a verifier gives, where a domain is not named."""
+    """Domain -> least quality of a right response; 1, the best that a verifier gives, where a domain is not named.
+    Domains whose best quality is not 1 (a judge's, a reward model's, given ones) must be named."""
     seed: Seed = 0
     """Of the lots that decide between equals."""
 
