@@ -250,6 +250,19 @@ def test_a_row_without_an_answer_and_words_are_no_answers(tmp_path: Path) -> Non
         assert PromptFile(saved(tmp_path / "p.jsonl", rows)).checks() is None, bad
 
 
+@pytest.mark.parametrize("row", [{"row": "Why?"}, {"row_idx": 0, "row": {"question": "1+1?"}}, {"a": "Why?", "row": 7}])
+def test_a_column_called_row_is_refused(tmp_path: Path, row: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="has a column row.*rename"):
+        PromptFile(saved(tmp_path / "p.jsonl", [row]))
+
+
+@pytest.mark.parametrize("column", ["self", "in", "none"])
+def test_a_column_may_have_a_name_that_templates_use(root: Path, column: str) -> None:
+    file = saved(root / "p.jsonl", [{column: row["question"], "answer": row["answer"]} for row in SUMS])
+    run("mine", "--prompts", str(file))
+    assert made(root, "mine").prompts.sources[0].prompt == f"{{{{ row['{column}'] }}}}" + BOXED
+
+
 def test_nothing_is_known_to_ask(root: Path) -> None:
     file = saved(root / "p.jsonl", [{"a": "x", "b": "y"}])
     with pytest.raises(InputError, match="name one by --prompt: a, b"):

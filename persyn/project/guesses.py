@@ -1,6 +1,7 @@
 """Guesses: what a file of prompts holds. Where the prompt stands, whether an answer can be checked, and by what."""
 
 import json
+import keyword
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ IFEVAL = (
     "{% if not loop.last %}, {% endif %}{% endfor %}]"
 )
 BOXED = " Put the final answer in \\boxed{}."
+NO_NAMES = ("row", "items", "keys", "self", "true", "false", "none")
+"""Columns that a template reads by `row['...']` alone, as Python's keywords."""
 LONG = 20
 """Characters from which on an answer that stands in its prompt is no coincidence."""
 
@@ -75,6 +78,11 @@ class PromptFile:
         if not self.rows:
             raise InputError(f"--prompts is {file}, which has no rows; it needs at least one")
         self.columns = list(dict.fromkeys(column for row in self.rows for column in row))
+        if "row" in self.columns:
+            raise InputError(
+                f"--prompts is {file}, which has a column row; in templates that name means the whole row: rename the "
+                "column, or make columns of its keys"
+            )
 
     @property
     def text(self) -> str:
@@ -222,8 +230,9 @@ def _first_rows(file: Path) -> list[Row]:
             return pl.scan_parquet(file).head(ROWS).collect().to_dicts()
         except (pl.exceptions.PolarsError, OSError) as error:
             raise InputError(f"--prompts is {file}, which cannot be read: {' '.join(str(error).split())}") from error
-    rows = Rows(path=file.name).read(file.parent, whole="{{ row | tojson }}")
-    return [json.loads(values["whole"]) for _, values in islice(rows, ROWS)]
+    count = sum(1 for _ in islice(Rows(path=file.name).read(file.parent), ROWS))  # refuses what is no row
+    with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+        return [json.loads(line.strip().lstrip("\ufeff")) for line in islice(filter(str.strip, lines), count)]
 
 
 def _forms(given: str, has_hashes: bool) -> Iterator[str]:
@@ -237,7 +246,8 @@ def _forms(given: str, has_hashes: bool) -> Iterator[str]:
 
 def _name(column: str) -> str:
     """A column in a template."""
-    return column if column.isidentifier() and column not in ("row", "items", "keys") else f"row[{column!r}]"
+    is_name = column.isidentifier() and column not in (*keyword.kwlist, *NO_NAMES)
+    return column if is_name else f"row[{column!r}]"
 
 
 def _columns(given: str) -> set[str]:
