@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from datetime import date
+from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -252,7 +254,7 @@ def test_a_row_without_an_answer_and_words_are_no_answers(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("row", [{"row": "Why?"}, {"row_idx": 0, "row": {"question": "1+1?"}}, {"a": "Why?", "row": 7}])
 def test_a_column_called_row_is_refused(tmp_path: Path, row: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match="has a column row.*rename"):
+    with pytest.raises(InputError, match=r"has a column row.*rename"):
         PromptFile(saved(tmp_path / "p.jsonl", [row]))
 
 
@@ -261,6 +263,17 @@ def test_a_column_may_have_a_name_that_templates_use(root: Path, column: str) ->
     file = saved(root / "p.jsonl", [{column: row["question"], "answer": row["answer"]} for row in SUMS])
     run("mine", "--prompts", str(file))
     assert made(root, "mine").prompts.sources[0].prompt == f"{{{{ row['{column}'] }}}}" + BOXED
+
+
+def test_decimals_and_dates_of_parquet_are_read(root: Path) -> None:
+    file = root / "p.parquet"
+    rows = [{"messages": [{"role": "user", "content": f"{n}+{n}?", "at": date(2024, 1, n)}]} for n in range(1, 10)]
+    answers = pl.Series("answer", [Decimal(2 * n) for n in range(1, 10)])
+    pl.DataFrame(rows).with_columns(answers).write_parquet(file)
+    assert "answer (number)" in run("mine", "--prompts", str(file))
+    assert made(root, "mine").prompts.sources[0].reference == "{{ answer }}"
+    run("form", "--prompts", str(file), "--quality", "form")
+    made(root, "form")
 
 
 def test_nothing_is_known_to_ask(root: Path) -> None:

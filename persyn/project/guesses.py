@@ -5,6 +5,7 @@ import keyword
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,15 @@ class PromptFile:
         return f"{self.file.name}: {first}; columns {', '.join(kinds)}"
 
     def _kinds(self, column: str) -> list[str]:
-        names = {str: "text", int: "number", float: "number", bool: "yes or no", list: "list", dict: "object"}
+        names = {
+            str: "text",
+            int: "number",
+            float: "number",
+            Decimal: "number",
+            bool: "yes or no",
+            list: "list",
+            dict: "object",
+        }
         there = [row[column] for row in self.rows if row.get(column) is not None]
         kinds = sorted({names.get(type(value), type(value).__name__) for value in there})
         missing = len(self.rows) - len(there)
@@ -171,7 +180,7 @@ class PromptFile:
                 "instruction", "checkers", reference, f"{place}: every row has checks that IFEval's form knows"
             )
         if all(map(_is_final, values)):
-            is_number = any(isinstance(row.get(reference), int | float) for row in self.rows)
+            is_number = any(isinstance(row.get(reference), int | float | Decimal) for row in self.rows)
             written = f"{{{{ {_name(reference)} }}}}" if is_number and not is_template(reference) else reference
             return Checks(
                 "math", "math_verify", written, f"{place}: every row has a final answer, such as {values[0]!r}"
@@ -199,9 +208,9 @@ class PromptFile:
         both = (_columns(prompt) & _columns(reference)) - {"row"}
         if both:
             return f"the prompt and the reference both read {', '.join(sorted(both))}"
-        asked = [json.dumps(value, ensure_ascii=False) for value in self.values(prompt)]
+        asked = [_json(value) for value in self.values(prompt)]
         for column in _columns(reference) & set(self.columns):
-            answers = [json.dumps(row.get(column), ensure_ascii=False).strip('"') for row in self.rows]
+            answers = [_json(row.get(column)).strip('"') for row in self.rows]
             pairs = zip(answers, asked, strict=True)
             count = sum(len(answer) >= LONG and answer in text for answer, text in pairs)
             if count:
@@ -210,7 +219,7 @@ class PromptFile:
 
     def is_english(self, prompt: str) -> bool:
         """Whether most of the first prompts are English."""
-        sample = [value if isinstance(value, str) else json.dumps(value) for value in self.values(prompt)[:20]]
+        sample = [value if isinstance(value, str) else _json(value) for value in self.values(prompt)[:20]]
         return 2 * sum(is_written_in(text, "en") for text in sample) > len(sample)
 
     def _nested(self, names: tuple[str, ...]) -> dict[str, str]:
@@ -258,6 +267,11 @@ def _has_input(instances: Any) -> bool:
     return (
         isinstance(instances, list) and bool(instances) and isinstance(instances[0], dict) and "input" in instances[0]
     )
+
+
+def _json(value: Any) -> str:
+    """A value of a table, which may hold what JSON has no form of, such as dates."""
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _text(value: Any) -> str:
