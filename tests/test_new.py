@@ -282,6 +282,20 @@ def test_nothing_is_known_to_ask(root: Path) -> None:
         run("mine", "--prompts", str(file))
 
 
+def test_an_id_is_no_prompt(tmp_path: Path) -> None:
+    rows = [{"custom_id": f"request-{n}", "body": {"messages": TURNS}} for n in range(3)]
+    assert PromptFile(saved(tmp_path / "p.jsonl", rows)).prompt() is None
+    assert PromptFile(saved(tmp_path / "p.jsonl", [{"Frage": "请描述一条河流。"}])).prompt()
+
+
+def test_a_prompt_that_is_not_there_or_cannot_be_used_is_told(tmp_path: Path) -> None:
+    tool = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "tool", "content": "x"}]}]
+    file = PromptFile(saved(tmp_path / "p.jsonl", tool))
+    with pytest.raises(InputError, match="there is no column 'ask'"):
+        file.shapes("ask")
+    assert file.shapes("messages") == "1 conversations (messages) that cannot be used: tool turn"
+
+
 def test_names_of_teachers_do_not_clash() -> None:
     teachers, servers = read_teachers(["a/Big.1", "b/Big.1", "judge@https://example.org/v1"])
     assert list(teachers) == ["big-1", "big-1-2", "judge-2"]

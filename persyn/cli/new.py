@@ -238,8 +238,11 @@ def _asked(options: SimpleNamespace, choices: _Choices, file: "PromptFile") -> "
 
     found, given = file.prompt(), options.reference
     if found is None and options.prompt is None and not choices.ask:
-        named = ", ".join(file.columns)
-        raise InputError(f"no column of {file.file.name} is known to ask; name one by --prompt: {named}")
+        raise InputError(
+            f"no column of {file.file.name} is known to ask in every row; name one by --prompt: "
+            f"{', '.join(file.columns)}; "
+            "or write a template, such as {{ row['a']['b'] }}; a conversation must be in a column of its own"
+        )
     checks = file.checks_by(given, "--reference") if given else file.checks()
     why = checks.why if checks else "no column has checks or a final answer in every row"
     domain = choices.take("domain", "What is asked for", checks.domain if checks else "instruction", why)

@@ -14,7 +14,7 @@ import polars as pl
 from jinja2.meta import find_undeclared_variables
 
 from persyn.errors import InputError
-from persyn.prompts.conversations import NoPrompt, read_asked
+from persyn.prompts.conversations import Asked, NoPrompt, read_asked
 from persyn.prompts.sources import ALPACA, TEMPLATE_ERRORS, TEMPLATES, Row, Rows, is_template
 from persyn.schemas import Domain
 from persyn.verifiers.answers import fault, read_reference
@@ -120,11 +120,16 @@ class PromptFile:
         found = found or self._nested(TEXTS)
         texts = [column for column in self.columns if self._kinds(column) == ["text"] and column not in ANSWERS]
         named = [column for column in TEXTS if column in texts]
+        texts = [column for column in texts if not self._is_key(column)]
         if not found and (named or len(texts) == 1):
             found = {column: column for column in (named or texts)[:1]}
         for place, given in found.items():
             return Guess(given, f"column {place}: {self.shapes(given)}")
         return None
+
+    def _is_key(self, column: str) -> bool:
+        """Whether a column has one word in every row, as ids and categories do."""
+        return all(row[column].isascii() and len(row[column].split()) < 2 for row in self.rows)
 
     def _asks(self, column: str) -> bool:
         """Whether a column holds prompts: text or a conversation, in all rows."""
@@ -135,16 +140,14 @@ class PromptFile:
 
     def shapes(self, given: str) -> str:
         """How many rows of which shape, and of how many turns, a column or template gives."""
+        values = self.values(given)
         if is_template(given):
             return f"{len(self.rows)} texts"
         try:
-            asked = [read_asked(row.get(given)) for row in self.rows]
+            asked = [read_asked(value) for value in values]
         except NoPrompt as error:
             raise InputError(f"--prompt is {given!r}, which {error}") from error
-        counts = Counter(
-            "texts" if one.shape == "text" else f"conversations ({one.shape}) of {len(one.messages)} turns"
-            for one in asked
-        )
+        counts = Counter(map(_shape, asked))
         return ", ".join(f"{count} {shape}" for shape, count in counts.most_common(4))
 
     def asks_for_boxes(self, given: str) -> str:
@@ -242,6 +245,13 @@ def _first_rows(file: Path) -> list[Row]:
     count = sum(1 for _ in islice(Rows(path=file.name).read(file.parent), ROWS))  # refuses what is no row
     with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         return [json.loads(line.strip().lstrip("\ufeff")) for line in islice(filter(str.strip, lines), count)]
+
+
+def _shape(asked: Asked) -> str:
+    """What a row asks, in the plural."""
+    if asked.unfit:
+        return f"conversations ({asked.shape}) that cannot be used: {asked.unfit}"
+    return "texts" if asked.shape == "text" else f"conversations ({asked.shape}) of {len(asked.messages)} turns"
 
 
 def _forms(given: str, has_hashes: bool) -> Iterator[str]:
