@@ -18,6 +18,7 @@ from persyn.project.guesses import BOXED, PromptFile
 from persyn.project.new import read_student, read_teachers
 from persyn.project.params import Params, read_params
 from persyn.prompts import build_prompts
+from persyn.router.metrics import split_prompts
 from persyn.verifiers import check_references
 from tests.support.tiny import ROOT
 from tests.test_profiles import LINKED
@@ -294,6 +295,18 @@ def test_a_prompt_that_is_not_there_or_cannot_be_used_is_told(tmp_path: Path) ->
     with pytest.raises(InputError, match="there is no column 'ask'"):
         file.shapes("ask")
     assert file.shapes("messages") == "1 conversations (messages) that cannot be used: tool turn"
+
+
+def test_too_few_prompts_for_a_router_are_refused(root: Path) -> None:
+    with pytest.raises(InputError, match=r"has 2 different prompts .*needs 3 or more"):
+        run("mine", "--prompts", str(saved(root / "p.jsonl", TURNS[:2] * 5)))
+    few = str(saved(root / "few.jsonl", TURNS[:3]))
+    with pytest.raises(InputError, match=r"--parallel is 2; .* give 3 to 3"):
+        run("mine", "--prompts", few, "--parallel", "2")
+    run("mine", "--prompts", few)
+    params = made(root, "mine")
+    prompts, _ = build_prompts(root / "profiles/mine/data/raw", params.prompts)
+    split_prompts(prompts, params.router.holdout)
 
 
 def test_names_of_teachers_do_not_clash() -> None:

@@ -28,6 +28,8 @@ LISTED = {"domain": ["instruction", "math", "code"], "quality": list(get_args(Qu
 """Question -> its possible answers."""
 LEAST = {"max_tokens": 1, "limit": 0, "items": 0}
 """Question -> the least number that answers it."""
+FEWEST = 3
+"""Prompts that every teacher answers at least: router.holdout of the template leaves one of these to be measured on."""
 
 
 def new(
@@ -365,10 +367,16 @@ def _measure(project: "Project", choices: _Choices, root: Path, file: "PromptFil
     dropped = ", ".join(f"{count} {reason}" for reason, count in counts["dropped"].items()) or "none"
     typer.echo(f"{counts['read']} prompts read, {kept} kept; dropped: {dropped}")
     choices.check(lambda: check_references(prompts, {project.domain: project.method}))
+    if kept < FEWEST:
+        choices.mistakes.append(
+            f"--prompts has {kept} different prompts that can be used; it needs {FEWEST} or more, which "
+            "the router learns from and is measured on: give more"
+        )
+        choices.stop()
     guess, why = _parallel(kept)
-    project.parallel = choices.take("parallel", "Prompts that every teacher answers", guess, why, _within(1, kept))
-    if project.parallel > kept:
-        choices.mistakes.append(f"--parallel is {project.parallel}; there are {kept} prompts: give at most so many")
+    project.parallel = choices.take("parallel", "Prompts that every teacher answers", guess, why, _within(FEWEST, kept))
+    if not FEWEST <= project.parallel <= kept:
+        choices.mistakes.append(f"--parallel is {project.parallel}; there are {kept} prompts: give {FEWEST} to {kept}")
     choices.stop()
 
 
