@@ -309,6 +309,25 @@ def test_too_few_prompts_for_a_router_are_refused(root: Path) -> None:
     split_prompts(prompts, params.router.holdout)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("p.csv", "question,answer\n", "has commands that convert"),
+        ("p.json", '[{"question": "Why?"}]', "has commands that convert"),
+        ("p.JSONL", '{"question": "Why?"}', "by this ending: rename it"),
+        ("p.ndjson", '{"question": "Why?"}', "by this ending: rename it"),
+        ("p.jsonl", '[{"question": "Why?"}]', "row 0 is list; .* one JSON object a line, .* has commands"),
+        ("p.jsonl", "Why?", "row 0 is not json: .* one JSON object a line, .* has commands"),
+        ("none.jsonl/p", "", "none.jsonl, which is a folder; name a file in it"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_with_what_to_do(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=says):
+        PromptFile(tmp_path / name.removesuffix("/p"))
+
+
 def test_names_of_teachers_do_not_clash() -> None:
     teachers, servers = read_teachers(["a/Big.1", "b/Big.1", "judge@https://example.org/v1"])
     assert list(teachers) == ["big-1", "big-1-2", "judge-2"]

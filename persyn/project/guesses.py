@@ -20,6 +20,7 @@ from persyn.schemas import Domain
 from persyn.verifiers.answers import fault, read_reference
 from persyn.verifiers.instructions import is_written_in, read_checks
 
+CONVERT = "docs/howto.md has commands that convert other files (Begin with a file of prompts)"
 ROWS = 2_000
 """Rows that are looked at."""
 PROMPTS = ("prompt", "messages", "conversations", "turns", "conversation", "question", "problem", "query", "request")
@@ -69,12 +70,15 @@ class PromptFile:
         Raises:
             InputError: it is missing, has another form, or cannot be read.
         """
-        if file.suffix not in (".jsonl", ".parquet"):
-            raise InputError(
-                f"--prompts is {file}; it must be a .jsonl file (one JSON object a line) or a .parquet file: convert it"
-            )
         if not file.is_file():
-            raise InputError(f"--prompts is {file}, which does not exist; correct the path")
+            wrong = "is a folder; name a file in it" if file.is_dir() else "does not exist; correct the path"
+            raise InputError(f"--prompts is {file}, which {wrong}")
+        if file.suffix not in (".jsonl", ".parquet"):
+            is_named = file.suffix.lower() in (".jsonl", ".ndjson", ".parquet")
+            raise InputError(
+                f"--prompts is {file}; it must be a .jsonl file (one JSON object a line) or a .parquet file, by this "
+                f"ending: {'rename it' if is_named else CONVERT}"
+            )
         self.file, self.rows = file, _first_rows(file)
         if not self.rows:
             raise InputError(f"--prompts is {file}, which has no rows; it needs at least one")
@@ -242,7 +246,10 @@ def _first_rows(file: Path) -> list[Row]:
             return pl.scan_parquet(file).head(ROWS).collect().to_dicts()
         except (pl.exceptions.PolarsError, OSError) as error:
             raise InputError(f"--prompts is {file}, which cannot be read: {' '.join(str(error).split())}") from error
-    count = sum(1 for _ in islice(Rows(path=file.name).read(file.parent), ROWS))  # refuses what is no row
+    try:
+        count = sum(1 for _ in islice(Rows(path=file.name).read(file.parent), ROWS))
+    except InputError as error:
+        raise InputError(f"{error}; a .jsonl file holds one JSON object a line, in UTF-8; {CONVERT}") from error
     with file.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         return [json.loads(line.strip().lstrip("\ufeff")) for line in islice(filter(str.strip, lines), count)]
 
