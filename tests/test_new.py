@@ -1,6 +1,7 @@
 """`persyn new`: a file of prompts becomes a profile that is read and planned without an edit."""
 
 import json
+import re
 import shutil
 from datetime import date
 from decimal import Decimal
@@ -326,6 +327,31 @@ def test_a_file_of_another_form_is_refused_with_what_to_do(tmp_path: Path, name:
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=says):
         PromptFile(tmp_path / name.removesuffix("/p"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "says", "options"),
+    [
+        ([*SUMS, {"question": "And p?", "answer": "p - q"}], r"in 12 of 13 rows, not in row 12 .*'p - q'.*'answer", ""),
+        ([{"question": "1+1?", "answer": n} for n in (2, 2, "p - q")], r"--reference '{{ answer }}'", ""),
+        ([{"question": "1+1?", "choices": ["2", "3"], "answer": 0}], "column choices makes it multiple choice", ""),
+        ([{"prompt": f"Write f{n}.", "tests": f"assert f{n}()"} for n in range(3)], "'tests' runs them", "tests"),
+        ([{"text": f"Write f{n}.", "test_list": [f"assert f{n}()"]} for n in range(3)], "runs them",
+         r"{{ test_list | join('\n') }}"),
+        ([{"prompt": f"def f{n}(", "test": "def check(f):\n    assert f()", "entry_point": f"f{n}"} for n in range(3)],
+         "runs them", "{{ test }}\ncheck({{ entry_point }})"),
+    ],
+)  # fmt: skip
+def test_why_no_check_was_guessed(root: Path, rows: list[dict[str, Any]], says: str, options: str) -> None:
+    path = saved(root / "p.jsonl", rows)
+    file = PromptFile(path)
+    assert file.checks() is None
+    assert re.search(says, file.unchecked()), file.unchecked()
+    if options:
+        assert repr(options) in file.unchecked()
+        run("mine", "--prompts", str(path), "--quality", "unit_tests", "--reference", options)
+        params = made(root, "mine")
+        assert (params.prompts.sources[0].domain, params.evaluation.tasks) == ("code", ["persyn_code"])
 
 
 def test_names_of_teachers_do_not_clash() -> None:

@@ -24,6 +24,8 @@ METHODS = {
     "reward_model": "a hub id or a folder",
     "judge": "MODEL@https://host/v1 or MODEL@https://host/v1,KEY_VARIABLE",
 }
+DOMAINS = {"math_verify": "math", "unit_tests": "code"}
+"""Quality method -> the domain that it is for."""
 LISTED = {"domain": ["instruction", "math", "code"], "quality": list(get_args(Quality))}
 """Question -> its possible answers."""
 LEAST = {"max_tokens": 1, "limit": 0, "items": 0}
@@ -246,8 +248,12 @@ def _asked(options: SimpleNamespace, choices: _Choices, file: "PromptFile") -> "
             "or write a template, such as {{ row['a']['b'] }}; a conversation must be in a column of its own"
         )
     checks = file.checks_by(given, "--reference") if given else file.checks()
-    why = checks.why if checks else "no column has checks or a final answer in every row"
-    domain = choices.take("domain", "What is asked for", checks.domain if checks else "instruction", why)
+    unchecked = "--reference has no checks or final answer in every row" if given else file.unchecked()
+    domain: Any = checks.domain if checks else "instruction"
+    why = checks.why if checks else unchecked
+    if options.quality in DOMAINS:
+        domain, why = DOMAINS[options.quality], "for this --quality"
+    domain = choices.take("domain", "What is asked for", domain, why)
     checks = checks if checks and checks.domain == domain else None
     method = next((name for name in SCORERS if getattr(options, name)), None)
     guess, why = (checks.method, checks.why) if checks else ("form", FORM)

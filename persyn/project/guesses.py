@@ -31,6 +31,8 @@ ANSWERS = (
     *("output", "response", "result"),
 )
 """Names of columns that may hold an answer or checks."""
+CHOICES = ("choices", "options")
+"""Names of columns that hold the choices of a multiple choice."""
 SELF_INSTRUCT = "{{ instruction }}{% if instances[0].input %}\n\n{{ instances[0].input }}{% endif %}"
 IFEVAL = (
     "[{% for name in instruction_id_list %}{{ {'instruction_id': name, 'kwargs': kwargs[loop.index0]} | tojson }}"
@@ -166,13 +168,52 @@ class PromptFile:
         """What can check the responses, from the columns; None if nothing can."""
         if {"instruction_id_list", "kwargs"} <= set(self.columns):
             return self.checks_by(IFEVAL, "columns instruction_id_list and kwargs, as IFEval has them")
+        for place, form in self._answers():
+            found = self.checks_by(form, f"column {place}")
+            if found and not (found.domain == "math" and self._choices):
+                return found
+        return None
+
+    def unchecked(self) -> str:
+        """Why nothing in the columns was found to check the responses, and what may after all."""
+        if self._choices:
+            return f"column {self._choices} makes it multiple choice, whose answers are not guessed"
+        for column in self.columns:
+            if all("assert " in _json(row.get(column)) for row in self.rows):
+                return f"column {column} has tests: --quality unit_tests --reference {self._tests(column)!r} runs them"
+        for place, form in self._answers():
+            try:
+                texts = [_text(value) for value in self.values(form)]
+            except InputError:
+                continue
+            finals = [_is_final(text) for text in texts]
+            if len(finals) / 2 < sum(finals) < len(finals):
+                first = finals.index(False)
+                return (
+                    f"column {place} has a final answer in {sum(finals):,} of {len(finals):,} rows, not in row {first} "
+                    f"(from 0): {texts[first][:60]!r}; --quality math_verify --reference {self._as_text(form)!r} "
+                    "takes all that it can compare, and names the others"
+                )
+        return "no column has checks or a final answer in every row"
+
+    def _tests(self, column: str) -> str:
+        """The reference that runs the tests of a column, as the project's own, MBPP's or HumanEval's."""
+        if isinstance(self.rows[0][column], list):
+            return f"{{{{ {_name(column)} | join('\\n') }}}}"
+        return f"{{{{ {_name(column)} }}}}\ncheck({{{{ entry_point }}}})" if "entry_point" in self.columns else column
+
+    @property
+    def _choices(self) -> str:
+        """The column of the choices of a multiple choice, if there is one."""
+        return next((name for name in CHOICES if isinstance(self.rows[0].get(name), list | dict)), "")
+
+    def _answers(self) -> Iterator[tuple[str, str]]:
+        """Place and form of what may be an answer."""
         candidates = {column: column for column in ANSWERS if column in self.columns} | self._nested(ANSWERS)
         for place, given in candidates.items():
             has_hashes = all("####" in _text(value) for value in self.values(given))
             for form in _forms(given, has_hashes):
-                if found := self.checks_by(form, f"column {place}"):
-                    return found
-        return None
+                yield place, form
 
     def checks_by(self, reference: str, place: str) -> Checks | None:
         """What a column or template can be compared by; None if some row has neither checks nor a final answer."""
@@ -187,12 +228,14 @@ class PromptFile:
                 "instruction", "checkers", reference, f"{place}: every row has checks that IFEval's form knows"
             )
         if all(map(_is_final, values)):
-            is_number = any(isinstance(row.get(reference), int | float | Decimal) for row in self.rows)
-            written = f"{{{{ {_name(reference)} }}}}" if is_number and not is_template(reference) else reference
-            return Checks(
-                "math", "math_verify", written, f"{place}: every row has a final answer, such as {values[0]!r}"
-            )
+            why = f"{place}: every row has a final answer, such as {values[0]!r}"
+            return Checks("math", "math_verify", self._as_text(reference), why)
         return None
+
+    def _as_text(self, given: str) -> str:
+        """A column or template, as a template if the column holds numbers."""
+        is_number = any(isinstance(row.get(given), int | float | Decimal) for row in self.rows)
+        return f"{{{{ {_name(given)} }}}}" if is_number and not is_template(given) else given
 
     def values(self, given: str) -> list[Any]:
         """What a column or a template gives for each row.
