@@ -354,6 +354,16 @@ def test_why_no_check_was_guessed(root: Path, rows: list[dict[str, Any]], says: 
         assert (params.prompts.sources[0].domain, params.evaluation.tasks) == ("code", ["persyn_code"])
 
 
+def test_the_file_is_asked_for_again_and_may_lie_at_home(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("persyn.cli.new"), "_is_terminal", lambda: True)
+    monkeypatch.setenv("HOME", str(root))
+    saved(root / "my turns.jsonl", TURNS)
+    said = run("asked", says="\n".join(["none.jsonl", "'~/my turns.jsonl'", *[""] * 12]))
+    assert "none.jsonl, which does not exist" in said
+    made(root, "asked")
+    run("named", "--yes", "--prompts=~/my turns.jsonl")
+
+
 def test_names_of_teachers_do_not_clash() -> None:
     teachers, servers = read_teachers(["a/Big.1", "b/Big.1", "judge@https://example.org/v1"])
     assert list(teachers) == ["big-1", "big-1-2", "judge-2"]

@@ -197,10 +197,10 @@ def _project(options: SimpleNamespace, choices: _Choices) -> tuple[Path, "Prompt
     choices.check(lambda: new.check_name(root, options.name))
     path = options.prompts
     if path is None and choices.ask:
-        path = Path(typer.prompt("The file of your prompts (jsonl or parquet)"))
+        path = _asked_file()
     if path is None:
         choices.mistakes.append("--prompts is missing; name the jsonl or parquet file of your prompts")
-    given_path = path or Path()
+    given_path = (path or Path()).expanduser()
     file = choices.check(lambda: PromptFile(given_path)) if path else None
     choices.check(lambda: new.read_teachers(options.teacher or []))
     if options.student:
@@ -218,6 +218,18 @@ def _project(options: SimpleNamespace, choices: _Choices) -> tuple[Path, "Prompt
     _teach(project, choices)
     _measure(project, choices, root, file)
     return root, file, project
+
+
+def _asked_file() -> Path:
+    """The file that the user names; asked for again until it can be read."""
+    from persyn.project.guesses import PromptFile
+
+    while True:
+        said = typer.prompt("The file of your prompts (jsonl or parquet)").strip().strip("'\"")  # as a file is dropped
+        mistakes = _mistakes(lambda path: PromptFile(path.expanduser()), Path(said))
+        if not mistakes:
+            return Path(said)
+        typer.echo("\n".join(mistakes))
 
 
 def _check_scorer(options: SimpleNamespace, choices: _Choices) -> None:
