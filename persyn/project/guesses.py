@@ -115,7 +115,7 @@ class PromptFile:
 
     def prompt(self) -> Guess | None:
         """Where the prompt stands; None if nothing tells."""
-        found = {column: column for column in PROMPTS if self._asks(column)}
+        found = {column: column for column in self._called(PROMPTS) if self._asks(column)}
         if not found and self._asks("instruction"):
             has_instances = all(_has_input(row.get("instances")) for row in self.rows)
             return (
@@ -124,14 +124,19 @@ class PromptFile:
                 else Guess(ALPACA, "column instruction, with input where there is one")
             )
         found = found or self._nested(TEXTS)
-        texts = [column for column in self.columns if self._kinds(column) == ["text"] and column not in ANSWERS]
-        named = [column for column in TEXTS if column in texts]
+        answers = self._called(ANSWERS)
+        texts = [column for column in self.columns if self._kinds(column) == ["text"] and column not in answers]
+        named = [column for column in self._called(TEXTS) if column in texts]
         texts = [column for column in texts if not self._is_key(column)]
         if not found and (named or len(texts) == 1):
             found = {column: column for column in (named or texts)[:1]}
         for place, given in found.items():
             return Guess(given, f"column {place}: {self.shapes(given)}")
         return None
+
+    def _called(self, names: tuple[str, ...]) -> list[str]:
+        """The columns of these names, in capitals or not."""
+        return [column for name in names for column in self.columns if column.lower() == name]
 
     def _is_key(self, column: str) -> bool:
         """Whether a column has one word in every row, as ids and categories do."""
@@ -209,7 +214,7 @@ class PromptFile:
 
     def _answers(self) -> Iterator[tuple[str, str]]:
         """Place and form of what may be an answer."""
-        candidates = {column: column for column in ANSWERS if column in self.columns} | self._nested(ANSWERS)
+        candidates = {column: column for column in self._called(ANSWERS)} | self._nested(ANSWERS)
         for place, given in candidates.items():
             has_hashes = all("####" in _text(value) for value in self.values(given))
             for form in _forms(given, has_hashes):
