@@ -365,6 +365,32 @@ def test_the_file_is_asked_for_again_and_may_lie_at_home(root: Path, monkeypatch
     run("named", "--yes", "--prompts=~/my turns.jsonl")
 
 
+def test_what_the_prompt_leaves_out_is_told(root: Path) -> None:
+    rows = [{"question": f"Where is river {n}?", "context": f"River {n} is in Spain.", "input": ""} for n in range(3)]
+    file = str(saved(root / "p.jsonl", rows))
+    assert "note: the prompt leaves out context;" in run("mine", "--prompts", file)
+    assert "note" not in run("both", "--prompts", file, "--prompt", "{{ question }}\n{{ context }}")
+
+
+def test_rows_that_are_not_utf8_are_told(root: Path) -> None:
+    texts = [f"Describe café {n} to a friend who likes 😀 it." for n in range(9)]
+    rows = [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts]
+    file = root / "p.jsonl"
+    file.write_bytes(
+        b"\n".join(row.encode() if n > 3 else row.encode("cp1252", "ignore") for n, row in enumerate(rows))
+    )
+    said = run("mine", "--prompts", str(file))
+    assert "note: 4 rows are not in UTF-8" in said
+    assert "5 kept; dropped: 4 not text" in said
+
+
+def test_an_input_that_is_a_number_stands_in_the_prompt(root: Path) -> None:
+    rows = [{"instruction": "Is this number prime?", "input": n, "output": "x"} for n in range(9)]
+    run("mine", "--prompts", str(saved(root / "p.jsonl", rows)))
+    prompts, _ = build_prompts(root / "profiles/mine/data/raw", made(root, "mine").prompts)
+    assert "Is this number prime?\n\n0" in prompts["prompt"].explode().struct.field("content").to_list()
+
+
 def test_names_of_teachers_do_not_clash() -> None:
     teachers, servers = read_teachers(["a/Big.1", "b/Big.1", "judge@https://example.org/v1"])
     assert list(teachers) == ["big-1", "big-1-2", "judge-2"]

@@ -274,6 +274,8 @@ def _asked(options: SimpleNamespace, choices: _Choices, file: "PromptFile") -> "
     prompt = file.asks_for_boxes(prompt) if method == "math_verify" else prompt
     prompt = choices.take("prompt", "The prompt: a column or a template", prompt, why, file.shapes)
     typer.echo(f"prompts: {file.shapes(prompt)}")
+    for note in file.notes(prompt):
+        typer.echo(f"note: {note}")
     reference = _reference(method, prompt, checks, choices, file)
     project = Project(options.name, file.file, prompt, domain, method, reference, {}, {}, link=options.link)
     if method in SCORERS:

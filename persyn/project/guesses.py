@@ -2,6 +2,7 @@
 
 import json
 import keyword
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,9 +32,12 @@ ANSWERS = (
     *("output", "response", "result"),
 )
 """Names of columns that may hold an answer or checks."""
+CONTEXTS = ("context", "passage", "document", "input", "choices", "options")
+"""Names of columns without which a question may make no sense."""
 CHOICES = ("choices", "options")
 """Names of columns that hold the choices of a multiple choice."""
 SELF_INSTRUCT = "{{ instruction }}{% if instances[0].input %}\n\n{{ instances[0].input }}{% endif %}"
+ANY_INPUT = "{{ instruction }}{% if input is defined and input is not none %}\n\n{{ input }}{% endif %}"
 IFEVAL = (
     "[{% for name in instruction_id_list %}{{ {'instruction_id': name, 'kwargs': kwargs[loop.index0]} | tojson }}"
     "{% if not loop.last %}, {% endif %}{% endfor %}]"
@@ -118,11 +122,10 @@ class PromptFile:
         found = {column: column for column in self._called(PROMPTS) if self._asks(column)}
         if not found and self._asks("instruction"):
             has_instances = all(_has_input(row.get("instances")) for row in self.rows)
-            return (
-                Guess(SELF_INSTRUCT, "columns instruction and instances, as Self-Instruct has them")
-                if has_instances
-                else Guess(ALPACA, "column instruction, with input where there is one")
-            )
+            if has_instances:
+                return Guess(SELF_INSTRUCT, "columns instruction and instances, as Self-Instruct has them")
+            is_text = all(isinstance(row.get("input"), str | None) for row in self.rows)
+            return Guess(ALPACA if is_text else ANY_INPUT, "column instruction, with input where there is one")
         found = found or self._nested(TEXTS)
         answers = self._called(ANSWERS)
         texts = [column for column in self.columns if self._kinds(column) == ["text"] and column not in answers]
@@ -160,6 +163,21 @@ class PromptFile:
             raise InputError(f"--prompt is {given!r}, which {error}") from error
         counts = Counter(map(_shape, asked))
         return ", ".join(f"{count} {shape}" for shape, count in counts.most_common(4))
+
+    def notes(self, prompt: str) -> list[str]:
+        """What may be wrong although it can be read: bytes that are not UTF-8, and what belongs to the prompt."""
+        notes = []
+        broken = sum(bool(re.search("[\ud800-\udfff]", _json(row))) for row in self.rows)
+        if broken:
+            notes.append(
+                f"{broken} rows are not in UTF-8; prompts that are not are dropped as `not text`: save it anew"
+            )
+        left = [
+            name for name in self._called(CONTEXTS) if name not in prompt and any(row.get(name) for row in self.rows)
+        ]
+        if left:
+            notes.append(f"the prompt leaves out {', '.join(left)}; --prompt may be a template over several columns")
+        return notes
 
     def asks_for_boxes(self, given: str) -> str:
         """The prompt with a request to box the final answer, where it is text and does not have one."""
