@@ -320,6 +320,7 @@ def test_too_few_prompts_for_a_router_are_refused(root: Path) -> None:
         ("p.ndjson", '{"question": "Why?"}', "by this ending: rename it"),
         ("p.jsonl", '[{"question": "Why?"}]', "row 0 is list; .* one JSON object a line, .* has commands"),
         ("p.jsonl", "Why?", "row 0 is not json: .* one JSON object a line, .* has commands"),
+        ("p.jsonl", "{}", "whose rows are empty objects; each needs a key"),
         ("none.jsonl/p", "", "none.jsonl, which is a folder; name a file in it"),
     ],
 )

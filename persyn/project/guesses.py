@@ -89,6 +89,8 @@ class PromptFile:
         if not self.rows:
             raise InputError(f"--prompts is {file}, which has no rows; it needs at least one")
         self.columns = list(dict.fromkeys(column for row in self.rows for column in row))
+        if not self.columns:
+            raise InputError(f"--prompts is {file}, whose rows are empty objects; each needs a key with its prompt")
         if "row" in self.columns:
             raise InputError(
                 f"--prompts is {file}, which has a column row; in templates that name means the whole row: rename the "
