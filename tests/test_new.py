@@ -1,7 +1,10 @@
 """`persyn new`: a file of prompts becomes a profile that is read and planned without an edit."""
 
 import json
+import re
 import shutil
+from datetime import date
+from decimal import Decimal
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from persyn.project.guesses import BOXED, PromptFile
 from persyn.project.new import read_student, read_teachers
 from persyn.project.params import Params, read_params
 from persyn.prompts import build_prompts
+from persyn.router.metrics import split_prompts
 from persyn.verifiers import check_references
 from tests.support.tiny import ROOT
 from tests.test_profiles import LINKED
@@ -218,6 +222,7 @@ CHECKED = {"prompt": "Hi", "checks": [{"instruction_id": "punctuation:no_comma",
         (BOX, "problem", "math_verify", "solution"),
         ({"query": "2+2?", "answer": 4, "id": 7}, "query", "math_verify", "{{ answer }}"),
         ({"a b": "Capital of France?", "answer": "Paris"}, "a b", None, None),
+        ({"Question": "2+2?", "Answer": "4"}, "Question", "math_verify", "Answer"),
         (CHAT, "conversations", None, None),
         (SEED, "instances[0].input", None, None),
         ({"instruction": "Sing.", "input": "", "output": "La."}, "input is defined", None, None),
@@ -250,10 +255,141 @@ def test_a_row_without_an_answer_and_words_are_no_answers(tmp_path: Path) -> Non
         assert PromptFile(saved(tmp_path / "p.jsonl", rows)).checks() is None, bad
 
 
+@pytest.mark.parametrize("row", [{"row": "Why?"}, {"row_idx": 0, "row": {"question": "1+1?"}}, {"a": "Why?", "row": 7}])
+def test_a_column_called_row_is_refused(tmp_path: Path, row: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"has a column row.*rename"):
+        PromptFile(saved(tmp_path / "p.jsonl", [row]))
+
+
+@pytest.mark.parametrize("column", ["self", "in", "none"])
+def test_a_column_may_have_a_name_that_templates_use(root: Path, column: str) -> None:
+    file = saved(root / "p.jsonl", [{column: row["question"], "answer": row["answer"]} for row in SUMS])
+    run("mine", "--prompts", str(file))
+    assert made(root, "mine").prompts.sources[0].prompt == f"{{{{ row['{column}'] }}}}" + BOXED
+
+
+def test_decimals_and_dates_of_parquet_are_read(root: Path) -> None:
+    file = root / "p.parquet"
+    rows = [{"messages": [{"role": "user", "content": f"{n}+{n}?", "at": date(2024, 1, n)}]} for n in range(1, 10)]
+    answers = pl.Series("answer", [Decimal(2 * n) for n in range(1, 10)])
+    pl.DataFrame(rows).with_columns(answers).write_parquet(file)
+    assert "answer (number)" in run("mine", "--prompts", str(file))
+    assert made(root, "mine").prompts.sources[0].reference == "{{ answer }}"
+    run("form", "--prompts", str(file), "--quality", "form")
+    made(root, "form")
+
+
 def test_nothing_is_known_to_ask(root: Path) -> None:
     file = saved(root / "p.jsonl", [{"a": "x", "b": "y"}])
     with pytest.raises(InputError, match="name one by --prompt: a, b"):
         run("mine", "--prompts", str(file))
+
+
+def test_an_id_is_no_prompt(tmp_path: Path) -> None:
+    rows = [{"custom_id": f"request-{n}", "body": {"messages": TURNS}} for n in range(3)]
+    assert PromptFile(saved(tmp_path / "p.jsonl", rows)).prompt() is None
+    assert PromptFile(saved(tmp_path / "p.jsonl", [{"Frage": "请描述一条河流。"}])).prompt()
+
+
+def test_a_prompt_that_is_not_there_or_cannot_be_used_is_told(tmp_path: Path) -> None:
+    tool = [{"messages": [{"role": "user", "content": "Hi"}, {"role": "tool", "content": "x"}]}]
+    file = PromptFile(saved(tmp_path / "p.jsonl", tool))
+    with pytest.raises(InputError, match="there is no column 'ask'"):
+        file.shapes("ask")
+    assert file.shapes("messages") == "1 conversations (messages) that cannot be used: tool turn"
+
+
+def test_too_few_prompts_for_a_router_are_refused(root: Path) -> None:
+    with pytest.raises(InputError, match=r"has 2 different prompts .*needs 3 or more"):
+        run("mine", "--prompts", str(saved(root / "p.jsonl", TURNS[:2] * 5)))
+    few = str(saved(root / "few.jsonl", TURNS[:3]))
+    with pytest.raises(InputError, match=r"--parallel is 2; .* give 3 to 3"):
+        run("mine", "--prompts", few, "--parallel", "2")
+    run("mine", "--prompts", few)
+    params = made(root, "mine")
+    prompts, _ = build_prompts(root / "profiles/mine/data/raw", params.prompts)
+    split_prompts(prompts, params.router.holdout)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("p.csv", "question,answer\n", "has commands that convert"),
+        ("p.json", '[{"question": "Why?"}]', "has commands that convert"),
+        ("p.JSONL", '{"question": "Why?"}', "by this ending: rename it"),
+        ("p.ndjson", '{"question": "Why?"}', "by this ending: rename it"),
+        ("p.jsonl", '[{"question": "Why?"}]', "row 0 is list; .* one JSON object a line, .* has commands"),
+        ("p.jsonl", "Why?", "row 0 is not json: .* one JSON object a line, .* has commands"),
+        ("p.jsonl", "{}", "whose rows are empty objects; each needs a key"),
+        ("none.jsonl/p", "", "none.jsonl, which is a folder; name a file in it"),
+    ],
+)
+def test_a_file_of_another_form_is_refused_with_what_to_do(tmp_path: Path, name: str, text: str, says: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=says):
+        PromptFile(tmp_path / name.removesuffix("/p"))
+
+
+@pytest.mark.parametrize(
+    ("rows", "says", "options"),
+    [
+        ([*SUMS, {"question": "And p?", "answer": "p - q"}], r"in 12 of 13 rows, not in row 12 .*'p - q'.*'answer", ""),
+        ([{"question": "1+1?", "answer": n} for n in (2, 2, "p - q")], r"--reference '{{ answer }}'", ""),
+        ([{"question": "1+1?", "choices": ["2", "3"], "answer": 0}], "column choices makes it multiple choice", ""),
+        ([{"prompt": f"Write f{n}.", "tests": f"assert f{n}()"} for n in range(3)], "'tests' runs them", "tests"),
+        ([{"text": f"Write f{n}.", "test_list": [f"assert f{n}()"]} for n in range(3)], "runs them",
+         r"{{ test_list | join('\n') }}"),
+        ([{"prompt": f"def f{n}(", "test": "def check(f):\n    assert f()", "entry_point": f"f{n}"} for n in range(3)],
+         "runs them", "{{ test }}\ncheck({{ entry_point }})"),
+    ],
+)  # fmt: skip
+def test_why_no_check_was_guessed(root: Path, rows: list[dict[str, Any]], says: str, options: str) -> None:
+    path = saved(root / "p.jsonl", rows)
+    file = PromptFile(path)
+    assert file.checks() is None
+    assert re.search(says, file.unchecked()), file.unchecked()
+    if options:
+        assert repr(options) in file.unchecked()
+        run("mine", "--prompts", str(path), "--quality", "unit_tests", "--reference", options)
+        params = made(root, "mine")
+        assert (params.prompts.sources[0].domain, params.evaluation.tasks) == ("code", ["persyn_code"])
+
+
+def test_the_file_is_asked_for_again_and_may_lie_at_home(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("persyn.cli.new"), "_is_terminal", lambda: True)
+    monkeypatch.setenv("HOME", str(root))
+    saved(root / "my turns.jsonl", TURNS)
+    said = run("asked", says="\n".join(["none.jsonl", "'~/my turns.jsonl'", *[""] * 12]))
+    assert "none.jsonl, which does not exist" in said
+    made(root, "asked")
+    run("named", "--yes", "--prompts=~/my turns.jsonl")
+
+
+def test_what_the_prompt_leaves_out_is_told(root: Path) -> None:
+    rows = [{"question": f"Where is river {n}?", "context": f"River {n} is in Spain.", "input": ""} for n in range(3)]
+    file = str(saved(root / "p.jsonl", rows))
+    assert "note: the prompt leaves out context;" in run("mine", "--prompts", file)
+    assert "note" not in run("both", "--prompts", file, "--prompt", "{{ question }}\n{{ context }}")
+
+
+def test_rows_that_are_not_utf8_are_told(root: Path) -> None:
+    texts = [f"Describe café {n} to a friend who likes 😀 it." for n in range(9)]
+    rows = [json.dumps({"prompt": text}, ensure_ascii=False) for text in texts]
+    file = root / "p.jsonl"
+    file.write_bytes(
+        b"\n".join(row.encode() if n > 3 else row.encode("cp1252", "ignore") for n, row in enumerate(rows))
+    )
+    said = run("mine", "--prompts", str(file))
+    assert "note: 4 rows are not in UTF-8" in said
+    assert "5 kept; dropped: 4 not text" in said
+
+
+def test_an_input_that_is_a_number_stands_in_the_prompt(root: Path) -> None:
+    rows = [{"instruction": "Is this number prime?", "input": n, "output": "x"} for n in range(9)]
+    run("mine", "--prompts", str(saved(root / "p.jsonl", rows)))
+    prompts, _ = build_prompts(root / "profiles/mine/data/raw", made(root, "mine").prompts)
+    assert "Is this number prime?\n\n0" in prompts["prompt"].explode().struct.field("content").to_list()
 
 
 def test_names_of_teachers_do_not_clash() -> None:

@@ -24,10 +24,14 @@ METHODS = {
     "reward_model": "a hub id or a folder",
     "judge": "MODEL@https://host/v1 or MODEL@https://host/v1,KEY_VARIABLE",
 }
+DOMAINS = {"math_verify": "math", "unit_tests": "code"}
+"""Quality method -> the domain that it is for."""
 LISTED = {"domain": ["instruction", "math", "code"], "quality": list(get_args(Quality))}
 """Question -> its possible answers."""
 LEAST = {"max_tokens": 1, "limit": 0, "items": 0}
 """Question -> the least number that answers it."""
+FEWEST = 3
+"""Prompts that every teacher answers at least: router.holdout of the template leaves one of these to be measured on."""
 
 
 def new(
@@ -193,10 +197,10 @@ def _project(options: SimpleNamespace, choices: _Choices) -> tuple[Path, "Prompt
     choices.check(lambda: new.check_name(root, options.name))
     path = options.prompts
     if path is None and choices.ask:
-        path = Path(typer.prompt("The file of your prompts (jsonl or parquet)"))
+        path = _asked_file()
     if path is None:
         choices.mistakes.append("--prompts is missing; name the jsonl or parquet file of your prompts")
-    given_path = path or Path()
+    given_path = (path or Path()).expanduser()
     file = choices.check(lambda: PromptFile(given_path)) if path else None
     choices.check(lambda: new.read_teachers(options.teacher or []))
     if options.student:
@@ -214,6 +218,18 @@ def _project(options: SimpleNamespace, choices: _Choices) -> tuple[Path, "Prompt
     _teach(project, choices)
     _measure(project, choices, root, file)
     return root, file, project
+
+
+def _asked_file() -> Path:
+    """The file that the user names; asked for again until it can be read."""
+    from persyn.project.guesses import PromptFile
+
+    while True:
+        said = typer.prompt("The file of your prompts (jsonl or parquet)").strip().strip("'\"")  # as a file is dropped
+        mistakes = _mistakes(lambda path: PromptFile(path.expanduser()), Path(said))
+        if not mistakes:
+            return Path(said)
+        typer.echo("\n".join(mistakes))
 
 
 def _check_scorer(options: SimpleNamespace, choices: _Choices) -> None:
@@ -238,11 +254,18 @@ def _asked(options: SimpleNamespace, choices: _Choices, file: "PromptFile") -> "
 
     found, given = file.prompt(), options.reference
     if found is None and options.prompt is None and not choices.ask:
-        named = ", ".join(file.columns)
-        raise InputError(f"no column of {file.file.name} is known to ask; name one by --prompt: {named}")
+        raise InputError(
+            f"no column of {file.file.name} is known to ask in every row; name one by --prompt: "
+            f"{', '.join(file.columns)}; "
+            "or write a template, such as {{ row['a']['b'] }}; a conversation must be in a column of its own"
+        )
     checks = file.checks_by(given, "--reference") if given else file.checks()
-    why = checks.why if checks else "no column has checks or a final answer in every row"
-    domain = choices.take("domain", "What is asked for", checks.domain if checks else "instruction", why)
+    unchecked = "--reference has no checks or final answer in every row" if given else file.unchecked()
+    domain: Any = checks.domain if checks else "instruction"
+    why = checks.why if checks else unchecked
+    if options.quality in DOMAINS:
+        domain, why = DOMAINS[options.quality], "for this --quality"
+    domain = choices.take("domain", "What is asked for", domain, why)
     checks = checks if checks and checks.domain == domain else None
     method = next((name for name in SCORERS if getattr(options, name)), None)
     guess, why = (checks.method, checks.why) if checks else ("form", FORM)
@@ -251,6 +274,8 @@ def _asked(options: SimpleNamespace, choices: _Choices, file: "PromptFile") -> "
     prompt = file.asks_for_boxes(prompt) if method == "math_verify" else prompt
     prompt = choices.take("prompt", "The prompt: a column or a template", prompt, why, file.shapes)
     typer.echo(f"prompts: {file.shapes(prompt)}")
+    for note in file.notes(prompt):
+        typer.echo(f"note: {note}")
     reference = _reference(method, prompt, checks, choices, file)
     project = Project(options.name, file.file, prompt, domain, method, reference, {}, {}, link=options.link)
     if method in SCORERS:
@@ -362,10 +387,16 @@ def _measure(project: "Project", choices: _Choices, root: Path, file: "PromptFil
     dropped = ", ".join(f"{count} {reason}" for reason, count in counts["dropped"].items()) or "none"
     typer.echo(f"{counts['read']} prompts read, {kept} kept; dropped: {dropped}")
     choices.check(lambda: check_references(prompts, {project.domain: project.method}))
+    if kept < FEWEST:
+        choices.mistakes.append(
+            f"--prompts has {kept} different prompts that can be used; it needs {FEWEST} or more, which "
+            "the router learns from and is measured on: give more"
+        )
+        choices.stop()
     guess, why = _parallel(kept)
-    project.parallel = choices.take("parallel", "Prompts that every teacher answers", guess, why, _within(1, kept))
-    if project.parallel > kept:
-        choices.mistakes.append(f"--parallel is {project.parallel}; there are {kept} prompts: give at most so many")
+    project.parallel = choices.take("parallel", "Prompts that every teacher answers", guess, why, _within(FEWEST, kept))
+    if not FEWEST <= project.parallel <= kept:
+        choices.mistakes.append(f"--parallel is {project.parallel}; there are {kept} prompts: give {FEWEST} to {kept}")
     choices.stop()
 
 
