@@ -137,8 +137,8 @@ def sink_prompts(raw: Path, settings: PromptSettings, folder: Path) -> tuple[pl.
         names = ", ".join(f"{str(role)[:40]!r} {count}" for role, count in roles.most_common(5))
         logger.warning("conversations dropped for a role that is not known: %s", names)
     if not num_kept:
-        why = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
-        raise InputError(f"no prompt is left of {num_read} read (dropped: {why or "none"}); give sources with usable prompts")
+        why = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items())) or "none"
+        raise InputError(f"no prompt is left of {num_read} read (dropped: {why}); give sources with usable prompts")
     num_parallel = num_kept if settings.num_parallel is None else settings.num_parallel
     table = kept.table(num_parallel, settings.seed)
     counts = {"read": num_read, "shapes": dict(sorted(shapes.items())), "kept": num_kept, "parallel": num_parallel}
