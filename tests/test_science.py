@@ -154,12 +154,12 @@ def test_the_committed_results_of_the_micro_world_say_what_the_readme_says() -> 
 
 def test_the_committed_study_of_real_students_says_what_the_docs_say() -> None:
     found = json.loads((ROOT / "metrics/science/laptop/strategies.json").read_text())["variants"]
-    columns = dict.fromkeys(("inst_level_strict_acc", "prompt_level_strict_acc"), "local_ifeval")
-    columns["math_verify"] = "local_svamp"
+    columns = [("local_asdiv", "math_verify"), ("local_svamp", "math_verify")]
+    columns += [("local_ifeval", f"{level}_level_strict_acc") for level in ("inst", "prompt")]
     page = (ROOT / "docs/profiles.md").read_text().replace("`", "")
     for student, tasks in found.items():
         cells = []
-        for metric, task in columns.items():
+        for task, metric in columns:
             fields = tasks[task][metric]
             low, high = fields.get("difference_interval", (0, 0))
             cells += [f"{fields['mean']:.3f}", f"{fields.get('difference', 0):+.3f} [{low:+.3f}, {high:+.3f}]"]
