@@ -15,6 +15,7 @@ def main(
     name: str, prompts: str, rewards: str, router: str, responses: str, defects: str, out: str, metrics: str
 ) -> None:
     params = read_params()
+    rule = params.named("strategies", name)
     teachers, main_method = list(params.pool), params.router.method
     trained = lambda method: load_router(router, teachers, None if method == main_method else method)  # noqa: E731
     parts = lambda: schemas.read_batches(prompts, schemas.PROMPTS)  # noqa: E731
@@ -29,7 +30,7 @@ def main(
         unfit=unfit_responses(schemas.read_table(defects, schemas.DEFECTS), params.dataset.over(params.defects)),
     )
     asked = pl.concat(part.drop("prompt", "reference") for part in parts())
-    routes = build_routes(asked, pool, params.named("strategies", name))
+    routes = build_routes(asked, pool, rule)
     schemas.write_table(routes, out, schemas.ROUTES)
     write_json(allocation(routes, teachers), metrics)
 

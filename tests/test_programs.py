@@ -121,7 +121,7 @@ def test_the_code_domain_runs_through_the_stages(tmp_path: Path, monkeypatch: py
 
     assert read_table("data/q.parquet", schemas.QUALITY)["quality"].to_list() == [0.0] * 8
     [(name, scores)] = json.loads(Path("metrics/e.json").read_text()).items()
-    assert (name, scores) == ("persyn_code", {"pass@1": {"value": 0.0, "stderr": 0.0, "n": 2}})
+    assert (name, scores) == ("persyn_code", {"pass@1": {"value": 0.0, "stderr": 0.0, "n": 2, "cut": 2}})
     samples = read_table("data/e.parquet", schemas.SAMPLES)
     assert samples["metric"].to_list() == ["pass@1"] * 2
     assert samples.select(pl.col("sample_id").n_unique()).item() == 2

@@ -57,6 +57,7 @@ def run_up_to_routed(teachers: list[str], strategies: list[str]) -> None:
             "data/rewards.parquet",
             "models/router",
             "data/responses",
+            "data/defects.parquet",
             routes,
             f"{SHARES}/{name}.json",
         )
@@ -204,7 +205,7 @@ def test_unknown_tasks_teachers_and_packages_are_named(project: Path) -> None:
     with pytest.raises(InputError, match=r"'smollm2-ters' .*teachers.*did you mean smollm2-terse\?"):
         run_stage("responses", "smollm2-ters", "data/prompts.parquet", "data/r.parquet")
     with pytest.raises(InputError, match=r"'persin' .*strategies.*did you mean persyn\?"):
-        run_stage("routes", "persin", *["none"] * 6)
+        run_stage("routes", "persin", *["none"] * 7)
     with pytest.raises(InputError, match="there is no packaged model 'gpt2'"):
         packaged_model("gpt2")
     assert not (project / "metrics").exists()
